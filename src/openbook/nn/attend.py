@@ -1,0 +1,72 @@
+"""Scaled dot-product attention over keys at hand, in one place: plain PyTorch beside the fused operator.
+
+`mix_reference` is the definition (Vaswani et al. 2017, eq. 1, with soft-capped scores as in Gemma 2, §2); `mix` is the
+same through `scaled_dot_product_attention` where that can say it. Symbols: see shapes.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mix_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Mix values by scores. q [B,T,H,K], k [B,S,G,K], v [B,S,G,V] → [B,T,H,V].
+
+    `seen` [B or 1,1,T,S] is true where a query may look; `causal` stands for the lower triangle, aligned at the start;
+    `bias` [B or 1,H,T,S] is added to the scores and already holds -inf where nothing may be seen.
+    """
+    group = q.shape[2] // k.shape[2]
+    keys = k.repeat_interleave(group, dim=2)  # [B,S,H,K]
+    values = v.repeat_interleave(group, dim=2)
+    scores = torch.einsum("bthk,bshk->bhts", q, keys).float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    elif seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    elif causal:
+        below = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~below, float("-inf"))
+    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(v.dtype)
+    return torch.einsum("bhts,bshv->bthv", weights, values)
+
+
+def mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The same as `mix_reference`, through the fused operator where it can say it (it has no soft cap)."""
+    if softcap is not None:
+        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias)
+    mask = seen if bias is None else bias.to(q.dtype)
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=scale,
+        dropout_p=dropout,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return mixed.transpose(1, 2)

@@ -1,0 +1,286 @@
+"""What a model is, as a value.
+
+A model is an embedding, a stack of blocks and heads; a block is a tuple of residual branches; a branch is a norm, a
+layer and a place. Every spec is a frozen dataclass that holds values only: no callables, no conditionals. `build.py`
+turns a spec into modules; the same value answers load, save, `describe` and arithmetic.
+
+    Model(embed, stack, heads, source)
+      Stack(dim, blocks, final_norm, relative)
+        Block(branches, parallel, norm)
+          Branch(layer, norm, place, scale)      place: pre | post | both | plain
+            Attention · CrossAttention · MLP · MoE · Selective
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Place = Literal["pre", "post", "both", "plain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """Normalisation over the last dimension: `layer` (Ba et al. 2016) or `rms` (Zhang & Sennrich 2019)."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-5
+    bias: bool = False
+    offset: float = 0.0  # what is added to the stored weight: 1 where a family stores the distance from one
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation (Chen et al. 2023): positions divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """Dynamic NTK: the base grows with the length, fixed when a sequence is admitted."""
+
+    factor: float
+    original: int  # the context the model was trained for
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, §3): interpolate low frequencies, keep high ones, a ramp between; scaled attention."""
+
+    factor: float
+    original: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention: float = 1.0  # multiplies cos and sin
+    truncate: bool = True  # whole-number borders of the ramp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """The Llama 3.1 rule: interpolate wavelengths longer than the original context, keep short ones, blend between."""
+
+    factor: float
+    original: int
+    low: float = 1.0
+    high: float = 4.0
+
+
+Scaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions (Su et al. 2021). `dim` of the head's features are turned, in halves (i, i + dim/2)."""
+
+    dim: int
+    theta: float = 10000.0
+    scaling: Scaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A learned vector for each of `count` absolute positions."""
+
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A learned bias for each head and bucket of relative distance, shared by the stack (Raffel et al. 2020, §2.1)."""
+
+    heads: int
+    buckets: int = 32
+    distance: int = 128
+    bidirectional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """Which tokens see which. `window` w: a token sees itself and the w - 1 before it (and after it, if not causal)."""
+
+    causal: bool = True
+    window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Multi-head, grouped-query or multi-query self-attention (Vaswani et al. 2017 §3.2; Ainslie et al. 2023)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    pattern: Pattern = field(default_factory=Pattern)
+    rope: Rope | None = None
+    relative: bool = False  # add the stack's relative bias
+    bias: bool = False  # on q, k and v
+    out_bias: bool = False
+    norm: Norm | None = None  # of each head's q and k, before the rotation
+    scale: float | None = None  # of the scores; None: head_dim ** -0.5
+    softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
+    dropout: float = 0.0  # of the attention weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention:
+    """Attention over the encoder's output; its keys and values are computed once per sequence."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool = False
+    out_bias: bool = False
+    scale: float | None = None
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Feed-forward: `down(act(up(x)))`, or gated, `down(act(gate(x)) · up(x))` (Shazeer 2020)."""
+
+    hidden: int
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+    dropout: float = 0.0  # of the hidden features
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """Token-choice mixture of experts: each token goes to its `top_k` of `experts` (Jiang et al. 2024, §2)."""
+
+    experts: int
+    top_k: int
+    expert: MLP
+    renormalise: bool = True  # divide the chosen weights by their sum
+    balance: float = 0.0  # weight of the load-balancing loss (Fedus et al. 2021, §2.2)
+    jitter: float = 0.0  # multiplicative noise on the router's input, in training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selective:
+    """The selective state space of Mamba 1 (Gu & Dao 2023, §3)."""
+
+    inner: int
+    state: int = 16
+    kernel: int = 4
+    rank: int = 0
+    activation: str = "silu"
+    bias: bool = False
+    conv_bias: bool = True
+
+
+Layer = Attention | CrossAttention | MLP | MoE | Selective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One residual step. pre: x + f(norm x) · post: norm(x + f x) · both: x + norm₂(f(norm₁ x)) · plain: f x."""
+
+    layer: Layer
+    norm: Norm | None = None
+    place: Place = "pre"
+    scale: float = 1.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Branches in order, or, if `parallel`, all from the same normalised input (Wang & Komatsuzaki 2021)."""
+
+    branches: tuple[Branch, ...]
+    parallel: bool = False
+    norm: Norm | None = None  # the one norm that parallel branches share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Blocks of one width, a norm at the end, and the relative positions that all layers share."""
+
+    dim: int
+    blocks: tuple[Block, ...]
+    final_norm: Norm | None = None
+    relative: Relative | None = None
+    dropout: float = 0.0  # after the final norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Token vectors, plus learned positions and segment types, then scale, norm and dropout."""
+
+    vocab: int
+    dim: int
+    positions: Learned | None = None
+    types: int = 0
+    norm: Norm | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+    padding: int | None = None  # a row that stays zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """The small network before a masked-language head: linear, activation, norm (Devlin et al. 2018)."""
+
+    activation: str
+    norm: Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Logits over the vocabulary. Tied: the token embedding is the weight."""
+
+    tied: bool = True
+    bias: bool = False
+    transform: Transform | None = None
+    scale: float = 1.0  # of the hidden state
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooler:
+    """tanh(linear) of the first token: one vector per row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Logits over `count` labels: of the pooled row, of every token, or of the last token."""
+
+    count: int
+    over: Literal["pooled", "tokens", "last"] = "pooled"
+    bias: bool = True
+    dropout: float = 0.0
+    name: str = "classes"
+
+
+Head = Language | Pooler | Classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The source side of an encoder-decoder. Without an embedding of its own it shares the decoder's."""
+
+    stack: Stack
+    embed: Embed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A whole model. `context` is the longest row it was made for; None: no limit of its own."""
+
+    embed: Embed
+    stack: Stack
+    heads: tuple[Head, ...]
+    source: Encoder | None = None
+    context: int | None = None
+
+    @property
+    def language(self) -> Language | None:
+        """The head that speaks, if there is one."""
+        return next((head for head in self.heads if isinstance(head, Language)), None)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees a later one, so that the model can write from left to right."""
+        mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
+        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))

@@ -1,0 +1,198 @@
+"""What a forward pass knows: its `Context`, and the `State` behind `ctx.attend`.
+
+A layer declares what it keeps between steps: `PerToken` (keys and values, pageable), `PerSequence` (a slot of fixed
+size) or `PerSource` (keys and values of the encoder's output, computed once). Its place in `model.states` is its index.
+A layer asks `ctx.attend(index, q, k, v, scores)` and gets the mixed values back; whether the keys live in this batch
+(`Dense`, below), in a contiguous cache or in pages is the state's business. Masks and indices are built once per step,
+outside the layers; inside nothing syncs with the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from openbook.nn.attend import mix
+from openbook.nn.spec import Pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerToken:
+    """Keys [G, key_dim] and values [G, value_dim] for each token; `window` bounds how long they are needed."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSequence:
+    """Tensors of these shapes for each sequence, in fp32."""
+
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSource:
+    """Keys and values of the encoder's output for each sequence."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+Declaration = PerToken | PerSequence | PerSource
+
+
+class Scores(NamedTuple):
+    """How scores are made: what the attention layer knows of them. `mask` indexes `model.patterns`; None: cross."""
+
+    pattern: Pattern
+    mask: int | None
+    scale: float
+    softcap: float | None = None
+    dropout: float = 0.0
+    bias: bool = False  # add the stack's position bias
+
+
+class PositionBias(Protocol):
+    """A bias of the scores that depends on where query and key stand."""
+
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        """Positions [B,T] and [B,S] → bias [B or 1,H,T,S]."""
+        ...
+
+
+class State(Protocol):
+    """What layers ask of the batch they run in. `Dense` below; the caches are in `generate/`."""
+
+    positions: Tensor  # [B,T] int64
+    segments: Tensor | None  # [B,T], 0 is padding
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        """q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] of the new tokens → [B,T,H,V]."""
+        ...
+
+    def slot(self, index: int) -> tuple[Tensor, ...] | None:
+        """A recurrent layer's state before these tokens, [B,...] each; None: a fresh start that nobody keeps."""
+        ...
+
+    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:
+        """Take the state after these tokens."""
+        ...
+
+    def remember(self, index: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, [B,S,G,K] and [B,S,G,V]: made at the first step, remembered afterwards."""
+        ...
+
+    def bias(self, module: PositionBias, mask: int) -> None:
+        """Take the stack's position bias for this step; `attend` adds it where `scores.bias` says so."""
+        ...
+
+
+class Source(NamedTuple):
+    """The encoder's output [B,S,D] and which of it may be seen: [B,1,1,S] or [B,1,T,S] boolean, None: all."""
+
+    hidden: Tensor
+    visible: Tensor | None
+
+
+class Context(NamedTuple):
+    """Everything a layer may know beside its input."""
+
+    state: State
+    rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
+    source: Source | None = None
+    routers: list[Tensor] | None = None  # filled with router logits [tokens,E] by MoE layers when a list is given
+
+
+def count_positions(segments: Tensor) -> Tensor:
+    """Positions [B,T] that start again at 0 with each segment."""
+    steps = torch.arange(segments.shape[1], device=segments.device)
+    first = torch.ones_like(segments, dtype=torch.bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = torch.where(first, steps, 0).cummax(dim=1).values
+    return steps - starts
+
+
+def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    """Which places [.., T] see which [.., S] by order alone: boolean [.., T, S]."""
+    distance = query.unsqueeze(-1) - key.unsqueeze(-2)
+    seen = distance >= 0 if pattern.causal else torch.ones_like(distance, dtype=torch.bool)
+    if pattern.window is not None:
+        seen = seen & (distance.abs() < pattern.window)
+    return seen
+
+
+class Dense:
+    """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
+
+    def __init__(self, positions: Tensor, segments: Tensor | None, patterns: tuple[Pattern, ...]) -> None:
+        self.positions = positions
+        self.segments = segments
+        self.masks = tuple(self._mask(pattern) for pattern in patterns)
+        self.biases: Tensor | None = None
+
+    def _mask(self, pattern: Pattern) -> Tensor | None:
+        """[B or 1,1,T,T] boolean; None where the pattern alone says it (plain causal, or everything)."""
+        tokens = self.positions.shape[1]
+        if self.segments is None and (pattern.window is None or pattern.window >= tokens):
+            return None
+        order = torch.arange(tokens, device=self.positions.device)
+        seen = visible(pattern, order, order)[None, None]
+        if self.segments is None:
+            return seen
+        same = self.segments[:, None, :, None] == self.segments[:, None, None, :]
+        real = self.segments[:, None, None, :] != 0
+        # Padding sees itself, so that no row of scores is empty and no gradient is NaN.
+        return (seen & same & real) | torch.eye(tokens, dtype=torch.bool, device=seen.device)
+
+    def bias(self, module: PositionBias, mask: int) -> None:
+        if self.segments is None:  # every row has the same distances
+            bias = module(self.positions[:1], self.positions[:1])
+        else:
+            bias = module(self.positions, self.positions)
+        seen = self.masks[mask]
+        self.biases = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:  # noqa: ARG002
+        seen = None if scores.mask is None else self.masks[scores.mask]
+        causal = seen is None and scores.pattern.causal
+        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, self.biases if scores.bias else None)
+
+    def slot(self, index: int) -> None:  # noqa: ARG002
+        return None
+
+    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:
+        """Nothing is kept."""
+
+    def remember(self, index: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return make()
+
+
+class Cache(Protocol):
+    """What a model needs of a cache: a state for the next tokens of its rows."""
+
+    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> State:
+        """Open a step of `tokens` new tokens for each of `rows` rows."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """The rotary length that length-dependent scaling is fixed to, in tokens."""
+        ...
+
+
+class Stateful(nn.Module):
+    """A layer that keeps state between steps; `index` is set when the model is built."""
+
+    index: int = -1
+
+    def declare(self) -> Declaration:
+        """What this layer keeps."""
+        raise NotImplementedError
