@@ -1,0 +1,206 @@
+"""The command line of a dataclass: `--data.block 512`, `--json`, a positional folder; parsed and explained by tyro.
+
+What this adds to tyro: an unknown option names the nearest one in one line, booleans also take a value
+(`--compile false`), the entries of a dict are options of their own (`--data.mix.stories 0.7`), and every complaint is a
+UsageError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args, get_origin
+
+import tyro
+from tyro.conf import Positional as Positional
+from tyro.conf import UseAppendAction as Repeated
+from tyro.conf import arg as option
+
+from openbook.config import NONE_TEXT, _arms, bare, from_tree, leaves
+from openbook.errors import UsageError
+
+T = TypeVar("T")
+
+_MISSING = tyro.MISSING_NONPROP
+_RECIPE_STYLE = (tyro.conf.AvoidSubcommands,)
+_VERB_STYLE = (*_RECIPE_STYLE, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+
+__all__ = ["Positional", "Repeated", "option", "parse"]
+
+
+def parse(
+    cls: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    tree: Mapping[str, Any] | None = None,
+    source: str = "the defaults",
+) -> T:
+    """An instance of the dataclass `cls` from command-line words, over the values that `tree` (a recipe) gives.
+
+    Errors: UsageError for the words, ConfigError for the tree. `--help` prints the page and leaves with SystemExit(0).
+    """
+    known = dict(_known(cls, from_tree(cls, tree or {}, source=source, raw=_MISSING)))
+    words, entries = _prepare(list(args), known, prog)
+    base = from_tree(cls, _merged(tree or {}, entries), source=source, raw=_MISSING)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                cls,
+                prog=prog,
+                description=description,
+                args=words,
+                default=base,
+                config=_RECIPE_STYLE if tree is not None else _VERB_STYLE,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{_unboxed(errors.getvalue())} See: {prog} --help") from None
+
+
+def _known(cls: type, instance: Any) -> Iterator[tuple[str, Any]]:
+    for dotted, hint, _ in leaves(cls, instance):
+        yield dotted, hint
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One option as typed: `--data.block=512` is (`data.block`, `512`)."""
+
+    name: str
+    value: str | None
+
+
+def _option(word: str) -> _Word | None:
+    found = re.match(r"--([A-Za-z][\w.-]*)(?:=(.*))?\Z", word, re.DOTALL)
+    return _Word(found[1], found[2]) if found else None
+
+
+def _prepare(args: list[str], known: Mapping[str, Any], prog: str) -> tuple[list[str], dict[str, Any]]:
+    """The words for tyro, and the dict entries (dotted → value) taken out of them."""
+    names = {dotted.replace("_", "-"): dotted for dotted in known}
+    words: list[str] = []
+    entries: dict[str, Any] = {}
+    rest = iter(args)
+    pending = next(rest, None)
+    while pending is not None:
+        word, pending = pending, next(rest, None)
+        found = _option(word)
+        if found is None:
+            words.append(word)
+            continue
+        table, key = _dict_entry(found.name, known)
+        if table is not None:
+            value = found.value
+            if value is None:
+                value, pending = pending, next(rest, None)
+            if value is None:
+                raise UsageError(f"--{found.name} needs a value.")
+            entries[f"{table}\0{key}"] = _entry(value, known[table])
+            continue
+        _refuse_unknown(found.name, names, known, prog)
+        dotted = names.get(found.name.replace("_", "-"))
+        truth = found.value if found.value is not None else pending
+        if dotted and bool in _arms(known[dotted]) and str(truth).lower() in ("true", "false"):
+            if found.value is None:
+                pending = next(rest, None)
+            words.append(_flag(dotted, str(truth).lower() == "true"))
+            continue
+        words.append(word)
+    return words, entries
+
+
+def _flag(dotted: str, on: bool) -> str:
+    parent, dot, name = dotted.rpartition(".")
+    return f"--{parent}{dot}{'' if on else 'no-'}{name}"
+
+
+def _dict_entry(name: str, known: Mapping[str, Any]) -> tuple[str | None, str]:
+    for dotted, hint in known.items():
+        prefix = dotted + "."
+        if any((get_origin(a) or a) in (dict, Mapping) for a in _arms(hint)):
+            for spelled in (prefix, prefix.replace("_", "-")):
+                if name.startswith(spelled) and len(name) > len(spelled):
+                    return dotted, name[len(spelled) :]
+    return None, ""
+
+
+def _entry(text: str, hint: Any) -> Any:
+    """A dict entry's value from its text: as its type says, else as TOML would read it."""
+    arm = next(a for a in _arms(hint) if a is not types.NoneType)
+    inner = bare(get_args(arm)[1]) if len(get_args(arm)) == 2 else Any
+    if inner is str or text == NONE_TEXT:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
+
+
+def _merged(tree: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the dict entries put in their places; `tree` itself is left as it is."""
+    merged: dict[str, Any] = dict(tree)
+    for place, value in entries.items():
+        dotted, _, key = place.partition("\0")
+        at = merged
+        for part in dotted.split("."):
+            at[part] = dict(at.get(part, {}))
+            at = at[part]
+        at[key] = value
+    return merged
+
+
+def _refuse_unknown(name: str, names: Mapping[str, str], known: Mapping[str, Any], prog: str) -> None:
+    spelled = name.replace("_", "-")
+    parent, dot, last = spelled.rpartition(".")
+    if spelled in (*names, "help", "tyro-print-completion", "tyro-write-completion"):
+        return
+    positive = names.get(f"{parent}{dot}{last.removeprefix('no-')}")
+    if last.startswith("no-") and positive and bool in _arms(known[positive]):
+        return
+    raise UsageError(f"Unknown option '--{name}' of {prog}.{_nearest_option(spelled, names)}")
+
+
+def _nearest_option(name: str, names: Mapping[str, str]) -> str:
+    last = name.rpartition(".")[2]
+    same = [n for n in names if n.rpartition(".")[2] == last]
+    close = same or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = close or [n for n in names if difflib.get_close_matches(last, [n.rpartition(".")[2]], cutoff=0.75)]
+    if not close:
+        return f" See: {_listing(names)}"
+    return " Did you mean " + " or ".join(f"--{c}" for c in close[:3]) + "?"
+
+
+def _listing(names: Mapping[str, str]) -> str:
+    shown = [f"--{n}" for n in sorted(names)]
+    return ", ".join(shown[:12]) + (", …" if len(shown) > 12 else "")
+
+
+def _unboxed(text: str) -> str:
+    """tyro's framed complaint as one line: the first paragraph inside the frame, without the frame."""
+    lines = list(_framed(text))
+    return re.sub(r"\s+", " ", " ".join(lines)).strip().rstrip(".") + "." if lines else text.strip()
+
+
+def _framed(text: str) -> Iterator[str]:
+    started = False
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
+        inside = re.match(r"\s*[│|]\s?(.*?)\s*[│|]\s*$", line)
+        if inside is None:
+            continue
+        content = inside[1].strip()
+        if not content.strip("─-"):
+            if started:
+                return
+            continue
+        started = True
+        yield content
