@@ -1,0 +1,90 @@
+"""One place for what the program says to the person: short lines on stderr, so that stdout stays a result.
+
+`note` informs, `caution` warns, `fail` reports an error; each line is written at once. A `once` key keeps a message from being
+repeated. `quiet()` silences notes, never cautions nor errors. Colour is used on terminals only and obeys NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import TextIO
+
+from openbook.errors import OpenbookWarning
+
+_STYLES = {"note": "2", "warning": "33", "error": "31"}
+_lock = threading.Lock()
+_said: set[str] = set()
+_quiet = 0
+
+
+def colour_wanted(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that wants colour (https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
+
+
+def note(text: str, *, once: str | None = None) -> None:
+    """Say something useful. With `once`, only the first message under that key is shown."""
+    if not _quiet:
+        _say("", text, "note", once)
+
+
+def caution(text: str, *, once: str | None = None) -> None:
+    """Say that something may not be what was meant."""
+    _say("warning: ", text, "warning", once)
+
+
+def fail(text: str) -> None:
+    """Say what went wrong."""
+    _say("error: ", text, "error", None)
+
+
+def _say(label: str, text: str, kind: str, once: str | None) -> None:
+    if once is not None:
+        with _lock:
+            if once in _said:
+                return
+            _said.add(once)
+    if label and colour_wanted(sys.stderr):
+        label = f"\x1b[{_STYLES[kind]}m{label}\x1b[0m"
+    with _lock, contextlib.suppress(OSError, ValueError):  # a closed stderr is no reason to stop the work
+        sys.stderr.write(f"{label}{text}\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def quiet(on: bool = True) -> Iterator[None]:
+    """Hold back notes inside the block."""
+    global _quiet
+    _quiet += on
+    try:
+        yield
+    finally:
+        _quiet -= on
+
+
+def show_warnings_plainly() -> None:
+    """From now on a Python warning is one clean line: ours without its file and line, others with their kind."""
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, OpenbookWarning):
+        caution(" ".join(str(message).split()), once=f"warning {message}")
+    elif file is not None:
+        file.write(warnings.formatwarning(message, category, filename, lineno, line))
+    else:
+        caution(f"{category.__name__}: {' '.join(str(message).split())}", once=f"warning {message}")
