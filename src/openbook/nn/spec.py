@@ -57,7 +57,7 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
+class WavelengthScaling:
     """The Llama 3.1 rule: interpolate wavelengths longer than the original context, keep short ones, blend between."""
 
     factor: float
@@ -66,7 +66,7 @@ class Llama3Scaling:
     high: float = 4.0
 
 
-Scaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling
+Scaling = LinearScaling | DynamicScaling | YarnScaling | WavelengthScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ Layer = Attention | CrossAttention | MLP | MoE | Selective
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One residual step. pre: x + f(norm x) · post: norm(x + f x) · both: x + norm₂(f(norm₁ x)) · plain: f x."""
+    """One residual step. pre: x + f(norm x) · post: norm(x + f x) · both: x + norm₂(f(norm₁ x)) · plain: f(norm x)."""
 
     layer: Layer
     norm: Norm | None = None
@@ -186,7 +186,7 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Branches in order, or, if `parallel`, all from the same normalised input (Wang & Komatsuzaki 2021)."""
+    """Branches in order, or, if `parallel`, x + their sum, all plain (Wang & Komatsuzaki 2021)."""
 
     branches: tuple[Branch, ...]
     parallel: bool = False

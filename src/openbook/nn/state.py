@@ -50,10 +50,10 @@ Declaration = PerToken | PerSequence | PerSource
 
 
 class Scores(NamedTuple):
-    """How scores are made: what the attention layer knows of them. `mask` indexes `model.patterns`; None: cross."""
+    """How scores are made: what the attention layer knows of them. `mask` indexes the stack's patterns."""
 
     pattern: Pattern
-    mask: int | None
+    mask: int
     scale: float
     softcap: float | None = None
     dropout: float = 0.0
@@ -73,6 +73,8 @@ class State(Protocol):
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
+    longest: int  # no position of this step is at or beyond it; the host knows it
+    length: int  # what length-dependent rotary scaling is fixed to, in tokens
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] of the new tokens → [B,T,H,V]."""
@@ -132,9 +134,18 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
 
-    def __init__(self, positions: Tensor, segments: Tensor | None, patterns: tuple[Pattern, ...]) -> None:
+    def __init__(
+        self,
+        positions: Tensor,
+        segments: Tensor | None,
+        patterns: tuple[Pattern, ...],
+        longest: int,
+        length: int | None = None,
+    ) -> None:
         self.positions = positions
         self.segments = segments
+        self.longest = longest
+        self.length = longest if length is None else length
         self.masks = tuple(self._mask(pattern) for pattern in patterns)
         self.biases: Tensor | None = None
 
@@ -161,9 +172,11 @@ class Dense:
         self.biases = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:  # noqa: ARG002
-        seen = None if scores.mask is None else self.masks[scores.mask]
+        seen = self.masks[scores.mask]
         causal = seen is None and scores.pattern.causal
-        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, self.biases if scores.bias else None)
+        return mix(
+            q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, self.biases if scores.bias else None
+        )
 
     def slot(self, index: int) -> None:  # noqa: ARG002
         return None
@@ -179,12 +192,7 @@ class Cache(Protocol):
     """What a model needs of a cache: a state for the next tokens of its rows."""
 
     def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> State:
-        """Open a step of `tokens` new tokens for each of `rows` rows."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """The rotary length that length-dependent scaling is fixed to, in tokens."""
+        """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`."""
         ...
 
 

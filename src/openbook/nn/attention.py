@@ -1,0 +1,94 @@
+"""Self-attention with one, some or all key/value heads, and attention over an encoder's output.
+
+Vaswani et al. 2017 §3.2; grouped queries, Ainslie et al. 2023. The heads are counted from the weights, so that a
+tensor-parallel shard is just a smaller layer. Symbols: see shapes.py.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from openbook.nn import spec
+from openbook.nn.attend import mix
+from openbook.nn.linear import Fused, Linear, joint
+from openbook.nn.norm import Normalise
+from openbook.nn.rope import rotate
+from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
+
+
+class SelfAttention(Stateful):
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K] if the spec has them."""
+
+    def __init__(self, attention: spec.Attention, dim: int, mask: int, rope: int | None) -> None:
+        super().__init__()
+        heads, kv_heads, size = attention.heads, attention.kv_heads, attention.head_dim
+        self.spec = attention
+        self.rope = rope
+        self.scores = Scores(
+            pattern=attention.pattern,
+            mask=mask,
+            scale=size**-0.5 if attention.scale is None else attention.scale,
+            softcap=attention.softcap,
+            bias=attention.relative,
+        )
+        self.q = Linear(dim, heads * size, attention.bias)
+        self.k = Linear(dim, kv_heads * size, attention.bias)
+        self.v = Linear(dim, kv_heads * size, attention.bias)
+        self.out = Linear(heads * size, dim, attention.out_bias)
+        self.q_norm = Normalise(attention.norm, size) if attention.norm else None
+        self.k_norm = Normalise(attention.norm, size) if attention.norm else None
+        self.fused: Fused | None = None
+
+    def declare(self) -> PerToken:
+        size = self.spec.head_dim
+        kv_heads = self.k.weight.shape[0] // size
+        return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.window)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        size = self.spec.head_dim
+        flat = joint(x, (self.q, self.k, self.v), self.fused)
+        q, k, v = (part.unflatten(-1, (-1, size)) for part in flat)  # [B,T,H,K] and [B,T,G,K] twice
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            cos, sin = ctx.rotary[self.rope]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        scores = self.scores._replace(dropout=self.spec.dropout) if self.training else self.scores
+        mixed = ctx.state.attend(self.index, q, k, v, scores)  # [B,T,H,K]
+        return self.out(mixed.flatten(-2))
+
+    def fuse(self) -> None:
+        """Hold q, k and v as one matrix."""
+        self.fused = Fused([self.q, self.k, self.v])
+
+
+class SourceAttention(Stateful):
+    """Attention over the encoder's output [B,S,D]: q [H·K,D], k and v [G·K,D], out [D,H·K]."""
+
+    def __init__(self, attention: spec.CrossAttention, dim: int, source_dim: int) -> None:
+        super().__init__()
+        heads, kv_heads, size = attention.heads, attention.kv_heads, attention.head_dim
+        self.spec = attention
+        self.scale = size**-0.5 if attention.scale is None else attention.scale
+        self.q = Linear(dim, heads * size, attention.bias)
+        self.k = Linear(source_dim, kv_heads * size, attention.bias)
+        self.v = Linear(source_dim, kv_heads * size, attention.bias)
+        self.out = Linear(heads * size, dim, attention.out_bias)
+
+    def declare(self) -> PerSource:
+        size = self.spec.head_dim
+        return PerSource(kv_heads=self.k.weight.shape[0] // size, key_dim=size, value_dim=size)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        size = self.spec.head_dim
+        assert ctx.source is not None, "an encoder-decoder runs with a source"
+        hidden = ctx.source.hidden
+
+        def make() -> tuple[Tensor, Tensor]:
+            return self.k(hidden).unflatten(-1, (-1, size)), self.v(hidden).unflatten(-1, (-1, size))  # [B,S,G,K]
+
+        k, v = ctx.state.remember(self.index, make)
+        q = self.q(x).unflatten(-1, (-1, size))  # [B,T,H,K]
+        dropout = self.spec.dropout if self.training else 0.0
+        mixed = mix(q, k, v, ctx.source.visible, False, self.scale, dropout=dropout)
+        return self.out(mixed.flatten(-2))

@@ -1,0 +1,77 @@
+"""What is read off the last hidden states: the language, pooler and class heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openbook.nn import spec
+from openbook.nn.activation import ACTIVATIONS
+from openbook.nn.linear import Linear, cast
+from openbook.nn.norm import Normalise
+
+
+class TransformLayer(nn.Module):
+    """linear [D,D], activation, norm: before a masked-language head."""
+
+    def __init__(self, transform: spec.Transform, dim: int) -> None:
+        super().__init__()
+        self.linear = Linear(dim, dim, bias=True)
+        self.act = ACTIVATIONS[transform.activation]
+        self.norm = Normalise(transform.norm, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.act(self.linear(x)))
+
+
+class LanguageHead(nn.Module):
+    """Hidden [..,D] → logits [..,V]. weight [V,D] is its own, or the token embedding that is handed in when tied."""
+
+    def __init__(self, head: spec.Language, vocab: int, dim: int) -> None:
+        super().__init__()
+        self.spec = head
+        self.transform = TransformLayer(head.transform, dim) if head.transform else None
+        self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
+        self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
+
+    def before(self, hidden: Tensor) -> Tensor:
+        """What comes before the matrix: transform and scale."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return hidden if self.spec.scale == 1.0 else hidden * self.spec.scale
+
+    def after(self, logits: Tensor) -> Tensor:
+        """What comes after the matrix: the soft cap."""
+        cap = self.spec.softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def forward(self, hidden: Tensor, tied: Tensor) -> Tensor:
+        weight = tied if self.weight is None else self.weight
+        bias = None if self.bias is None else cast(self.bias, hidden.dtype)
+        return self.after(F.linear(self.before(hidden), cast(weight, hidden.dtype), bias))
+
+
+class PoolerHead(nn.Module):
+    """tanh(linear) of the first token, [B,T,D] → [B,D]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = Linear(dim, dim, bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.linear(hidden[:, 0]))
+
+
+class ClassHead(nn.Module):
+    """Logits over labels; what it reads (pooled row, every token, last token) is its spec's `over`."""
+
+    def __init__(self, head: spec.Classes, dim: int) -> None:
+        super().__init__()
+        self.spec = head
+        self.linear = Linear(dim, head.count, head.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.spec.dropout and self.training:
+            features = F.dropout(features, self.spec.dropout)
+        return self.linear(features)

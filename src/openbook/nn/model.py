@@ -1,0 +1,243 @@
+"""A whole model: embedding, stack, heads, and the encoder of an encoder-decoder.
+
+`model(ids)` gives logits [B,T,V] of the language head (or of the first head there is); `hidden` stops before the head,
+`encode` runs an encoder, `encode_source` the source side. What is done to a loaded model is recorded in `rewrites`.
+Symbols: see shapes.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openbook.errors import InputError, Refusal
+from openbook.nn import spec
+from openbook.nn.embed import Embedding
+from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.linear import Linear
+from openbook.nn.norm import Normalise
+from openbook.nn.stack import Tower
+from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
+
+
+class SourceModel(nn.Module):
+    """The encoder of an encoder-decoder; without an embedding of its own it shares the decoder's."""
+
+    def __init__(self, embed: Embedding | None, stack: Tower) -> None:
+        super().__init__()
+        self.embed = embed
+        self.stack = stack
+
+
+class LanguageModel(nn.Module):
+    """The module that a `spec.Model` says."""
+
+    def __init__(
+        self,
+        model: spec.Model,
+        embed: Embedding,
+        stack: Tower,
+        heads: dict[str, nn.Module],
+        source: SourceModel | None,
+    ) -> None:
+        super().__init__()
+        self.spec = model
+        self.embed = embed
+        width = model.stack.dim
+        self.widen = Linear(model.embed.dim, width, bias=True) if model.embed.dim != width else None
+        self.source = source
+        self.stack = stack
+        self.heads = nn.ModuleDict(heads)
+        self.compute_dtype: torch.dtype | None = None  # None: that of the parameters
+        self.rewrites: list[str] = []  # what was done to it since it was built, in order
+        self.config: dict[str, Any] = {}  # the config.json it came from
+        self.states: tuple[Declaration, ...] = ()
+        for index, layer in enumerate(stack.stateful()):
+            layer.index = index
+            self.states += (layer.declare(),)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return self.compute_dtype or self.embed.tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embed.tokens.weight.device
+
+    @property
+    def patterns(self) -> tuple[spec.Pattern, ...]:
+        """The distinct attention patterns of the (decoder) stack, in the order of `scores.mask`."""
+        return self.stack.patterns
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        source: Tensor | None = None,
+        source_segments: Tensor | None = None,
+        encoded: Tensor | None = None,
+        cache: Cache | None = None,
+        rows: Tensor | None = None,
+        length: int | None = None,
+        routers: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
+
+        `segments` [B,T]: 0 is padding, tokens see only their own number; None: each row is one text without padding.
+        `positions` [B,T] default to counting from 0 in each segment. An encoder-decoder takes `source` ids [B,S] or
+        `encoded` [B,S,D] from `encode_source`, and `source_segments` [B,S]. `length` fixes length-dependent rotary
+        scaling. A list given as `routers` is filled with the router logits of each MoE layer.
+        """
+        if source is not None:
+            encoded = self.encode_source(source, source_segments)
+        hidden = self.hidden(
+            ids,
+            positions=positions,
+            segments=segments,
+            types=types,
+            encoded=encoded,
+            source_segments=source_segments,
+            cache=cache,
+            length=length,
+            routers=routers,
+        )
+        if rows is not None:
+            hidden = hidden.flatten(0, 1)[rows]
+        return self.head(hidden)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        encoded: Tensor | None = None,
+        source_segments: Tensor | None = None,
+        cache: Cache | None = None,
+        length: int | None = None,
+        routers: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
+        self._check(ids, segments=segments, positions=positions, types=types)
+        if cache is None:
+            state: State = _dense(ids, positions, segments, self.stack, length)
+        else:
+            state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
+        seen = None
+        if self.source is not None:
+            if encoded is None:
+                raise InputError("This is an encoder-decoder: give it `source` ids or `encoded` states.")
+            seen = _source_visible(source_segments, segments)
+        elif encoded is not None:
+            raise InputError("This model has no encoder: `source` and `encoded` mean nothing to it.")
+        memory = None if encoded is None else Source(encoded, seen)
+        return self._run(self.embed, self.stack, ids, types, state, memory, routers)
+
+    def encode(self, ids: Tensor, *, segments: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+        """An encoder's hidden states, ids [B,T] → [B,T,D]."""
+        if self.source is not None:
+            return self.encode_source(ids, segments)
+        return self.hidden(ids, segments=segments, types=types)
+
+    def encode_source(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The source side of an encoder-decoder, ids [B,S] → [B,S,D]."""
+        if self.source is None:
+            raise InputError("This model has no encoder: `source` means nothing to it.")
+        self._check(ids, segments=segments)
+        embed = self.embed if self.source.embed is None else self.source.embed
+        state = _dense(ids, None, segments, self.source.stack, None)
+        return self._run(embed, self.source.stack, ids, None, state, None, None)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of the language head; of the first class head where there is none."""
+        if "language" in self.heads:
+            head = self.heads["language"]
+            assert isinstance(head, LanguageHead)
+            return head(hidden, self.embed.tokens.weight)
+        names = [name for name, head in self.heads.items() if isinstance(head, ClassHead)]
+        if not names:
+            raise Refusal("This model has no head that gives logits; use `encode`. Its heads: " + str(list(self.heads)))
+        return self.classify(hidden, names[0])
+
+    def classify(self, hidden: Tensor, name: str = "classes", segments: Tensor | None = None) -> Tensor:
+        """Hidden states [B,T,D] → logits [B,count], or [B,T,count] for a head over tokens."""
+        head = self.heads[name]
+        assert isinstance(head, ClassHead)
+        match head.spec.over:
+            case "tokens":
+                return head(hidden)
+            case "pooled":
+                return head(self.pool(hidden))
+            case "last":
+                if segments is None:
+                    return head(hidden[:, -1])
+                places = torch.arange(segments.shape[1], device=segments.device)
+                last = torch.where(segments != 0, places, 0).amax(dim=1)
+                return head(hidden[torch.arange(len(hidden), device=last.device), last])
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """The pooler's vector of each row, [B,T,D] → [B,D]."""
+        if "pooler" not in self.heads:
+            raise Refusal("This model has no pooler.")
+        pooler = self.heads["pooler"]
+        assert isinstance(pooler, PoolerHead)
+        return pooler(hidden)
+
+    def _run(
+        self,
+        embed: Embedding,
+        stack: Tower,
+        ids: Tensor,
+        types: Tensor | None,
+        state: State,
+        memory: Source | None,
+        routers: list[Tensor] | None,
+    ) -> Tensor:
+        dtype = self.dtype
+        x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]
+        if self.widen is not None:
+            x = self.widen(x)
+        rotary = tuple(table.rows(state.positions, state.longest, state.length, dtype) for table in stack.tables)
+        return stack(x, Context(state, rotary, memory, routers))
+
+    def _check(self, ids: Tensor, **beside: Tensor | None) -> None:
+        if ids.ndim != 2 or ids.is_floating_point():
+            raise InputError(f"`ids` must be whole numbers [B,T]: got {ids.dtype} {tuple(ids.shape)}.")
+        for name, value in beside.items():
+            if value is not None and value.shape != ids.shape:
+                raise InputError(f"`{name}` must have the shape of `ids` {tuple(ids.shape)}: got {tuple(value.shape)}.")
+
+
+def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack: Tower, length: int | None) -> Dense:
+    if positions is not None:
+        longest = int(positions.max()) + 1
+    else:
+        longest = ids.shape[1]
+        if segments is None:
+            positions = torch.arange(longest, device=ids.device).expand(ids.shape)
+        else:
+            positions = count_positions(segments)
+    return Dense(positions, segments, stack.patterns, longest, length)
+
+
+def _source_visible(source: Tensor | None, target: Tensor | None) -> Tensor | None:
+    """Which source tokens a target token sees: its own segment's, or all that are no padding."""
+    if source is None:
+        return None
+    real = (source != 0)[:, None, None, :]  # [B,1,1,S]
+    if target is None or int(source.max()) <= 1:
+        return real
+    return real & (target[:, None, :, None] == source[:, None, None, :])
+
+
+def norms(model: LanguageModel) -> list[Normalise]:
+    """All norms, in order."""
+    return [module for module in model.modules() if isinstance(module, Normalise)]

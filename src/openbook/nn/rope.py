@@ -1,0 +1,94 @@
+"""Rotary positions and the rules that stretch them to longer contexts.
+
+Frequencies follow Su et al. 2021 (§3.4); linear interpolation Chen et al. 2023; dynamic NTK and YaRN Peng et al. 2023;
+the Llama 3.1 rule as published with its weights. Cosines and sines are computed once per step and shared by all layers
+with the same `Rope`. Symbols: see shapes.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from openbook.nn import spec
+
+
+def frequencies(rope: spec.Rope, length: int) -> Tensor:
+    """Angles per position, [dim/2] in fp32. `length` is what length-dependent scaling is fixed to, in tokens."""
+    exponent = torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim
+    plain = 1.0 / rope.theta**exponent
+    match rope.scaling:
+        case None:
+            return plain
+        case spec.LinearScaling(factor=factor):
+            return plain / factor
+        case spec.DynamicScaling(factor=factor, original=original):
+            stretch = factor * max(length, original) / original - (factor - 1)
+            return 1.0 / (rope.theta * stretch ** (rope.dim / (rope.dim - 2))) ** exponent
+        case spec.YarnScaling() as yarn:
+            return _yarn(plain, rope, yarn)
+        case spec.WavelengthScaling() as rule:
+            return _by_wavelength(plain, rule)
+
+
+def _yarn(plain: Tensor, rope: spec.Rope, yarn: spec.YarnScaling) -> Tensor:
+    def feature(rotations: float) -> float:  # the feature that turns `rotations` times over the original context
+        return rope.dim * math.log(yarn.original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = feature(yarn.beta_fast), feature(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return plain / yarn.factor * ramp + plain * (1 - ramp)
+
+
+def _by_wavelength(plain: Tensor, rule: spec.WavelengthScaling) -> Tensor:
+    wavelength = 2 * math.pi / plain
+    blend = (rule.original / wavelength - rule.low) / (rule.high - rule.low)
+    between = (1 - blend) * plain / rule.factor + blend * plain
+    stretched = torch.where(wavelength > rule.original / rule.low, plain / rule.factor, plain)
+    middle = (wavelength <= rule.original / rule.low) & (wavelength >= rule.original / rule.high)
+    return torch.where(middle, between, stretched)
+
+
+class RotaryTable:
+    """cos and sin of one `Rope` for all positions up to the longest asked for; grows by doubling.
+
+    The sine is stored with the sign of its half, so that a rotation is `x·cos + swap(x)·sin`.
+    """
+
+    def __init__(self, rope: spec.Rope) -> None:
+        self.rope = rope
+        self.key: tuple[int, torch.dtype, torch.device] | None = None
+        self.cos = self.sin = torch.empty(0)
+
+    def rows(self, positions: Tensor, longest: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin for positions [B,T], each [B,T,1,dim]. `longest` bounds the positions (host knowledge)."""
+        fixed = length if isinstance(self.rope.scaling, spec.DynamicScaling) else 0
+        key = (fixed, dtype, positions.device)
+        if key != self.key or self.cos.shape[0] < longest:
+            self._grow(max(256, 1 << (longest - 1).bit_length()), fixed, dtype, positions.device)
+            self.key = key
+        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+
+    def _grow(self, count: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        angles = torch.outer(torch.arange(count).float(), frequencies(self.rope, length))
+        scale = self.rope.scaling.attention if isinstance(self.rope.scaling, spec.YarnScaling) else 1.0
+        cos, sin = angles.cos() * scale, angles.sin() * scale
+        self.cos = torch.cat([cos, cos], dim=-1).to(device, dtype)  # [count,dim]
+        self.sin = torch.cat([-sin, sin], dim=-1).to(device, dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first `dim` features of each head by its position. x [B,T,H,K], cos and sin [B,T,1,dim]."""
+    dim = cos.shape[-1]
+    if dim < x.shape[-1]:
+        return torch.cat([rotate(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
+    half = dim // 2
+    swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+    return x * cos + swapped * sin

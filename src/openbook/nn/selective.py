@@ -1,0 +1,140 @@
+"""The selective state space of Mamba 1 (Gu & Dao 2023, algorithm 2): parallel over the row, recurrent between steps.
+
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t          y_t = C_t h_t + D x_t
+
+`scan_reference` is the recurrence, one token after another; `scan` does the same in chunks, by doubling inside a chunk
+and one carry between chunks. Padding (segment 0) leaves the state as it is; a new segment starts from nothing.
+Symbols: see shapes.py; C channels here are `inner`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openbook.nn import spec
+from openbook.nn.activation import ACTIVATIONS
+from openbook.nn.linear import Linear
+from openbook.nn.state import Context, PerSequence, Stateful
+
+CHUNK = 16
+
+
+def scan_reference(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+    """All states of h_t = decay_t · h_{t-1} + inputs_t. decay and inputs [B,T,C,N], start [B,C,N] → [B,T,C,N]."""
+    state, states = start, []
+    for step in range(decay.shape[1]):
+        state = decay[:, step] * state + inputs[:, step]
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+    """The same as `scan_reference`, `CHUNK` tokens at a time."""
+    tokens = decay.shape[1]
+    if tokens == 1:
+        return decay * start.unsqueeze(1) + inputs
+    extra = -tokens % CHUNK
+    decay = F.pad(decay, (0, 0, 0, 0, 0, extra), value=1.0).unflatten(1, (-1, CHUNK))  # [B,T/chunk,chunk,C,N]
+    inputs = F.pad(inputs, (0, 0, 0, 0, 0, extra)).unflatten(1, (-1, CHUNK))
+    reach = 1
+    while reach < CHUNK:  # after each round a place knows the last 2·reach tokens of its chunk
+        earlier = F.pad(inputs[:, :, :-reach], (0, 0, 0, 0, reach, 0))
+        inputs = inputs + decay * earlier
+        decay = decay * F.pad(decay[:, :, :-reach], (0, 0, 0, 0, reach, 0), value=1.0)
+        reach *= 2
+    carry, carries = start, []
+    for chunk in range(decay.shape[1]):
+        carries.append(carry)
+        carry = decay[:, chunk, -1] * carry + inputs[:, chunk, -1]
+    states = inputs + decay * torch.stack(carries, dim=1).unsqueeze(2)
+    return states.flatten(1, 2)[:, :tokens]
+
+
+class StateSpace(Stateful):
+    """project [2C,D], conv [C,kernel], select [R+2N,C], step [C,R], log_decay [C,N], skip [C], out [D,C]."""
+
+    def __init__(self, selective: spec.Selective, dim: int) -> None:
+        super().__init__()
+        inner, state, rank = selective.inner, selective.state, selective.rank
+        self.spec = selective
+        self.project = Linear(dim, 2 * inner, selective.bias)
+        self.conv = nn.Parameter(torch.empty(inner, selective.kernel))
+        self.conv_bias = nn.Parameter(torch.empty(inner)) if selective.conv_bias else None
+        self.select = Linear(inner, rank + 2 * state)
+        self.step = Linear(rank, inner, bias=True)
+        self.log_decay = nn.Parameter(torch.empty(inner, state))
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.out = Linear(inner, dim, selective.bias)
+        self.act = ACTIVATIONS[selective.activation]
+
+    def declare(self) -> PerSequence:
+        inner = self.conv.shape[0]
+        return PerSequence(shapes=((inner, self.spec.kernel - 1), (inner, self.spec.state)))
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        segments = ctx.state.segments
+        kept = ctx.state.slot(self.index)
+        inner, gate = self.project(x).chunk(2, dim=-1)  # [B,T,C] twice
+        if segments is not None:
+            inner = inner * (segments != 0).unsqueeze(-1)
+        history = inner.new_zeros(*self._shape(x, 0)) if kept is None else kept[0].to(inner.dtype)
+        padded = torch.cat([history.transpose(1, 2), inner], dim=1)  # [B,kernel-1+T,C]
+        inner = self.act(self._convolve(padded, segments))
+        start = torch.zeros(*self._shape(x, 1), device=x.device) if kept is None else kept[1]
+        decay, inputs, read = self._discretise(inner, segments)
+        states = scan(decay, inputs, start)  # [B,T,C,N]
+        mixed = torch.einsum("btcn,btn->btc", states, read) + inner.float() * self.skip.float()
+        if kept is not None:
+            ctx.state.keep(self.index, (self._tail(padded, segments), states[:, -1]))
+        return self.out(mixed.to(x.dtype) * F.silu(gate))
+
+    def _shape(self, x: Tensor, which: int) -> tuple[int, ...]:
+        return (x.shape[0], *self.declare().shapes[which])
+
+    def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
+        """Causal depth-wise convolution of [B,kernel-1+T,C] → [B,T,C] that does not look across segments."""
+        kernel = self.spec.kernel
+        tokens = padded.shape[1] - kernel + 1
+        weight = self.conv.to(padded.dtype)
+        bias = None if self.conv_bias is None else self.conv_bias.to(padded.dtype)
+        if segments is None:
+            out = F.conv1d(padded.transpose(1, 2), weight.unsqueeze(1), bias, groups=weight.shape[0])
+            return out.transpose(1, 2)
+        before = F.pad(segments, (kernel - 1, 0))
+        before[:, : kernel - 1] = segments[:, :1]  # what was kept belongs to the row's first segment
+        total = padded.new_zeros(()) if bias is None else bias
+        for place in range(kernel):
+            same = (before[:, place : place + tokens] == segments).unsqueeze(-1)
+            total = total + padded[:, place : place + tokens] * same * weight[:, place]
+        return total
+
+    def _discretise(self, inner: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """decay and inputs [B,T,C,N] and the reading vector [B,T,N], in fp32."""
+        rank, state = self.spec.rank, self.spec.state
+        step, write, read = self.select(inner).split([rank, state, state], dim=-1)
+        step = F.softplus(F.linear(step, self.step.weight.to(step.dtype)).float() + self._step_bias())  # [B,T,C]
+        decay = torch.exp(step.unsqueeze(-1) * -self.log_decay.float().exp())
+        inputs = (step * inner.float()).unsqueeze(-1) * write.float().unsqueeze(2)
+        if segments is not None:
+            real = (segments != 0)[:, :, None, None]
+            latest = F.pad(segments, (1, 0))[:, :-1].cummax(dim=1).values
+            fresh = ((latest != 0) & (segments != latest))[:, :, None, None] & real
+            decay = torch.where(real, decay, 1.0).masked_fill(fresh, 0.0)
+            inputs = inputs * real
+        return decay, inputs, read.float()
+
+    def _step_bias(self) -> Tensor:
+        assert self.step.bias is not None
+        return self.step.bias.float()
+
+    def _tail(self, padded: Tensor, segments: Tensor | None) -> Tensor:
+        """The last kernel-1 real inputs of each row, [B,C,kernel-1]."""
+        keep = self.spec.kernel - 1
+        if segments is None:
+            return padded[:, padded.shape[1] - keep :].transpose(1, 2)
+        places = torch.arange(1, segments.shape[1] + 1, device=segments.device)
+        ends = torch.where(segments != 0, places, 0).amax(dim=1)  # [B]
+        index = ends.unsqueeze(1) + torch.arange(keep, device=ends.device)  # [B,kernel-1]
+        return padded.gather(1, index.unsqueeze(-1).expand(-1, -1, padded.shape[2])).transpose(1, 2)
