@@ -1,0 +1,99 @@
+"""A second reading of a tokenizer in which no text a person can write is a special token.
+
+In a tokenizer the special tokens are found by their names, so whoever can write `<|end|>` in a message could end the
+turn. Switching the search off is not enough: in unigram and word-level vocabularies, and after some merges, the name is
+an ordinary entry that ordinary text can match. So the sealed tokenizer is the same vocabulary with the same ids, where
+every special token has a secret name drawn from 128 random bits. Text cannot spell it; our own code can, where a
+special token is meant.
+
+    text from a person          encode(text)                              special tokens impossible
+    text that may name some     encode(reveal(text, {"<|end|>"}))         only those
+    a rendered chat template    its own literals carry the secret names   only the template's
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import tokenizers
+
+from openbook.errors import TokenizerError
+
+
+class Sealed:
+    """The sealed twin of `original`. `names` maps the content of each special token to its secret name."""
+
+    def __init__(self, original: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
+        secret = secrets.token_hex(16)
+        self.specials = dict(specials)
+        self.names = {content: f"\x02{secret}.{number}\x03" for content, number in specials.items()}
+        state = json.loads(original.to_str())
+        ordinary = [token["content"] for token in state["added_tokens"] if token["content"] not in self.names]
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_rename(state, self.names)))
+        self._any = _longest_first([*self.names, *ordinary])
+        self._secret = _longest_first(self.names.values())
+        self._content = {name: content for content, name in self.names.items()}
+        for content, name in self.names.items():
+            if self._tokenizer.token_to_id(name) != specials[content]:
+                raise TokenizerError(
+                    f"The ids of the special tokens in this tokenizer.json are inconsistent: {content!r} should be "
+                    f"{specials[content]} but loads as {self._tokenizer.token_to_id(name)}. Save it again with the "
+                    "library that wrote it."
+                )
+
+    def reveal(self, text: str, allowed: Collection[str]) -> str:
+        """`text` with each allowed special token in it under its secret name; the longest match from the left wins."""
+        return self._any.sub(lambda match: self.names[match[0]] if match[0] in allowed else match[0], text)
+
+    def conceal(self, text: str) -> str:
+        """The inverse of `reveal`: secret names turned back into what people read."""
+        return self._secret.sub(lambda match: self._content[match[0]], text)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, nothing added before or after."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of `text`, and for each the characters of `text` it came from, as (start, end)."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of many texts, in parallel."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _longest_first(contents: Collection[str]) -> re.Pattern[str]:
+    ordered = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+
+def _rename(state: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The serialised tokenizer `state` with the special tokens under new `names`, and nothing added around the text."""
+    for token in state["added_tokens"]:
+        if token["content"] in names:
+            token.update(content=names[token["content"]], special=True, normalized=False)
+    state.update(post_processor=None, truncation=None, padding=None)
+    model = state["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(token, token): number for token, number in vocab.items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in vocab]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [merge for merge in model["merges"] if not _touches(merge, prefix, names)]
+    return state
+
+
+def _touches(merge: str | list[str], prefix: str, names: Mapping[str, str]) -> bool:
+    """Whether a merge rule takes or makes the name of a special token."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left in names or right in names or left + right.removeprefix(prefix) in names
