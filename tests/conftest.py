@@ -1,15 +1,14 @@
-"""What every test shares: few threads (several workers run side by side), a cache of its own, and repeatable examples."""
+"""What every test shares: few threads (several workers run side by side), a cache of its own, repeatable examples."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 
@@ -24,12 +23,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def same_start() -> Iterator[None]:
-    """Global random state and thread count as each test expects them, if torch is loaded at all."""
+def same_start() -> None:
+    """The same global random state at the start of each test, if torch is loaded at all."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,8 @@
 """One place for what the program says to the person: short lines on stderr, so that stdout stays a result.
 
-`note` informs, `caution` warns, `fail` reports an error; each line is written at once. A `once` key keeps a message from being
-repeated. `quiet()` silences notes, never cautions nor errors. Colour is used on terminals only and obeys NO_COLOR.
+`note` informs, `caution` warns, `fail` reports an error; each line is written at once. A `once` key keeps a message
+from being repeated. `quiet()` silences notes, never cautions nor errors. Colour is for
+terminals only and obeys NO_COLOR.
 """
 
 from __future__ import annotations

@@ -29,7 +29,12 @@ T = TypeVar("T")
 
 _MISSING = tyro.MISSING_NONPROP
 _RECIPE_STYLE = (tyro.conf.AvoidSubcommands,)
-_VERB_STYLE = (*_RECIPE_STYLE, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
+_VERB_STYLE = (
+    *_RECIPE_STYLE,
+    tyro.conf.DisallowNone,
+    tyro.conf.PositionalMetavarFromFieldName,
+    tyro.conf.FlagCreatePairsOff,
+)
 
 __all__ = ["Positional", "Repeated", "option", "parse"]
 
@@ -47,8 +52,11 @@ def parse(
 
     Errors: UsageError for the words, ConfigError for the tree. `--help` prints the page and leaves with SystemExit(0).
     """
-    known = dict(_known(cls, from_tree(cls, tree or {}, source=source, raw=_MISSING)))
-    words, entries = _prepare(list(args), known, prog)
+    known = {
+        dotted: _Known(hint, value)
+        for dotted, hint, value in leaves(cls, from_tree(cls, tree or {}, source=source, raw=_MISSING))
+    }
+    words, entries = _prepare(list(args), known, prog, pairs=tree is not None)
     base = from_tree(cls, _merged(tree or {}, entries), source=source, raw=_MISSING)
     errors = io.StringIO()
     try:
@@ -67,9 +75,12 @@ def parse(
         raise UsageError(f"{_unboxed(errors.getvalue())} See: {prog} --help") from None
 
 
-def _known(cls: type, instance: Any) -> Iterator[tuple[str, Any]]:
-    for dotted, hint, _ in leaves(cls, instance):
-        yield dotted, hint
+@dataclass(frozen=True)
+class _Known:
+    """What is known of an option: its type, and the value it has if it is not given."""
+
+    hint: Any
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -85,38 +96,63 @@ def _option(word: str) -> _Word | None:
     return _Word(found[1], found[2]) if found else None
 
 
-def _prepare(args: list[str], known: Mapping[str, Any], prog: str) -> tuple[list[str], dict[str, Any]]:
-    """The words for tyro, and the dict entries (dotted → value) taken out of them."""
+def _prepare(
+    args: list[str], known: Mapping[str, _Known], prog: str, *, pairs: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """The words for tyro, and the dict entries (place → value) taken out of them.
+
+    A boolean is said to tyro as a flag: with `pairs` always, without only where it changes the value.
+    """
     names = {dotted.replace("_", "-"): dotted for dotted in known}
     words: list[str] = []
     entries: dict[str, Any] = {}
-    rest = iter(args)
-    pending = next(rest, None)
-    while pending is not None:
-        word, pending = pending, next(rest, None)
+    waiting = list(reversed(args))
+    while waiting:
+        word = waiting.pop()
         found = _option(word)
         if found is None:
             words.append(word)
             continue
         table, key = _dict_entry(found.name, known)
         if table is not None:
-            value = found.value
-            if value is None:
-                value, pending = pending, next(rest, None)
+            value = found.value if found.value is not None else (waiting.pop() if waiting else None)
             if value is None:
                 raise UsageError(f"--{found.name} needs a value.")
-            entries[f"{table}\0{key}"] = _entry(value, known[table])
+            entries[f"{table}\0{key}"] = _entry(value, known[table].hint)
             continue
-        _refuse_unknown(found.name, names, known, prog)
-        dotted = names.get(found.name.replace("_", "-"))
-        truth = found.value if found.value is not None else pending
-        if dotted and bool in _arms(known[dotted]) and str(truth).lower() in ("true", "false"):
-            if found.value is None:
-                pending = next(rest, None)
-            words.append(_flag(dotted, str(truth).lower() == "true"))
+        dotted, positive = _boolean(found.name, names, known)
+        if dotted is None:
+            _refuse_unknown(found.name, names, prog)
+            words.append(word)
             continue
-        words.append(word)
+        on = _truth(found, waiting) == positive
+        if pairs or on != known[dotted].value:
+            words.append(_flag(dotted, on))
     return words, entries
+
+
+def _boolean(name: str, names: Mapping[str, str], known: Mapping[str, _Known]) -> tuple[str | None, bool]:
+    """The boolean option that `name` sets, and whether it is named itself (True) or as `no-…` (False)."""
+    spelled = name.replace("_", "-")
+    parent, dot, last = spelled.rpartition(".")
+    for dotted, positive in (
+        (names.get(spelled), True),
+        (names.get(f"{parent}{dot}{last.removeprefix('no-')}"), False),
+    ):
+        if dotted is not None and bool in _arms(known[dotted].hint):
+            return dotted, positive
+    return None, True
+
+
+def _truth(found: _Word, waiting: list[str]) -> bool:
+    """The truth value after a boolean option, taken from the words that wait if it stands there; else true."""
+    if found.value is None:
+        given = waiting.pop().lower() if waiting and waiting[-1].lower() in ("true", "false") else "true"
+    else:
+        given = found.value.lower()
+    if given not in ("true", "false"):
+        raise UsageError(f"--{found.name} is true or false: got '{found.value}'.")
+    return given == "true"
 
 
 def _flag(dotted: str, on: bool) -> str:
@@ -124,10 +160,10 @@ def _flag(dotted: str, on: bool) -> str:
     return f"--{parent}{dot}{'' if on else 'no-'}{name}"
 
 
-def _dict_entry(name: str, known: Mapping[str, Any]) -> tuple[str | None, str]:
-    for dotted, hint in known.items():
+def _dict_entry(name: str, known: Mapping[str, _Known]) -> tuple[str | None, str]:
+    for dotted, option_ in known.items():
         prefix = dotted + "."
-        if any((get_origin(a) or a) in (dict, Mapping) for a in _arms(hint)):
+        if any((get_origin(a) or a) in (dict, Mapping) for a in _arms(option_.hint)):
             for spelled in (prefix, prefix.replace("_", "-")):
                 if name.startswith(spelled) and len(name) > len(spelled):
                     return dotted, name[len(spelled) :]
@@ -159,15 +195,10 @@ def _merged(tree: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _refuse_unknown(name: str, names: Mapping[str, str], known: Mapping[str, Any], prog: str) -> None:
+def _refuse_unknown(name: str, names: Mapping[str, str], prog: str) -> None:
     spelled = name.replace("_", "-")
-    parent, dot, last = spelled.rpartition(".")
-    if spelled in (*names, "help", "tyro-print-completion", "tyro-write-completion"):
-        return
-    positive = names.get(f"{parent}{dot}{last.removeprefix('no-')}")
-    if last.startswith("no-") and positive and bool in _arms(known[positive]):
-        return
-    raise UsageError(f"Unknown option '--{name}' of {prog}.{_nearest_option(spelled, names)}")
+    if spelled not in names and spelled != "help":
+        raise UsageError(f"Unknown option '--{name}' of {prog}.{_nearest_option(spelled, names)}")
 
 
 def _nearest_option(name: str, names: Mapping[str, str]) -> str:
