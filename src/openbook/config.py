@@ -244,6 +244,7 @@ def leaves(cls: Any, instance: Any = ABSENT, prefix: str = "") -> Iterator[tuple
 def to_tree(instance: Any, base: Any = ABSENT) -> dict[str, Any]:
     """The tree as plain TOML values. `None` is left out where leaving it out reads back as `None`."""
     tree: dict[str, Any] = {}
+    hints = get_type_hints(type(instance), include_extras=True)
     for field in dataclasses.fields(instance):
         if not field.init:
             continue
@@ -251,6 +252,8 @@ def to_tree(instance: Any, base: Any = ABSENT) -> dict[str, Any]:
         value = getattr(instance, field.name)
         if value is None and default is None:
             continue
+        if isinstance(value, str | Path) and str(value) == NONE_TEXT and types.NoneType in _arms(hints[field.name]):
+            raise ConfigError(f"`{field.name}` holds the text 'None', which cannot be told from no value in a recipe.")
         tree[field.name] = _plain(value, default, field.name)
     return tree
 
