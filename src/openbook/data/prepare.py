@@ -1,0 +1,380 @@
+"""Documents → token ids → shards on disk, once; training then only reads.
+
+    documents ──cut──▶ pieces ──encode in parallel──▶ ids ──▶ .NAME.part/tokens-00000.bin … ──rename──▶ NAME/
+
+All work is done in a hidden folder beside the target, which takes the target's name when everything is there: the
+target is whole or absent. Each finished shard is recorded in `progress.json`; after a crash or a kill the same command
+goes on behind the last finished shard, and the result is the same, byte for byte, as without the interruption.
+
+Long documents are cut into pieces, at a blank line where there is one, so that a single book too has a part that can be
+held out. The pieces that are trained on are joined again when they are read (see `Shards.spans`). A tokenizer that puts
+a space before a text puts it before each piece.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from openbook.data.documents import SEPARATOR, Paths, find_files, read_documents
+from openbook.data.shards import (
+    BEGINS,
+    ENDS,
+    FORMAT,
+    MANIFEST,
+    PIECE,
+    VERSION,
+    Shards,
+    fingerprint,
+    names,
+    read_manifest,
+    sha256,
+)
+from openbook.errors import DataError, OpenbookError, UsageError
+from openbook.files import explain_os_error, read_json, sync_folder, write_json
+
+PROGRESS = "progress.json"
+BATCH = 1 << 20  # characters that are encoded at once
+
+
+class Encoder(Protocol):
+    """What is asked of a tokenizer here; `openbook.text.tokenizer.Tokenizer` is one."""
+
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def eos(self) -> int | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]: ...
+    def token_bytes(self, number: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the preparation is."""
+
+    bytes: int  # of the files on disk, read
+    bytes_total: int
+    documents: int
+    tokens: int
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    text: str
+    place: tuple[int, int, int]  # file, document in it, piece in that
+    flags: int
+    read: int  # bytes of all files read so far
+
+
+def prepare(
+    paths: Paths,
+    tokenizer: Encoder,
+    out: str | Path,
+    *,
+    field: str = "text",
+    separator: str = SEPARATOR,
+    held_out: float = 0.01,
+    shard_tokens: int = 1 << 25,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Shards:
+    """Encode all documents under `paths` (see `documents.py`) into the folder `out`, and open it.
+
+    A document's ids are bos (if the tokenizer has one), its text, eos (if it has one); special tokens in the text stay
+    text. `held_out` is the part of the text, chosen by hash, that is kept from training. A folder that already holds
+    exactly this is opened as it is; one that holds something else is an error unless `overwrite`. Raises `DataError`
+    for text that cannot be read, `OpenbookError` when the disk is full or read-only (run again to go on).
+    """
+    if not 0 <= held_out <= 0.5:
+        raise UsageError(f"`held_out` is a part of the text from 0 to 0.5: got {held_out}.")
+    if not 1 <= shard_tokens < 1 << 31:
+        raise UsageError(f"`shard_tokens` must be from 1 to {(1 << 31) - 1}: got {shard_tokens}.")
+    out = Path(out).expanduser().absolute()
+    files = find_files(paths)
+    done = _earlier(out)
+    begun = _recorded(_staging(out))
+    known = [task["sources"] for task in (done, begun["task"] if begun else None) if task is not None]
+    sources = _sources(files, [source for listed in known for source in listed])
+    task = {
+        "format": FORMAT, "version": VERSION,
+        "tokenizer": tokenizer.fingerprint, "vocab": tokenizer.vocab, "bos": tokenizer.bos, "eos": tokenizer.eos,
+        "dtype": "<u2" if tokenizer.vocab <= 1 << 16 else "<u4",
+        "field": field, "separator": separator, "held_out": float(held_out), "shard_tokens": shard_tokens,
+        "piece": _piece_size(sources), "sources": sources,
+    }  # fmt: skip
+    if done is not None:
+        differs = [key for key in task if _comparable(done.get(key)) != _comparable(task[key])]
+        if not differs:
+            return Shards.open(out)
+        if not overwrite:
+            raise DataError(
+                f"'{out}' already holds text prepared otherwise (different: {', '.join(differs)}). "
+                "Choose another --out, or give --overwrite to prepare it anew."
+            )
+    return _Work(out, task, files, tokenizer, progress).run()
+
+
+class _Work:
+    """One preparation in its staging folder."""
+
+    def __init__(
+        self,
+        out: Path,
+        task: dict[str, Any],
+        files: list[Path],
+        tokenizer: Encoder,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.out, self.task, self.files, self.tokenizer = out, task, files, tokenizer
+        self.staging = _staging(out)
+        self.tell = progress
+        self.totals = {"documents": 0, "pieces": 0, "tokens": 0, "bytes": 0}
+        self.shards: list[dict[str, Any]] = []
+        self.next = (0, 0, 0)  # the place of the first piece that is in no finished shard
+
+    def run(self) -> Shards:
+        try:
+            self.staging.mkdir(parents=True, exist_ok=True)
+            with _alone(self.staging, self.out):
+                self._recall()
+                self._write_shards()
+                self._finish()
+        except OSError as error:
+            raise explain_os_error(error, self.out, "prepare text in") from error
+        return Shards.open(self.out, verify=False)
+
+    def _recall(self) -> None:
+        """Take up what an interrupted run of the same task finished; clear away anything else."""
+        saved = _recorded(self.staging)
+        if saved is not None and _comparable(saved["task"]) == _comparable(self.task):
+            self.shards, self.totals, self.next = saved["shards"], saved["totals"], tuple(saved["next"])
+        known = {PROGRESS, *(name for number in range(len(self.shards)) for name in names(number))}
+        for file in self.staging.iterdir():
+            if file.name not in known:
+                file.unlink()
+
+    def _write_shards(self) -> None:
+        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+        try:
+            for batch in _batches(self._pieces()):
+                for piece, ids in zip(batch, self._encode(batch), strict=True):
+                    self._add(shard, piece, ids)
+                    if shard.tokens >= self.task["shard_tokens"]:
+                        self._close(shard)
+                        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+                self._report(batch[-1])
+            if shard.tokens:
+                self._close(shard)
+        finally:
+            with suppress(OSError):  # a full disk also refuses what is still buffered
+                shard.file.close()
+        if not self.totals["tokens"]:
+            raise DataError(f"The tokenizer made no tokens of the text under '{self.files[0]}'.")
+
+    def _add(self, shard: _Shard, piece: _Piece, ids: list[int]) -> None:
+        size = len(piece.text.encode("utf-8"))
+        shard.add(ids, _record(piece, ids, self.tokenizer))
+        added = {"documents": int(bool(piece.flags & ENDS)), "pieces": 1, "tokens": len(ids), "bytes": size}
+        self.totals = {key: self.totals[key] + value for key, value in added.items()}
+        self.next = (piece.place[0], piece.place[1], piece.place[2] + 1)
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """All pieces from `self.next` on, in order."""
+        start = self.next
+        total = 0
+        for number, path in enumerate(self.files):
+            if number >= start[0]:
+                options = {"field": self.task["field"], "separator": self.task["separator"]}
+                for place, document in enumerate(read_documents(path, **options)):
+                    texts = cut(document.text, self.task["piece"])
+                    for part, text in enumerate(texts):
+                        if (number, place, part) >= start:
+                            flags = BEGINS * (part == 0) | ENDS * (part == len(texts) - 1)
+                            yield _Piece(text, (number, place, part), flags, total + document.end)
+            total += self.task["sources"][number]["bytes"]
+
+    def _encode(self, batch: list[_Piece]) -> Iterator[list[int]]:
+        bos, eos = self.tokenizer.bos, self.tokenizer.eos
+        for piece, ids in zip(batch, self.tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
+            before = [bos] if bos is not None and piece.flags & BEGINS else []
+            after = [eos] if eos is not None and piece.flags & ENDS else []
+            yield before + ids + after
+
+    def _close(self, shard: _Shard) -> None:
+        self.shards.append(shard.close())
+        saved = {"task": self.task, "shards": self.shards, "totals": self.totals, "next": self.next}
+        write_json(self.staging / PROGRESS, saved)
+
+    def _report(self, piece: _Piece) -> None:
+        if self.tell is not None:
+            total = sum(source["bytes"] for source in self.task["sources"])
+            documents, tokens = self.totals["documents"], self.totals["tokens"]
+            self.tell(Progress(piece.read, total, documents, tokens, self.files[piece.place[0]]))
+
+    def _finish(self) -> None:
+        manifest = {**self.task, **self.totals, "shards": self.shards}
+        manifest["fingerprint"] = fingerprint(manifest)
+        write_json(self.staging / MANIFEST, manifest)
+        for file in (self.staging / PROGRESS, *self.staging.glob("*.part")):
+            file.unlink(missing_ok=True)
+        old = self.staging.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.out.exists():
+            os.replace(self.out, old)
+        os.replace(self.staging, self.out)
+        sync_folder(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class _Shard:
+    """One shard while it is written: ids go to the disk as they come, under a name that is not yet the shard's."""
+
+    def __init__(self, folder: Path, number: int, dtype: str) -> None:
+        self.folder, self.number, self.dtype = folder, number, np.dtype(dtype)
+        self.records: list[tuple[int, int, int, int, int]] = []
+        self.tokens = 0
+        self.part = folder / f"tokens-{number:05d}.part"
+        self.file: BinaryIO = self.part.open("wb")
+        self.sha = hashlib.sha256()
+
+    def add(self, ids: list[int], record: tuple[int, int, int, int, int]) -> None:
+        data = np.array(ids, dtype=self.dtype).tobytes()
+        self.file.write(data)
+        self.sha.update(data)
+        self.tokens += len(ids)
+        self.records.append(record)
+
+    def close(self) -> dict[str, Any]:
+        """Make the shard durable and say what the manifest should know of it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        tokens_name, pieces_name = names(self.number)
+        pieces = np.array(self.records, dtype=PIECE).tobytes()
+        with (self.folder / pieces_name).open("wb") as file:
+            file.write(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self.part, self.folder / tokens_name)
+        sync_folder(self.folder)
+        return {
+            "tokens": self.tokens, "tokens_sha256": self.sha.hexdigest(),
+            "pieces": len(self.records), "pieces_sha256": hashlib.sha256(pieces).hexdigest(),
+        }  # fmt: skip
+
+
+def cut(text: str, size: int) -> list[str]:
+    """Part `text` into pieces of at most `size` characters: behind a blank line, a line end, or before a space."""
+    pieces = []
+    at = 0
+    while len(text) - at > size:
+        low, high = at + size // 2, at + size
+        blank, line, space = text.rfind("\n\n", low, high), text.rfind("\n", low, high), text.rfind(" ", low, high)
+        end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else space if space > at else high
+        while blank >= 0 and end < high and text[end] == "\n":
+            end += 1
+        pieces.append(text[at:end])
+        at = end
+    return [*pieces, text[at:]]
+
+
+def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    """Groups of pieces that are worth encoding together."""
+    batch: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _record(piece: _Piece, ids: list[int], tokenizer: Encoder) -> tuple[int, int, int, int, int]:
+    data = piece.text.encode("utf-8")
+    value = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    first = bool(piece.flags & BEGINS) and tokenizer.bos is not None
+    lead = 0 if first or not ids else min(len(tokenizer.token_bytes(ids[0])), len(data))
+    return value, len(ids), len(data), lead, piece.flags
+
+
+def _piece_size(sources: list[dict[str, Any]]) -> int:
+    """Characters of a piece: 1/64 of the corpus, so that a part can be held out, but from 1 to 64 Ki."""
+    return int(min(1 << 16, max(1 << 10, sum(source["bytes"] for source in sources) // 64)))
+
+
+def _sources(files: list[Path], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Name, size and checksum of each file; a checksum is taken over from `known` when size and time are the same."""
+    old = {(s["path"], s["bytes"], s["modified"]): s["sha256"] for s in known}
+    sources = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise explain_os_error(error, file, "read") from error
+        key = (str(file), status.st_size, status.st_mtime_ns)
+        digest = old.get(key) or sha256(file)
+        sources.append({"path": key[0], "bytes": key[1], "modified": key[2], "sha256": digest})
+    return sources
+
+
+def _comparable(value: Any) -> Any:
+    """A task without what does not change its result: where the sources lie and when they were written."""
+    if isinstance(value, dict):
+        return {key: _comparable(part) for key, part in value.items() if key not in ("path", "modified")}
+    return [_comparable(part) for part in value] if isinstance(value, list) else value
+
+
+def _staging(out: Path) -> Path:
+    return out.parent / f".{out.name}.part"
+
+
+def _earlier(out: Path) -> dict[str, Any] | None:
+    """The manifest of what `out` holds, None if it does not exist or is empty; foreign content is refused."""
+    if (out / MANIFEST).is_file():
+        return read_manifest(out)
+    if out.is_dir() and not any(out.iterdir()):
+        return None
+    if out.exists():
+        raise DataError(f"'{out}' exists and is not prepared text: nothing there was touched. Choose another --out.")
+    return None
+
+
+def _recorded(staging: Path) -> dict[str, Any] | None:
+    """What an interrupted run wrote down, None when there is nothing to go on from."""
+    try:
+        saved = read_json(staging / PROGRESS)
+    except OpenbookError:
+        return None
+    whole = isinstance(saved, dict) and {"task", "shards", "totals", "next"} <= saved.keys()
+    return saved if whole else None
+
+
+@contextmanager
+def _alone(staging: Path, out: Path) -> Iterator[None]:
+    """Hold the staging folder against a second process that prepares the same target."""
+    handle = os.open(staging, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"Another process is preparing '{out}' now. Wait, or choose another --out.") from error
+        yield
+    finally:
+        os.close(handle)
