@@ -1,0 +1,183 @@
+"""What training minimises: sums over tokens, and their counts, which are known before the forward pass.
+
+An objective says `counts(batch)` on the host and gives, for a model and a batch, named terms. The loop adds the
+counts of all micro-batches and ranks of a step and divides each term's total by its count once; so a step does not
+depend on how its rows were split (law 5), which a mean of means would.
+
+    Language      next-token, masked-token and sequence-to-sequence cross-entropy: they differ in the batch alone
+    Classification  labels of rows or of tokens
+
+`mask_tokens` makes a masked-language batch (Devlin et al. 2019 §3.1) as a pure function of the seed and the row's
+number, so that it also is independent of the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openbook.data.batch import Batch
+from openbook.errors import ConfigError, DataError
+from openbook.nn.heads import LanguageHead
+from openbook.nn.model import LanguageModel
+from openbook.nn.moe import balance_loss
+from openbook.nn.spec import MoE
+from openbook.train.head_loss import IGNORE, HeadWeights, head_loss, learned
+
+
+class Term(NamedTuple):
+    """One summed part of a loss: Σ over what is counted, its weight, and sums that are only shown."""
+
+    total: Tensor  # scalar with gradient
+    weight: float = 1.0
+    shown: Mapping[str, Tensor] = {}  # scalars without gradient, divided by the same count
+
+
+class Objective(Protocol):
+    """What the loop asks of a loss."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What each term's total is divided by, for this batch alone, on the host. Always the same names."""
+        ...
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
+        """The terms, under the names of `counts`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Cross-entropy of `batch.targets[target]` [B,T] under the language head; `IGNORE`d places are not learned from.
+
+    With experts whose spec has a `balance` weight, the load-balancing loss (Fedus et al. 2021 §2.2) is the second
+    term. It is no sum over tokens: each micro-batch is balanced by itself and weighs by its tokens.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    target: str = "language"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"`label_smoothing` must be from 0 to below 1: got {self.label_smoothing}.")
+        if not 0 <= self.z_loss < float("inf"):
+            raise ConfigError(f"`z_loss` must be 0 or more: got {self.z_loss}. PaLM used 1e-4.")
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Tokens to learn from; every real token for the balance."""
+        tokens = float((self._targets(batch) != IGNORE).sum())
+        return {"language": tokens, "balance": float(real_tokens(batch).sum())}
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
+        """`language`: the summed loss in nats; `balance` only where the model asks for it."""
+        weight, top_k = balance_of(model)
+        routers: list[Tensor] | None = [] if weight and model.training else None
+        hidden = hidden_states(model, batch, routers)  # [B,T,D]
+        states, targets = learned(hidden, self._targets(batch))
+        states, head = language_head(model, states)
+        loss = head_loss(states, head, targets, self.label_smoothing, self.z_loss)
+        shown = {"nll": loss.nll} | ({"z": loss.z} if self.z_loss else {})
+        terms = {"language": Term(loss.total, 1.0, shown)}
+        if routers:
+            real = real_tokens(batch).flatten()
+            terms["balance"] = Term(balance_loss(routers, top_k, real) * real.sum(), weight)
+        return terms
+
+    def _targets(self, batch: Batch) -> Tensor:
+        if self.target not in batch.targets:
+            raise DataError(f"This batch has no targets '{self.target}'; it has {sorted(batch.targets)}.")
+        return batch.targets[self.target]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Cross-entropy of labels under a class head: `targets[head]` [B] for whole rows, [B,T] for tokens."""
+
+    head: str = "classes"
+    label_smoothing: float = 0.0
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Labels that are not `IGNORE`."""
+        return {self.head: float((batch.targets[self.head] != IGNORE).sum())}
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
+        """The summed loss in nats."""
+        hidden = hidden_states(model, batch, None)
+        logits = model.classify(hidden, self.head, batch.segments).float().flatten(0, -2)  # [N,labels]
+        labels = batch.targets[self.head].flatten()
+        total = F.cross_entropy(
+            logits, labels, reduction="sum", ignore_index=IGNORE, label_smoothing=self.label_smoothing
+        )
+        right = ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum()
+        return {self.head: Term(total, 1.0, {"accuracy": right})}
+
+
+def real_tokens(batch: Batch) -> Tensor:
+    """Which places of a batch are no padding, [B,T] boolean."""
+    return torch.ones_like(batch.ids, dtype=torch.bool) if batch.segments is None else batch.segments != 0
+
+
+def hidden_states(model: LanguageModel, batch: Batch, routers: list[Tensor] | None) -> Tensor:
+    """The model's last hidden states [B,T,D] for a batch; an encoder-decoder reads `batch.source`."""
+    encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments)
+    return model.hidden(
+        batch.ids,
+        positions=batch.positions,
+        segments=batch.segments,
+        types=batch.types,
+        encoded=encoded,
+        source_segments=batch.source_segments,
+        routers=routers,
+    )
+
+
+def language_head(model: LanguageModel, states: Tensor) -> tuple[Tensor, HeadWeights]:
+    """States [N,D] as the head's matrix takes them, and that matrix."""
+    if "language" not in model.heads:
+        raise ConfigError(f"This objective needs a language head; the model's heads are {sorted(model.heads)}.")
+    head = model.heads["language"]
+    assert isinstance(head, LanguageHead)
+    weight = model.embed.tokens.weight if head.weight is None else head.weight
+    return head.before(states), HeadWeights(weight, head.bias, head.spec.softcap)
+
+
+def balance_of(model: LanguageModel) -> tuple[float, int]:
+    """The weight of the load-balancing loss and the experts per token; 0 without experts that ask for it."""
+    layers = [branch.layer for block in model.spec.stack.blocks for branch in block.branches]
+    mixtures = [layer for layer in layers if isinstance(layer, MoE)]
+    return (mixtures[0].balance, mixtures[0].top_k) if mixtures else (0.0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How tokens are hidden for masked-language training: of the chosen, `keep` stay and `random` become any word."""
+
+    mask: int  # the mask token's id
+    vocab: int
+    specials: tuple[int, ...] = field(default=())  # never chosen
+    rate: float = 0.15
+    random: float = 0.1
+    keep: float = 0.1
+
+
+def mask_tokens(batch: Batch, masking: Masking, seed: int, first_row: int) -> Batch:
+    """A masked-language batch of the same rows: chosen ids replaced, targets at the chosen places only."""
+    ids, chosen = batch.ids.clone(), torch.zeros_like(batch.ids, dtype=torch.bool)
+    special, real = torch.tensor(masking.specials, dtype=ids.dtype), real_tokens(batch)
+    for row in range(len(ids)):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + first_row + row) % 2**63)
+        pick = torch.rand(ids.shape[1], generator=generator) < masking.rate
+        how = torch.rand(ids.shape[1], generator=generator)
+        word = torch.randint(masking.vocab, (ids.shape[1],), generator=generator)
+        pick &= real[row] & ~torch.isin(batch.ids[row], special)
+        new = torch.where(how < masking.random, word, masking.mask)
+        new = torch.where(how >= 1 - masking.keep, batch.ids[row], new)
+        ids[row] = torch.where(pick, new, batch.ids[row])
+        chosen[row] = pick
+    targets = torch.where(chosen, batch.ids, IGNORE)
+    return replace(batch, ids=ids, targets={**batch.targets, "language": targets})
