@@ -134,7 +134,7 @@ def bare(hint: Any) -> Any:
     return bare(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
-def _arms(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union, or the one type."""
     hint = bare(hint)
     return tuple(bare(a) for a in get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -142,7 +142,7 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 def _convert(value: Any, hint: Any, source: str, where: str, default: Any, raw: Any) -> Any:
     """`value` (as TOML gives it) as the type `hint`, or a ConfigError at `where`."""
-    arms = _arms(hint)
+    arms = alternatives(hint)
     if types.NoneType in arms and (value is None or value == NONE_TEXT):
         return None
     structs = [a for a in arms if dataclasses.is_dataclass(a)]
@@ -199,8 +199,8 @@ def _as_sequence(value: Sequence[Any], origin: Any, inner: Sequence[Any], source
 
 def describe_type(hint: Any) -> str:
     """A type in words: `a whole number`, `one of 'a', 'b'`, `a list of numbers`."""
-    arms = [a for a in _arms(hint) if a is not types.NoneType]
-    return " or ".join(_describe_arm(a) for a in arms) + (" or 'None'" if types.NoneType in _arms(hint) else "")
+    arms = [a for a in alternatives(hint) if a is not types.NoneType]
+    return " or ".join(_describe_arm(a) for a in arms) + (" or 'None'" if types.NoneType in alternatives(hint) else "")
 
 
 def _describe_arm(arm: Any) -> str:
@@ -234,7 +234,7 @@ def leaves(cls: Any, instance: Any = ABSENT, prefix: str = "") -> Iterator[tuple
             continue
         value = getattr(instance, field.name, ABSENT) if instance is not ABSENT else ABSENT
         struct: Any = type(value) if dataclasses.is_dataclass(value) else None
-        struct = struct or next((a for a in _arms(hints[field.name]) if dataclasses.is_dataclass(a)), None)
+        struct = struct or next((a for a in alternatives(hints[field.name]) if dataclasses.is_dataclass(a)), None)
         if struct is None:
             yield f"{prefix}{field.name}", hints[field.name], value
         else:
@@ -252,7 +252,11 @@ def to_tree(instance: Any, base: Any = ABSENT) -> dict[str, Any]:
         value = getattr(instance, field.name)
         if value is None and default is None:
             continue
-        if isinstance(value, str | Path) and str(value) == NONE_TEXT and types.NoneType in _arms(hints[field.name]):
+        if (
+            isinstance(value, str | Path)
+            and str(value) == NONE_TEXT
+            and types.NoneType in alternatives(hints[field.name])
+        ):
             raise ConfigError(f"`{field.name}` holds the text 'None', which cannot be told from no value in a recipe.")
         tree[field.name] = _plain(value, default, field.name)
     return tree

@@ -1,8 +1,8 @@
 """One place for what the program says to the person: short lines on stderr, so that stdout stays a result.
 
 `note` informs, `caution` warns, `fail` reports an error; each line is written at once. A `once` key keeps a message
-from being repeated. `quiet()` silences notes, never cautions nor errors. Colour is for
-terminals only and obeys NO_COLOR.
+from being repeated. `status` is one line that is written over, on terminals only. `quiet()` silences notes and status,
+never cautions nor errors. Colour is for terminals only and obeys NO_COLOR.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import TextIO
 from openbook.errors import OpenbookWarning
 
 _STYLES = {"note": "2", "warning": "33", "error": "31"}
+_CLEAR = "\r\x1b[2K"
 _lock = threading.Lock()
 _said: set[str] = set()
 _quiet = 0
+_status = False  # whether a status line stands on the terminal
 
 
 def colour_wanted(stream: TextIO) -> bool:
@@ -46,7 +48,19 @@ def fail(text: str) -> None:
     _say("error: ", text, "error", None)
 
 
+def status(text: str) -> None:
+    """Show `text` in place of the previous status line, on terminals only; an empty text removes it."""
+    global _status
+    if _quiet or not sys.stderr.isatty():
+        return
+    with _lock, contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{_CLEAR}{text}")
+        sys.stderr.flush()
+        _status = bool(text)
+
+
 def _say(label: str, text: str, kind: str, once: str | None) -> None:
+    global _status
     if once is not None:
         with _lock:
             if once in _said:
@@ -55,8 +69,9 @@ def _say(label: str, text: str, kind: str, once: str | None) -> None:
     if label and colour_wanted(sys.stderr):
         label = f"\x1b[{_STYLES[kind]}m{label}\x1b[0m"
     with _lock, contextlib.suppress(OSError, ValueError):  # a closed stderr is no reason to stop the work
-        sys.stderr.write(f"{label}{text}\n")
+        sys.stderr.write(f"{_CLEAR if _status else ''}{label}{text}\n")
         sys.stderr.flush()
+        _status = False
 
 
 @contextlib.contextmanager

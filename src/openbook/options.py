@@ -15,14 +15,14 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional as Positional
 from tyro.conf import UseAppendAction as Repeated
 from tyro.conf import arg as option
 
-from openbook.config import NONE_TEXT, _arms, bare, from_tree, leaves
+from openbook.config import NONE_TEXT, alternatives, bare, from_tree, leaves
 from openbook.errors import UsageError
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ _VERB_STYLE = (
     tyro.conf.FlagCreatePairsOff,
 )
 
-__all__ = ["Positional", "Repeated", "option", "parse"]
+__all__ = ["Positional", "Repeated", "option", "option_names", "parse"]
 
 
 def parse(
@@ -73,6 +73,16 @@ def parse(
         if stop.code in (0, None):
             raise
         raise UsageError(f"{_unboxed(errors.getvalue())} See: {prog} --help") from None
+
+
+def option_names(cls: type) -> list[str]:
+    """The options of a dataclass as they are typed: `--data.block`, `--json`, and `--no-cached` where it is on."""
+    names = []
+    for dotted, hint, value in leaves(cls, from_tree(cls, {}, source="the defaults", raw=_MISSING)):
+        positional = get_origin(hint) is Annotated and Positional[Any].__metadata__[0] in hint.__metadata__
+        if not positional:
+            names.append(_flag(dotted, not (value is True and bool in alternatives(hint))).replace("_", "-"))
+    return names
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ def _boolean(name: str, names: Mapping[str, str], known: Mapping[str, _Known]) -
         (names.get(spelled), True),
         (names.get(f"{parent}{dot}{last.removeprefix('no-')}"), False),
     ):
-        if dotted is not None and bool in _arms(known[dotted].hint):
+        if dotted is not None and bool in alternatives(known[dotted].hint):
             return dotted, positive
     return None, True
 
@@ -163,7 +173,7 @@ def _flag(dotted: str, on: bool) -> str:
 def _dict_entry(name: str, known: Mapping[str, _Known]) -> tuple[str | None, str]:
     for dotted, option_ in known.items():
         prefix = dotted + "."
-        if any((get_origin(a) or a) in (dict, Mapping) for a in _arms(option_.hint)):
+        if any((get_origin(a) or a) in (dict, Mapping) for a in alternatives(option_.hint)):
             for spelled in (prefix, prefix.replace("_", "-")):
                 if name.startswith(spelled) and len(name) > len(spelled):
                     return dotted, name[len(spelled) :]
@@ -172,7 +182,7 @@ def _dict_entry(name: str, known: Mapping[str, _Known]) -> tuple[str | None, str
 
 def _entry(text: str, hint: Any) -> Any:
     """A dict entry's value from its text: as its type says, else as TOML would read it."""
-    arm = next(a for a in _arms(hint) if a is not types.NoneType)
+    arm = next(a for a in alternatives(hint) if a is not types.NoneType)
     inner = bare(get_args(arm)[1]) if len(get_args(arm)) == 2 else Any
     if inner is str or text == NONE_TEXT:
         return text
