@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-IGNORED = -100  # a target that no objective counts: padding, and the last token of a document
+from openbook.data.packing import IGNORED as IGNORED
+from openbook.data.packing import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +59,13 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "targets"}
         changed = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
         return replace(self, targets={name: change(tensor) for name, tensor in self.targets.items()}, **changed)
+
+
+def as_batch(rows: Rows) -> Batch:
+    """Numpy rows as tensors, without a copy."""
+    return Batch(
+        ids=torch.from_numpy(rows.ids),
+        positions=None if rows.positions is None else torch.from_numpy(rows.positions),
+        segments=None if rows.segments is None else torch.from_numpy(rows.segments),
+        targets={"language": torch.from_numpy(rows.targets)},
+    )

@@ -1,0 +1,196 @@
+"""Rows in an order that is a pure function of the seed and of a row's number; nothing to remember but that number.
+
+Rows are counted through the whole training, 0, 1, 2, …: an epoch is `Loader.rows` of them, and each epoch has its own
+shuffle. The training loop holds the counter: a step of `rows` rows takes `batch(counter, rows)` and adds `rows`, so
+the batch size may change at any step. Ranks and micro-batches divide a step with `share`, again by row number, and
+together they see exactly what one process with one batch sees.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook.data.batch import Batch, as_batch
+from openbook.data.heldout import HeldOut
+from openbook.data.packing import Ints, Layout, Stream, best_fit
+from openbook.data.shards import Shards
+from openbook.errors import DataError, UsageError
+
+Packing = Literal["best-fit", "stream"]
+
+
+def share(start: int, rows: int, part: int, parts: int) -> tuple[int, int]:
+    """The rows (first, how many) of `part` of `parts`: in order, disjoint, all of them, sizes at most 1 apart.
+
+    For ranks, then again for the micro-batches of a rank. Raises `UsageError` when there are fewer rows than parts.
+    """
+    if not 0 <= part < parts:
+        raise UsageError(f"`part` must be from 0 to {parts - 1}: got {part}.")
+    if rows < parts:
+        raise UsageError(f"{rows} rows cannot be shared among {parts}: use at least {parts} rows per step.")
+    low, high = rows * part // parts, rows * (part + 1) // parts
+    return start + low, high - low
+
+
+class Loader:
+    """Training batches of `block` tokens a row from prepared text.
+
+    packing="best-fit"                   whole documents, several to a row, padding at the end
+    packing="stream"                     all text in one stream, no padding
+    document_mask=False (stream only)    batches without segments and positions: text runs on over documents' borders,
+                                         plain causal attention, the fastest training
+
+    rows        rows of one epoch        targets     predicted tokens of one epoch
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        block: int,
+        seed: int = 0,
+        packing: Packing = "best-fit",
+        document_mask: bool = True,
+        pad: int = 0,
+    ) -> None:
+        if block < 2:
+            raise UsageError(f"`block` must be at least 2 tokens: got {block}.")
+        if packing not in ("best-fit", "stream"):
+            raise UsageError(f"`packing` must be 'best-fit' or 'stream': got {packing!r}.")
+        if packing == "best-fit" and not document_mask:
+            raise UsageError("`document_mask=False` needs packing='stream': best-fit rows hold padding.")
+        self.shards, self.block, self.seed = shards, block, seed
+        self.packing, self.document_mask = packing, document_mask
+        self.spans = shards.spans(held_out=False)
+        if self.spans.tokens <= block:
+            raise DataError(
+                f"The text is smaller than one block: {self.spans.tokens:,} tokens to train on "
+                f"({shards.tokens - self.spans.tokens:,} more are held out), `block` is {block:,}. "
+                f"Give more text, or set `block` to {max(2, self.spans.tokens // 8)} or less."
+            )
+        self.layout: Layout
+        if packing == "stream":
+            self.layout = Stream(block, self.spans.bounds, document_mask)
+        else:
+            self.layout = best_fit(self.spans.bounds, block, pad)
+        self.rows = self.layout.rows
+        self.targets = self.layout.targets
+        self._order: tuple[int, Ints] | None = None  # the shuffle of one epoch; only a memory, always recomputable
+
+    def numbers(self, start: int, rows: int) -> Ints:
+        """Which rows of the layout stand at `start` … `start+rows-1` of the training, [rows]."""
+        if start < 0 or rows < 1:
+            raise UsageError(
+                f"A batch begins at row 0 or later and has at least 1 row: got start={start}, rows={rows}."
+            )
+        parts = []
+        while rows:
+            epoch, at = divmod(start, self.rows)
+            taken = min(rows, self.rows - at)
+            parts.append(self._epoch(epoch)[at : at + taken])
+            start, rows = start + taken, rows - taken
+        return np.concatenate(parts)
+
+    def batch(self, start: int, rows: int) -> Batch:
+        """Rows `start` … `start+rows-1` of the training as a `Batch` on the CPU. Safe to call from several threads."""
+        return as_batch(self.layout.fill(self.spans, self.numbers(start, rows)))
+
+    def epoch(self, row: int) -> float:
+        """How many epochs row number `row` is into the training."""
+        return row / self.rows
+
+    def state(self, row: int) -> dict[str, Any]:
+        """What a checkpoint keeps: the row counter, and what it counts."""
+        return {"row": int(row), **self._identity()}
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """The row counter of a checkpoint. Raises `DataError` when its data, seed or layout are not these."""
+        mine = self._identity()
+        wrong = [f"{key} was {state.get(key)!r} and is {mine[key]!r}" for key in mine if state.get(key) != mine[key]]
+        if wrong:
+            raise DataError(
+                f"The checkpoint was trained on other data: {'; '.join(wrong)}. "
+                "Resume with the same text, tokenizer and data settings, or start a new run in another --out."
+            )
+        row = state.get("row")
+        if not isinstance(row, int) or row < 0:
+            raise DataError(f"The checkpoint's place in the data is damaged: row={row!r}.")
+        return row
+
+    def held_out(self, rows: int, *, limit: int | None = None) -> HeldOut:
+        """Batches of the held-out text in this loader's layout; see `HeldOut`."""
+        return HeldOut(self.shards, block=self.block, rows=rows, document_mask=self.document_mask, limit=limit)
+
+    @contextmanager
+    def ahead(self, plan: Iterable[tuple[int, int]], *, depth: int = 2, pin: bool = False) -> Iterator[Iterator[Batch]]:
+        """Batches for `plan`'s (start, rows), made by a thread up to `depth` ahead; an error in it is raised here.
+
+        with loader.ahead((row, 32) for row in range(0, 32_000, 32)) as batches: for batch in batches: …
+        """
+        made: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+        stop = threading.Event()
+
+        def offer(item: Batch | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    made.put(item, timeout=0.1)
+                    return
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for start, rows in plan:
+                    if stop.is_set():
+                        return
+                    batch = self.batch(start, rows)
+                    offer(batch.pinned() if pin else batch)
+                offer(None)
+            except BaseException as error:
+                offer(error)
+
+        def take() -> Iterator[Batch]:
+            while (item := made.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+
+        thread = threading.Thread(target=work, name="openbook-loader", daemon=True)
+        thread.start()
+        try:
+            yield take()
+        finally:
+            stop.set()
+            thread.join()
+
+    def _epoch(self, epoch: int) -> Ints:
+        """The shuffle of an epoch, [R]: rows sorted by a keyed hash, the same on every machine and numpy version."""
+        known = self._order
+        if known is None or known[0] != epoch:
+            key = _mix(np.array([self.seed & (2**64 - 1)], dtype=np.uint64))
+            key = _mix(key ^ np.array([epoch], dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+            draw = _mix(_mix(np.arange(self.rows, dtype=np.uint64) + key))
+            known = (epoch, np.argsort(draw, kind="stable").astype(np.int64))
+            self._order = known
+        return known[1]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "data": self.shards.fingerprint, "seed": self.seed, "block": self.block, "packing": self.packing,
+            "document_mask": self.document_mask, "rows": self.rows,
+        }  # fmt: skip
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele et al., 2014), a bijection of 64-bit words that looks random."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
