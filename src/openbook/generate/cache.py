@@ -356,6 +356,8 @@ class Step:
             assert isinstance(kind, PerSequence)
             device = self.positions.device
             return tuple(torch.zeros(self.cache.rows, *shape, device=device) for shape in kind.shapes)
+        if kept[0].is_inference() and not torch.is_inference_mode_enabled():
+            return tuple(t.clone() for t in kept)  # what inference mode made, autograd would refuse
         return kept
 
     def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:
