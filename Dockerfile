@@ -1,0 +1,28 @@
+# Openbook in a container, on the CPU:
+#
+#   docker build -t openbook .
+#   docker run -it --rm -v openbook-runs:/openbook/runs openbook                  # train the small model, then talk with it
+#   docker run -it --rm -v /my/models:/models openbook openbook chat /models/x    # any verb
+#
+# g++ and Python's headers (in this image) let torch compile the training step.
+
+FROM python:3.12-slim-bookworm
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends g++ make \
+ && rm -rf /var/lib/apt/lists/*
+
+ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+WORKDIR /openbook
+ENV VENV=/opt/venv PATH=/opt/venv/bin:$PATH
+RUN python -m venv $VENV && pip install --no-cache-dir $TORCH
+
+COPY pyproject.toml README.md LICENSE Makefile ./
+COPY src src
+COPY recipes recipes
+COPY corpus corpus
+RUN pip install --no-cache-dir --editable '.[plot,hub]' && touch $VENV/.ready
+RUN useradd --create-home reader && mkdir runs && chown -R reader runs
+USER reader
+VOLUME /openbook/runs
+
+CMD ["make", "run", "--assume-old=/opt/venv/.ready"]
