@@ -55,7 +55,9 @@ def tokenizer_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_file():
         if path.suffix != ".json":
-            raise TokenizerError(f"'{path}' is not a tokenizer.json. Give a tokenizer.json or the folder that holds it.")
+            raise TokenizerError(
+                f"'{path}' is not a tokenizer.json. Give a tokenizer.json or the folder that holds it."
+            )
         return path
     if not path.is_dir():
         raise TokenizerError(f"There is no tokenizer at '{path}': no such file or folder. Check the path.")
@@ -191,10 +193,14 @@ def _templates(folder: Path, raw: Mapping[str, Any], where: str) -> dict[str, st
         for entry in value:
             name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
             if not isinstance(name, str) or not isinstance(text, str):
-                raise TokenizerError(f"`chat_template` needs `name` and `template` in each entry: got {entry!r:.80} ('{where}').")
+                raise TokenizerError(
+                    f"`chat_template` needs `name` and `template` in each entry: got {entry!r:.80} ('{where}')."
+                )
             templates[name] = text
     elif value is not None:
-        raise TokenizerError(f"`chat_template` must be a string or a list of named templates: got {value!r:.80} ('{where}').")
+        raise TokenizerError(
+            f"`chat_template` must be a string or a list of named templates: got {value!r:.80} ('{where}')."
+        )
     files = {"default": folder / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     for name, path in files.items():
@@ -202,7 +208,9 @@ def _templates(folder: Path, raw: Mapping[str, Any], where: str) -> dict[str, st
             try:
                 templates[name] = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise TokenizerError(f"The chat template '{path}' cannot be read: {error}. Fetch the file again.") from error
+                raise TokenizerError(
+                    f"The chat template '{path}' cannot be read: {error}. Fetch the file again."
+                ) from error
     return templates
 
 

@@ -21,22 +21,40 @@ from typing import Any
 
 import tokenizers
 
-from openbook.errors import TokenizerError
+from openbook.errors import InputError, TokenizerError
+
+
+def checked_text(value: str) -> str:
+    """`value`, when it is text that has a UTF-8 form; else InputError."""
+    if not isinstance(value, str):
+        raise InputError(f"A text must be a string: got {type(value).__name__}.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"The text holds half a character (U+{ord(value[error.start]):04X}, a lone surrogate, at position "
+                f"{error.start}): it has no UTF-8 form. Repair the text where it was read, or replace that character."
+            ) from error
+    return value
 
 
 class Sealed:
     """The sealed twin of `original`. `names` maps the content of each special token to its secret name."""
 
     def __init__(self, original: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
-        secret = secrets.token_hex(16)
+        # Names of digits survive what templates do to text: trimming, JSON and HTML escapes, changes of case.
+        self._secret = str(secrets.randbelow(10**38)).zfill(38)
         self.specials = dict(specials)
-        self.names = {content: f"\x02{secret}.{number}\x03" for content, number in specials.items()}
+        self.names = {content: self.invent(str(number)) for content, number in specials.items()}
+        self._hidden = {content: self.invent(f"0{number}") for content, number in specials.items()}
         state = json.loads(original.to_str())
         ordinary = [token["content"] for token in state["added_tokens"] if token["content"] not in self.names]
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_rename(state, self.names)))
         self._any = _longest_first([*self.names, *ordinary])
-        self._secret = _longest_first(self.names.values())
-        self._content = {name: content for content, name in self.names.items()}
+        self._shown = {name: content for content, name in self._hidden.items()}
+        self._plain = self._shown | {name: content for content, name in self.names.items()}
+        self._invented = re.compile(rf"\.{self._secret}\.\w+\.")
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_rename(state, self.names)))
         for content, name in self.names.items():
             if self._tokenizer.token_to_id(name) != specials[content]:
                 raise TokenizerError(
@@ -45,13 +63,29 @@ class Sealed:
                     "library that wrote it."
                 )
 
+    def invent(self, label: str) -> str:
+        """A name for `label` that no text contains."""
+        return f".{self._secret}.{label}."
+
     def reveal(self, text: str, allowed: Collection[str]) -> str:
         """`text` with each allowed special token in it under its secret name; the longest match from the left wins."""
         return self._any.sub(lambda match: self.names[match[0]] if match[0] in allowed else match[0], text)
 
+    def find(self, text: str) -> list[str]:
+        """The special tokens that `text` spells out, in order."""
+        return [found for found in self._any.findall(text) if found in self.names]
+
+    def hide(self, text: str) -> str:
+        """`text` with every special token in it under a name that `expose` turns back and `encode` does not know."""
+        return self._any.sub(lambda match: self._hidden.get(match[0], match[0]), text)
+
+    def expose(self, text: str) -> str:
+        """The inverse of `hide`; secret names stay."""
+        return self._invented.sub(lambda match: self._shown.get(match[0], match[0]), text)
+
     def conceal(self, text: str) -> str:
-        """The inverse of `reveal`: secret names turned back into what people read."""
-        return self._secret.sub(lambda match: self._content[match[0]], text)
+        """Every invented name turned back into what people read."""
+        return self._invented.sub(lambda match: self._plain.get(match[0], ""), text)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing added before or after."""

@@ -12,47 +12,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models
 
-from openbook.errors import InputError, OpenbookWarning, TokenizerError, nearest
+from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
 from openbook.text.folder import Added, Settings, read_settings, tokenizer_file, write_settings
-from openbook.text.sealed import Sealed
-
-SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
-
-# Where training splits text before it merges, so that no token crosses a word: contractions; a word with the one space
-# or sign before it (marks belong to the letters they sit on); up to three digits; signs; line ends; runs of space.
-SPLIT = (
-    r"'(?i:s|t|re|ve|m|ll|d)(?!\p{L})"
-    r"|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
-
-_ROLE_NAMES = {
-    "bos": ("bos", "s", "startoftext", "beginoftext"),
-    "eos": ("eos", "/s", "endoftext"),
-    "pad": ("pad",),
-    "unk": ("unk",),
-    "mask": ("mask",),
-}
+from openbook.text.sealed import Sealed, checked_text
+from openbook.text.stream import Decoding
+from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
+from openbook.text.training import SPECIALS, roles_of, train_bpe
 
 
 class Tokenizer:
     """A vocabulary with its pipeline and its special tokens. Immutable; safe to use from several threads.
 
     bos, eos, pad, unk, mask   id of the token with that role, or None
-    stops                      ids that end what a model says: eos, generation_config.json's list, the end of a chat turn
     specials                   all special tokens, content → id
     vocab                      how many rows an embedding needs: largest id + 1
     templates                  chat templates by name; the usual one is "default"
@@ -82,20 +64,21 @@ class Tokenizer:
         self.sep: int | None = role.get("sep")
         self.cls: int | None = role.get("cls")
         self.prefix, self.suffix = self._around()
-        self.stops: tuple[int, ...] = self._find_stops()
+        self.decoding = Decoding(backend.decoder)
+        self._compiled: dict[str, ChatTemplate] = {}
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a Hugging Face folder with a tokenizer.json, or that file alone. TokenizerError when it cannot be used."""
+        """Read a Hugging Face folder with a tokenizer.json, or that file alone. TokenizerError: it cannot be used."""
         file = tokenizer_file(path)
         try:
             text = file.read_text(encoding="utf-8")
         except OSError as error:
             raise TokenizerError(str(explain_os_error(error, file, "read"))) from error
         except UnicodeDecodeError as error:
-            raise TokenizerError(f"'{file}' is not UTF-8 text (byte {error.start}): it is damaged. Fetch it again.") from error
+            raise TokenizerError(f"'{file}' is damaged: byte {error.start} is not UTF-8. Fetch it again.") from error
         backend = _guarded(lambda: tokenizers.Tokenizer.from_str(text), f"'{file}' is damaged or not a tokenizer")
         return cls(backend, read_settings(file.parent), str(file))
 
@@ -106,41 +89,25 @@ class Tokenizer:
         vocab: int,
         specials: Sequence[str] = SPECIALS,
         *,
-        chat_template: str | None = None,
+        chat_template: str | None = CHAT_TEMPLATE,
     ) -> Tokenizer:
         """Train byte-level BPE on `texts`: every string can be encoded, and decodes to itself.
 
         `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0); a small text may
-        give fewer. Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Where `specials` holds
-        `<|user|>`, `<|assistant|>`, `<|system|>` and `<|end|>`, the tokenizer gets Openbook's chat template unless
-        another is given. The same texts give the same tokenizer.
+        give fewer. Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat
+        template is used where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a
+        model that only continues text should have. The same texts give the same tokenizer.
         """
-        smallest = 256 + len(set(specials))
-        if vocab < smallest:
-            raise TokenizerError(
-                f"`vocab` is too small: got {vocab}, but 256 bytes and {len(set(specials))} special tokens need "
-                f"{smallest}. Use {smallest} or more."
-            )
-        if "" in specials or len(set(specials)) != len(specials):
-            raise TokenizerError(f"`specials` must be different, non-empty strings: got {list(specials)!r}.")
-        backend = tokenizers.Tokenizer(models.BPE())
-        split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab,
-            min_frequency=2,
-            special_tokens=list(specials),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        counter = _Counted(texts)
-        backend.train_from_iterator(counter, trainer)
-        if counter.characters == 0:
-            raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
-        return cls(backend, Settings(roles=_roles_of(specials), templates=_default_templates(specials, chat_template)))
+        backend = train_bpe(texts, vocab, specials)
+        usable = chat_template is not CHAT_TEMPLATE or set(CHAT_SPECIALS) <= set(specials)
+        templates = {"default": chat_template} if chat_template is not None and usable else {}
+        return cls(backend, Settings(roles=roles_of(specials), templates=templates))
+
+    def with_chat_template(self, source: str | None) -> Tokenizer:
+        """The same tokenizer with another chat template, or with none."""
+        raw = {key: value for key, value in self._settings.raw.items() if key != "chat_template"}
+        templates = {} if source is None else {"default": source}
+        return Tokenizer(self._backend, replace(self._settings, templates=templates, raw=raw), self._where)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (and the stop ids into generation_config.json) to `folder`.
@@ -163,17 +130,22 @@ class Tokenizer:
     ) -> list[int]:
         """Ids of `text`, with the bos id before and the eos id after where asked.
 
-        The name of a special token in `text` is ordinary text, unless `allow_specials` is True (any of them) or names it.
+        The name of a special token in `text` is plain text, unless `allow_specials` is True (all of them) or names it.
         """
         before, after = self._ends(bos, eos)
         return before + self._plain(text, allow_specials) + after
 
     def encode_batch(
-        self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_specials: bool | Collection[str] = False
+        self,
+        texts: Sequence[str],
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allow_specials: bool | Collection[str] = False,
     ) -> list[list[int]]:
         """`encode` of many texts, in parallel."""
         before, after = self._ends(bos, eos)
-        checked = [_text(text) for text in texts]
+        checked = [checked_text(text) for text in texts]
         if allow_specials:
             return [before + self._plain(text, allow_specials) + after for text in checked]
         return [before + ids + after for ids in self._sealed.encode_batch(checked)]
@@ -187,12 +159,20 @@ class Tokenizer:
         return [*self.prefix, *self._plain(text, allow_specials), *self.suffix]
 
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
-        """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids that no token has (padded vocabularies) give nothing."""
+        """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids without a token (padded models) give nothing."""
         numbers = [int(number) for number in ids]
-        if numbers and not (0 <= min(numbers) and max(numbers) < 2**32):
+        if numbers and (min(numbers) < 0 or max(numbers) >= 2**32):
             raise InputError(f"Token ids must be from 0 to {self.vocab - 1}: got {min(numbers)} … {max(numbers)}.")
         text: str = self._backend.decode(numbers, skip_special_tokens=skip_specials)
         return text
+
+    def token_bytes(self, number: int) -> bytes:
+        """The bytes that an id adds to a text in which something stands before it; none where there is no such token.
+
+        In byte-level vocabularies the bytes of ids, joined, are exactly the bytes of their text.
+        """
+        spelling = self.token(number)
+        return b"" if spelling is None else self.decoding.bytes(spelling)
 
     def token(self, number: int) -> str | None:
         """The vocabulary's spelling of an id (`Ġthe`, `▁the`, `##ing`, `<|end|>`), or None where there is none."""
@@ -209,6 +189,17 @@ class Tokenizer:
         check_fits(self.vocab, model_vocab)
 
     @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end what a model says: the eos token, and eos_token_id of generation_config.json or, where that is
+        missing, the special token that ends the assistant's turn in the chat template."""
+        found = [*self._settings.stops] + ([] if self.eos is None else [self.eos])
+        if not self._settings.stops and "default" in self.templates:
+            with suppress(TokenizerError):  # a template that does not compile is an error of `chat`, not of this
+                end = self._template(None).turn_end
+                found += [] if end is None else [self.specials[end]]
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change when any text could get other ids, and not otherwise between runs and machines."""
         state = json.loads(self._backend.to_str())
@@ -222,6 +213,72 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.vocab
 
+    # -- chat ---------------------------------------------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Ids of a conversation in this tokenizer's chat template, ready for the assistant's next turn.
+
+        messages    objects with `role` and `content`, and what else the template reads
+        tools       JSON schemas of functions; the template named "tool_use" is used where there is one
+        variables   what else the template reads, such as enable_thinking=False
+
+        Whatever the messages contain, only the template writes special tokens. InputError when the template refuses
+        the messages; TokenizerError when there is no template or it is damaged or hostile.
+        """
+        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._sealed.encode(self._template(tools).render(messages, variables))
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text that `chat` encodes, for people to read: in it special tokens look like any text with their name."""
+        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._sealed.conceal(self._template(tools).render(messages, variables))
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a whole conversation, and for each whether a model should learn to say it.
+
+        True where the template marks it with `{% generation %}`; in a template without marks, for what each assistant
+        message brings into the text and for the token that ends its turn.
+        """
+        text, learned = self._template(tools).render_learned(messages, {**variables, "tools": tools})
+        ids, spans = self._sealed.encode_spans(text)
+        return ids, overlap(spans, learned)
+
+    def _template(self, tools: object) -> ChatTemplate:
+        if not self.templates:
+            raise TokenizerError(
+                f"This tokenizer{_at(self._where)} has no chat template: its model continues text. Encode text with "
+                "`encode`, or give it a template with `with_chat_template`."
+            )
+        name = "tool_use" if tools and "tool_use" in self.templates else "default"
+        if name not in self.templates:
+            known = nearest(name, self.templates)
+            raise TokenizerError(f"This tokenizer{_at(self._where)} has no default chat template.{known}")
+        if name not in self._compiled:
+            roles = {f"{role}_token": token.content for role, token in self._settings.roles.items()}
+            called = f"The chat template {'' if name == 'default' else repr(name)}".rstrip() + _at(self._where)
+            self._compiled[name] = ChatTemplate(self.templates[name], self._sealed, roles, called)
+        return self._compiled[name]
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -229,7 +286,7 @@ class Tokenizer:
         return Sealed(self._backend, self.specials)
 
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
-        text = _text(text)
+        text = checked_text(text)
         if allow_specials is True:
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
             return ids
@@ -237,7 +294,8 @@ class Tokenizer:
         if allow_specials:
             allowed = {allow_specials} if isinstance(allow_specials, str) else set(allow_specials)
             for name in sorted(allowed - self.specials.keys()):
-                raise TokenizerError(f"{name!r} is not a special token of this tokenizer.{nearest(name, self.specials)}")
+                hint = nearest(name, self.specials)
+                raise TokenizerError(f"{name!r} is not a special token of this tokenizer.{hint}")
             text = sealed.reveal(text, allowed)
         return sealed.encode(text)
 
@@ -262,36 +320,15 @@ class Tokenizer:
                 return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
         return (), ()
 
-    def _find_stops(self) -> tuple[int, ...]:
-        found = list(self._settings.stops)
-        if self.eos is not None and self.eos not in found:
-            found.append(self.eos)
-        return tuple(found)
-
 
 def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
     """Raise TokenizerError when a tokenizer has ids for which a model has no row in its embedding."""
     if tokenizer_vocab > model_vocab:
         raise TokenizerError(
-            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has {model_vocab} "
-            f"rows. Use the tokenizer this model was trained with, or a model with `vocab` of {tokenizer_vocab} or more."
+            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has "
+            f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
+            f"{tokenizer_vocab} or more."
         )
-
-
-class _Counted:
-    """An iterator over texts that counts their characters and names the one that is not text."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = iter(texts)
-        self.characters = 0
-
-    def __iter__(self) -> _Counted:
-        return self
-
-    def __next__(self) -> str:
-        text = _text(next(self._texts))
-        self.characters += len(text)
-        return text
 
 
 def _declare(backend: tokenizers.Tokenizer, settings: Settings, where: str) -> None:
@@ -304,8 +341,8 @@ def _declare(backend: tokenizers.Tokenizer, settings: Settings, where: str) -> N
             (backend.add_special_tokens if token.special else backend.add_tokens)([given])
         if (got := backend.token_to_id(token.content)) != number:
             raise TokenizerError(
-                f"`added_tokens_decoder` gives {token.content!r} the id {number}, tokenizer.json gives it {got}{_at(where)}. "
-                "The two files belong to different models: fetch both again."
+                f"`added_tokens_decoder` gives {token.content!r} the id {number}, tokenizer.json gives it {got}"
+                f"{_at(where)}. The two files belong to different models: fetch both again."
             )
     for token in [*settings.roles.values(), *settings.extra]:
         named = listed.get(token.content)
@@ -332,36 +369,6 @@ def _model_unk(backend: tokenizers.Tokenizer) -> int | None:
         return number
     spelling = backend.model.unk_token
     return None if spelling is None else backend.token_to_id(spelling)
-
-
-def _roles_of(specials: Sequence[str]) -> dict[str, Added]:
-    """Roles read off the names of special tokens: what is left of the name without brackets, bars and underscores."""
-    bare = {content: "".join(c for c in content.lower() if c.isalnum() or c == "/") for content in specials}
-    return {
-        role: Added(content=content)
-        for role, names in _ROLE_NAMES.items()
-        for content in [next((content for content in specials if bare[content] in names), None)]
-        if content is not None
-    }
-
-
-def _default_templates(specials: Sequence[str], chosen: str | None) -> dict[str, str]:
-    return {"default": chosen} if chosen is not None else {}
-
-
-def _text(value: str) -> str:
-    """`value`, when it is text that has a UTF-8 form; else InputError."""
-    if not isinstance(value, str):
-        raise InputError(f"A text must be a string: got {type(value).__name__}.")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"The text holds half a character (U+{ord(value[error.start]):04X}, a lone surrogate, at position "
-                f"{error.start}): it has no UTF-8 form. Repair it: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
-            ) from error
-    return value
 
 
 def _guarded(build: Callable[[], tokenizers.Tokenizer], what: str) -> tokenizers.Tokenizer:
