@@ -1,0 +1,31 @@
+"""Openbook: a whole language-model stack, open at every layer.
+
+    import openbook as ob
+    model, tokenizer = ob.load("DIR"), ob.Tokenizer.load("DIR")
+    print(ob.generate(model, tokenizer, ["Once upon a time"], ob.Sampling(max_tokens=64, temperature=0.0))[0])
+
+Names load their modules when first used, so that `import openbook` is quick and brings no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from openbook.api import LanguageModel, Tokenizer, load, save
+
+__all__ = ["LanguageModel", "Tokenizer", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from openbook import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'openbook' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,1 @@
+"""Families as data: `load`, `save`, `build_family`, `describe`."""

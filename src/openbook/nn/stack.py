@@ -92,7 +92,7 @@ class Tower(nn.Module):
             ctx.state.bias(self.relative, 0)
         for block in self.blocks:
             if self.checkpoints and self.training:
-                x = checkpoint(block, x, ctx, use_reentrant=False)  # type: ignore[assignment]
+                x = checkpoint(block, x, ctx, use_reentrant=False)
             else:
                 x = block(x, ctx)
         if self.final_norm is not None:

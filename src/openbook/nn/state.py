@@ -146,6 +146,7 @@ class Dense:
         self.segments = segments
         self.longest = longest
         self.length = longest if length is None else length
+        self.patterns = patterns
         self.masks = tuple(self._mask(pattern) for pattern in patterns)
         self.biases: Tensor | None = None
 
@@ -169,6 +170,8 @@ class Dense:
         else:
             bias = module(self.positions, self.positions)
         seen = self.masks[mask]
+        if seen is None and self.patterns[mask].causal:
+            seen = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
         self.biases = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:  # noqa: ARG002

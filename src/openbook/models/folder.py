@@ -1,0 +1,123 @@
+"""Model folders: by path, or by name from the local Hugging Face cache, or the hub where there is a network.
+
+Untrusted input: a name in an index cannot leave the folder, a damaged file is a clear error, nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from openbook.errors import CheckpointError, ConfigError, MissingExtra
+from openbook.files import read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder that `name` is: a path, or a repository in the local Hugging Face cache or on the hub."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"'{name}' is a file; give the folder that holds config.json and the weights.")
+    if not isinstance(name, str) or not _REPOSITORY.fullmatch(name) or name.startswith("."):
+        raise CheckpointError(f"There is no folder '{name}'.")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        if "/" not in name:
+            raise CheckpointError(f"There is no folder '{name}'.") from error
+        raise MissingExtra("huggingface_hub", "hub", f"There is no folder '{name}'; loading it by name") from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"'{name}' is no folder here, it is not in the local Hugging Face cache, and the hub did not give it "
+            f"({type(error).__name__}). Check the spelling, or give the path of a folder."
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder."""
+    path = folder / "config.json" if folder.is_dir() else folder
+    if not path.is_file():
+        raise ConfigError(f"'{folder}' has no config.json: it is no model folder, or a copy of one was interrupted.")
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"'{path}' must hold a JSON object: got {type(data).__name__}.")
+    return data
+
+
+class Weights:
+    """The tensors of a folder, by their published names, read one at a time from memory-mapped files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = self._files()
+        self.open = {file: self._opened(file) for file in sorted(set(self.files.values()))}
+
+    def _files(self) -> dict[str, str]:
+        """Published name → file."""
+        if (self.folder / INDEX).is_file():
+            index = read_json(self.folder / INDEX)
+            files = index.get("weight_map") if isinstance(index, Mapping) else None
+            if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+                raise CheckpointError(f"'{self.folder / INDEX}' has no usable `weight_map`.")
+            for file in set(files.values()):
+                if Path(file).name != file or file in (".", ".."):
+                    raise CheckpointError(f"'{self.folder / INDEX}' names '{file}', outside of its folder.")
+                if not (self.folder / file).is_file():
+                    raise CheckpointError(
+                        f"'{self.folder / file}' is missing: the copy was interrupted. Fetch it again."
+                    )
+            return files
+        if (self.folder / WEIGHTS).is_file():
+            return dict.fromkeys(self._opened(WEIGHTS).keys(), WEIGHTS)
+        others = sorted(p.name for p in self.folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        hint = f" It has {others[0]}, a pickle, which can execute code: convert it to safetensors." if others else ""
+        raise CheckpointError(f"'{self.folder}' has no {WEIGHTS} and no {INDEX}.{hint}")
+
+    def _opened(self, file: str) -> Any:
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"'{self.folder / file}' is damaged or cut short ({error}). Fetch it again."
+            ) from error
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a published tensor, without reading it."""
+        shape: list[int] = self._file(name).get_slice(name).get_shape()
+        return shape
+
+    def read(self, name: str) -> Tensor:
+        """A published tensor; its memory is the mapped file until something is written to it."""
+        try:
+            tensor: Tensor = self._file(name).get_tensor(name)
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"Tensor '{name}' in '{self.folder}' cannot be read ({error}).") from error
+        return tensor
+
+    def _file(self, name: str) -> Any:
+        file = self.open[self.files[name]]
+        if name not in file.keys():  # noqa: SIM118
+            raise CheckpointError(f"'{self.folder / INDEX}' says '{name}' is in '{self.files[name]}': it is not.")
+        return file

@@ -1,0 +1,78 @@
+"""A new model of a family, from a few sizes in our own words; and the rewrites of a loaded one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from openbook.errors import ConfigError, nearest
+from openbook.models.config import Config
+from openbook.models.registry import family_of, read
+from openbook.nn import spec
+from openbook.nn.attention import SelfAttention
+from openbook.nn.build import build
+from openbook.nn.init import initialise
+from openbook.nn.linear import Linear
+from openbook.nn.mlp import FeedForward
+from openbook.nn.model import LanguageModel
+from openbook.nn.plain import from_plain
+
+
+def spec_of(family: str, sizes: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> spec.Model:
+    """The spec of a family with these sizes: vocab, dim, layers, heads, kv_heads, head_dim, hidden, context, tied.
+
+    `more` are keys of the family's config.json. A size that the family does not have is an error.
+    """
+    found = family_of(family, "the recipe")
+    if family == "openbook":
+        return from_plain(dict((more or {}).get("spec", {})), spec.Model, "model.spec")  # type: ignore[no-any-return]
+    config: dict[str, Any] = {"model_type": family}
+    for word, value in sizes.items():
+        if value is None:
+            continue
+        if word not in found.sizes:
+            raise ConfigError(f"A '{family}' has no size `{word}`.{nearest(word, found.sizes)}")
+        config[found.sizes[word]] = value
+    if unknown := [key for key in more or {} if key in config and config[key] != (more or {})[key]]:
+        raise ConfigError(f"`{unknown[0]}` is given twice, by its size and by its own name.")
+    config |= more or {}
+    checked = Config(config, "the recipe")
+    found.to_spec(checked)
+    for heads in found.heads.values():
+        heads(checked)
+    if wrong := checked.unread():
+        raise ConfigError(f"Unknown key `{wrong[0]}` for a '{family}'.{nearest(wrong[0], checked.read)}")
+    return read(config, "the recipe")[1]
+
+
+def make(model: spec.Model, seed: int = 0, device: str | torch.device = "cpu") -> LanguageModel:
+    """A new model with initial weights in fp32, a pure function of (spec, seed)."""
+    built = build(model)
+    initialise(built, seed)
+    return built.to(device)
+
+
+def fuse(model: LanguageModel) -> LanguageModel:
+    """Rewrite in place: q·k·v and gate·up each become one matrix product. The logical parameters stay, as views."""
+    if "fuse" in model.rewrites:
+        return model
+    for module in model.modules():
+        if isinstance(module, SelfAttention) and all(isinstance(p, Linear) for p in (module.q, module.k, module.v)):
+            module.fuse()
+        elif isinstance(module, FeedForward):
+            module.fuse()
+    model.rewrites.append("fuse")
+    return model
+
+
+def unfuse(model: LanguageModel) -> LanguageModel:
+    """Take `fuse` back: every logical parameter has its own memory again."""
+    for module in model.modules():
+        if isinstance(module, SelfAttention | FeedForward) and module.fused is not None:
+            module.fused = None
+            for parameter in module.parameters():
+                parameter.data = parameter.data.clone()
+    model.rewrites = [name for name in model.rewrites if name != "fuse"]
+    return model

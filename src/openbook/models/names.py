@@ -1,0 +1,103 @@
+"""Names as data: a table says which published tensor is which of ours, and is run both ways.
+
+An entry pairs two patterns. `{i}` stands for a block's number, `{e}` for an expert's, `{all}` for anything.
+An entry names a whole parameter, or a module and then stands for its `.weight` and `.bias`. What differs in layout is
+said by the entry's fields.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Read = Callable[[str], Tensor]
+SUFFIXES = (".weight", ".bias", "")
+
+
+@dataclass(frozen=True)
+class Name:
+    """`theirs` is the published pattern, `ours` the logical one.
+
+    transpose: theirs is [in,out]. part (k, n): ours is the k-th of n equal parts of theirs along its outputs.
+    insert: theirs has one more dimension of size 1 there. An `{e}` in `theirs`: ours stacks them all.
+    """
+
+    theirs: str
+    ours: str
+    transpose: bool = False
+    part: tuple[int, int] | None = None
+    insert: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one of our parameters is published: an entry and the names with all numbers filled in."""
+
+    entry: Name
+    theirs: tuple[str, ...]
+
+    def read(self, read: Read) -> Tensor:
+        """Our tensor from theirs."""
+        pieces = [self._one(read(name)) for name in self.theirs]
+        return torch.stack(pieces) if "{e}" in self.entry.theirs else pieces[0]
+
+    def _one(self, tensor: Tensor) -> Tensor:
+        if self.entry.transpose and tensor.ndim == 2:
+            tensor = tensor.t()
+        if self.entry.part is not None:
+            which, count = self.entry.part
+            tensor = tensor.chunk(count)[which]
+        return tensor if self.entry.insert is None else tensor.squeeze(self.entry.insert)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(re.escape(text).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{all\}", r"(?P<all>.+)"))
+
+
+def locate(table: Iterable[Name], shapes: Mapping[str, torch.Size]) -> dict[str, Place]:
+    """For each of our parameters, the place it is published at. A parameter without one is our own mistake."""
+    compiled = [(entry, _pattern(entry.ours)) for entry in table]
+    return {name: _place(compiled, name, shape) for name, shape in shapes.items()}
+
+
+def _place(compiled: list[tuple[Name, re.Pattern[str]]], name: str, shape: torch.Size) -> Place:
+    for entry, pattern in compiled:
+        for suffix in SUFFIXES:
+            if not name.endswith(suffix):
+                continue
+            found = pattern.fullmatch(name[: len(name) - len(suffix)] if suffix else name)
+            if found:
+                filled = entry.theirs + suffix
+                for key, value in found.groupdict().items():
+                    filled = filled.replace("{" + key + "}", value)
+                count = shape[0] if "{e}" in filled else 1
+                return Place(entry, tuple(filled.replace("{e}", str(e)) for e in range(count)))
+    raise AssertionError(f"no published name for {name}")
+
+
+def publish(places: Mapping[str, Place], ours: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """The published tensors, made one at a time when called for: the inverse of `Place.read`."""
+    sources: dict[str, list[tuple[Place, str, int]]] = {}
+    for name, place in places.items():
+        for number, theirs in enumerate(place.theirs):
+            sources.setdefault(theirs, []).append((place, name, number))
+    return {theirs: _maker(parts, ours) for theirs, parts in sources.items()}
+
+
+def _maker(parts: list[tuple[Place, str, int]], ours: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        ordered = sorted(parts, key=lambda part: part[0].entry.part or (0, 1))
+        pieces = []
+        for place, name, number in ordered:
+            tensor = ours[name].detach()
+            if "{e}" in place.entry.theirs:
+                tensor = tensor[number]
+            pieces.append(tensor if place.entry.insert is None else tensor.unsqueeze(place.entry.insert))
+        whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return whole.t().contiguous() if ordered[0][0].entry.transpose and whole.ndim == 2 else whole.contiguous()
+
+    return make

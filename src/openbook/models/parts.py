@@ -1,0 +1,167 @@
+"""What the decoders with rotary positions share: how their config.json is read and written, and how tensors are named.
+
+A family's own file says what is special about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from openbook.errors import ConfigError
+from openbook.models.config import Config, spell_activation, write_rope
+from openbook.models.family import CannotSay, branches_of, layers_of
+from openbook.models.names import Name
+from openbook.nn import spec
+from openbook.nn.build import check_heads
+
+
+class Shape(NamedTuple):
+    """The sizes every such decoder has."""
+
+    vocab: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    context: int
+
+
+def read_shape(config: Config, context: int, kv_heads: int | None = None, head_dim: int | None = None) -> Shape:
+    """Read the sizes; the arguments are the family's defaults where a config.json may be silent."""
+    dim, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    if head_dim is None and not config.has("head_dim") and dim % heads:
+        raise ConfigError(
+            f"`num_attention_heads` must divide `hidden_size`: got {heads} and {dim} ({config.where}). "
+            "Change one, or set `head_dim`."
+        )
+    shape = Shape(
+        vocab=config.size("vocab_size"),
+        dim=dim,
+        layers=config.layers("num_hidden_layers"),
+        heads=heads,
+        kv_heads=config.size("num_key_value_heads", kv_heads or heads),
+        head_dim=config.size("head_dim", head_dim or max(dim // heads, 1)),
+        hidden=config.size("intermediate_size"),
+        context=config.size("max_position_embeddings", context),
+    )
+    check_heads(shape.heads, shape.kv_heads, config.where)
+    return shape
+
+
+def decoder(
+    shape: Shape,
+    norm: spec.Norm,
+    attention: Callable[[int], spec.Attention],
+    ffn: spec.MLP | spec.MoE,
+    place: spec.Place = "pre",
+    embed_scale: float = 1.0,
+) -> spec.Model:
+    """A decoder without heads: attention, then a feed-forward layer, in every block."""
+    blocks = tuple(
+        spec.Block(
+            branches=(
+                spec.Branch(layer=attention(number), norm=norm, place=place),
+                spec.Branch(layer=ffn, norm=norm, place=place),
+            )
+        )
+        for number in range(shape.layers)
+    )
+    return spec.Model(
+        embed=spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=embed_scale),
+        stack=spec.Stack(dim=shape.dim, blocks=blocks, final_norm=norm),
+        heads=(),
+        context=shape.context,
+    )
+
+
+def windows(config: Config, layers: int, default: Callable[[int], bool], window: int | None) -> list[int | None]:
+    """The window of each layer: as `layer_types` says, else where `default(number)` is true."""
+    kinds = config.raw("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if default(number) else "full_attention" for number in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise ConfigError(f"`layer_types` must list {layers} layers, as `num_hidden_layers` says ({config.where}).")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ConfigError(
+                f"Unknown layer type {kind!r} in `layer_types` of {config.where}: "
+                "'full_attention' and 'sliding_attention' are known."
+            )
+    if window is None and "sliding_attention" in kinds:
+        raise ConfigError(f"`layer_types` names sliding attention but `sliding_window` is not set ({config.where}).")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def write_decoder(model: spec.Model, hidden_act: str = "hidden_act") -> dict[str, Any]:
+    """The keys of config.json that these families share. What a family cannot say shows when it is read back."""
+    attentions = layers_of(model.stack, spec.Attention)
+    attention: spec.Attention = attentions[0]
+    ffn = branches_of(model.stack)[-1].layer
+    mlp = ffn.expert if isinstance(ffn, spec.MoE) else ffn
+    if not isinstance(mlp, spec.MLP) or attention.rope is None or model.stack.final_norm is None:
+        raise CannotSay("it needs attention with rotary positions, a feed-forward layer and a final norm")
+    return {
+        "vocab_size": model.embed.vocab,
+        "hidden_size": model.stack.dim,
+        "intermediate_size": mlp.hidden,
+        "num_hidden_layers": len(model.stack.blocks),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "max_position_embeddings": model.context,
+        "rms_norm_eps": model.stack.final_norm.eps,
+        hidden_act: spell_activation(mlp.activation),
+        "attention_dropout": attention.dropout,
+        "rope_parameters": write_rope(attention.rope, attention.head_dim),
+        "tie_word_embeddings": model.language is None or model.language.tied,
+    } | write_labels(model)
+
+
+def write_labels(model: spec.Model) -> dict[str, Any]:
+    """`num_labels`, where there is a class head."""
+    counts = [head.count for head in model.heads if isinstance(head, spec.Classes) and head.name != "next"]
+    return {"num_labels": counts[0]} if counts else {}
+
+
+def write_windows(model: spec.Model) -> dict[str, Any]:
+    """`layer_types` and `sliding_window`."""
+    found = [layer.pattern.window for layer in layers_of(model.stack, spec.Attention)]
+    return {
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in found],
+        "sliding_window": next((window for window in found if window is not None), None),
+    }
+
+
+BLOCK = "stack.blocks.{i}.branches"
+BASE = (
+    Name("model.embed_tokens", "embed.tokens"),
+    Name("model.norm", "stack.final_norm"),
+    Name("lm_head", "heads.language"),
+    Name("score", "heads.classes.linear"),
+    Name("model.layers.{i}.self_attn.q_proj", f"{BLOCK}.0.layer.q"),
+    Name("model.layers.{i}.self_attn.k_proj", f"{BLOCK}.0.layer.k"),
+    Name("model.layers.{i}.self_attn.v_proj", f"{BLOCK}.0.layer.v"),
+    Name("model.layers.{i}.self_attn.o_proj", f"{BLOCK}.0.layer.out"),
+    Name("model.layers.{i}.self_attn.q_norm", f"{BLOCK}.0.layer.q_norm"),
+    Name("model.layers.{i}.self_attn.k_norm", f"{BLOCK}.0.layer.k_norm"),
+)
+GATED = (
+    Name("model.layers.{i}.mlp.gate_proj", f"{BLOCK}.1.layer.gate"),
+    Name("model.layers.{i}.mlp.up_proj", f"{BLOCK}.1.layer.up"),
+    Name("model.layers.{i}.mlp.down_proj", f"{BLOCK}.1.layer.down"),
+)
+PRE_NORMS = (
+    Name("model.layers.{i}.input_layernorm", f"{BLOCK}.0.norm"),
+    Name("model.layers.{i}.post_attention_layernorm", f"{BLOCK}.1.norm"),
+)
+BOTH_NORMS = (
+    Name("model.layers.{i}.input_layernorm", f"{BLOCK}.0.norm"),
+    Name("model.layers.{i}.post_attention_layernorm", f"{BLOCK}.0.post_norm"),
+    Name("model.layers.{i}.pre_feedforward_layernorm", f"{BLOCK}.1.norm"),
+    Name("model.layers.{i}.post_feedforward_layernorm", f"{BLOCK}.1.post_norm"),
+)
+# Tables of angles that old checkpoints carry.
+IGNORE = (r".*rotary_emb\.inv_freq",)
