@@ -4,7 +4,7 @@
 
 `reference_loss` is this, written with autograd. `head_loss` is the same number and the same gradients in one pass:
 the logits of a chunk of tokens are made in the dtype of the computation, turned in place into their own gradient by
-small fp32 blocks that stay in the processor's cache, and used for both matrix products of the backward pass at once.
+small fp32 blocks that stay in the processor's cache, and used at once for both matrix products of the backward pass.
 At 4,096 tokens × 32,000 words × 288 dims in bf16 on two cores it takes 0.3 s where the reference takes 0.8 s, of
 which 0.2 s are the three matrix products. N tokens, V vocabulary, D dim.
 

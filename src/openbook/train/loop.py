@@ -56,7 +56,7 @@ def advance(run: Run) -> dict[str, Any]:
     plan, progress, step = run.plan, run.progress, run.progress.step
     rows = plan.rows_at(step)
     mine = pieces(progress.row, rows, plan.micro_rows, ranks.size())[ranks.rank() :: ranks.size()]
-    batches = [run.rows.rows(piece.start, piece.length) for piece in mine]
+    batches = [run.rows.batch(piece.start, piece.length) for piece in mine]
     numbers = [piece.number for piece in mine]
     run.optimizer.clear()
     sums = gather(run.model, run.objective, batches, numbers, plan.seed, step)
@@ -96,8 +96,8 @@ def _again(run: Run, batches: Sequence[Batch], numbers: Sequence[int]) -> None:
 def look(run: Run) -> None:
     """Measure the held-out text, remember whether it got better, keep the best weights, and show a sample."""
     step = run.progress.step
-    if run.heldout:
-        found = evaluate(run.model, run.objective, run.heldout, run.token_bytes)
+    if run.heldout is not None:
+        found = evaluate(run.model, run.objective, run.heldout)
         run.tell({"kind": "heldout", "step": step, **found})
         best = run.progress.best
         if best is None or found["loss"] < best - run.plan.improvement:
@@ -110,3 +110,4 @@ def look(run: Run) -> None:
         run.model.eval()
         with torch.no_grad():
             run.tell({"kind": "sample", "step": step, "text": run.sample(run.model)})
+        run.model.train()

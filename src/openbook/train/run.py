@@ -10,13 +10,10 @@ random states, and the length of the journal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from openbook.data.batch import Batch
 from openbook.errors import ConfigError
 from openbook.nn.model import LanguageModel
 from openbook.train import ranks
@@ -29,6 +26,7 @@ from openbook.train.checkpoint import (
     weights_of,
 )
 from openbook.train.guard import Guard
+from openbook.train.heldout import Texts
 from openbook.train.metrics import Journal, Watcher
 from openbook.train.objectives import Objective
 from openbook.train.optim import Optimizer
@@ -93,8 +91,7 @@ class Run:
     optimizer: Optimizer
     schedule: Schedule
     plan: Plan
-    heldout: Sequence[Batch] | Callable[[], Iterable[Batch]] = ()
-    token_bytes: Tensor | None = None  # [V] the bytes of each token, for bits per byte
+    heldout: Texts | None = None
     store: Checkpoints | None = None
     journal: Journal | None = None
     watchers: Sequence[Watcher] = ()

@@ -28,8 +28,8 @@ from openbook.train.objectives import Objective, real_tokens
 class Rows(Protocol):
     """Training data as an endless row of rows, a pure function of its seed and the row's number."""
 
-    def rows(self, start: int, count: int) -> Batch:
-        """Rows start … start + count - 1 as one batch."""
+    def batch(self, start: int, rows: int) -> Batch:
+        """Rows start … start + rows - 1 as one batch."""
         ...
 
 
