@@ -85,7 +85,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         | write_windows(model)
         | {
             "attention_bias": attention.bias,
-            "query_pre_attn_scalar": round(scale**-2, 6),
+            "query_pre_attn_scalar": round(scale**-2),
             "attn_logit_softcapping": attention.softcap,
             "final_logit_softcapping": model.language.softcap if model.language else None,
         }
