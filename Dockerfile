@@ -8,21 +8,20 @@
 
 FROM python:3.12-slim-bookworm
 RUN apt-get update \
- && apt-get install -y --no-install-recommends g++ make \
+ && apt-get install -y --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*
 
 ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 WORKDIR /openbook
-ENV VENV=/opt/venv PATH=/opt/venv/bin:$PATH
-RUN python -m venv $VENV && pip install --no-cache-dir $TORCH
+RUN pip install --no-cache-dir $TORCH
 
-COPY pyproject.toml README.md LICENSE Makefile ./
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY recipes recipes
 COPY corpus corpus
-RUN pip install --no-cache-dir --editable '.[plot,hub]' && touch $VENV/.ready
+RUN pip install --no-cache-dir --editable '.[plot,hub]'
 RUN useradd --create-home reader && mkdir runs && chown -R reader runs
 USER reader
 VOLUME /openbook/runs
 
-CMD ["make", "run", "--assume-old=/opt/venv/.ready"]
+CMD ["sh", "-c", "openbook pretrain recipes/stories.toml --out runs/stories && exec openbook chat runs/stories"]

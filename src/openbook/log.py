@@ -66,9 +66,9 @@ def _say(label: str, text: str, kind: str, once: str | None) -> None:
             if once in _said:
                 return
             _said.add(once)
-    if label and colour_wanted(sys.stderr):
-        label = f"\x1b[{_STYLES[kind]}m{label}\x1b[0m"
     with _lock, contextlib.suppress(OSError, ValueError):  # a closed stderr is no reason to stop the work
+        if label and colour_wanted(sys.stderr):
+            label = f"\x1b[{_STYLES[kind]}m{label}\x1b[0m"
         sys.stderr.write(f"{_CLEAR if _status else ''}{label}{text}\n")
         sys.stderr.flush()
         _status = False
