@@ -6,9 +6,9 @@ All work is done in a hidden folder beside the target, which takes the target's 
 target is whole or absent. Each finished shard is recorded in `progress.json`; after a crash or a kill the same command
 goes on behind the last finished shard, and the result is the same, byte for byte, as without the interruption.
 
-Long documents are cut into pieces, at a blank line where there is one, so that a single book too has a part that can be
-held out. The pieces that are trained on are joined again when they are read (see `Shards.spans`). A tokenizer that puts
-a space before a text puts it before each piece.
+Documents that are long for their corpus are cut into pieces, at a blank line where there is one, so that a single
+book too has a part that can be held out. The pieces that are trained on are joined again when they are read (see
+`Shards.spans`). A tokenizer that puts a space before a text puts it before each piece.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from openbook.data.shards import (
     read_manifest,
     sha256,
 )
-from openbook.errors import DataError, OpenbookError, UsageError
+from openbook.errors import DataError, OpenbookError, OpenbookWarning, UsageError
 from openbook.files import explain_os_error, read_json, sync_folder, write_json
 
 PROGRESS = "progress.json"
@@ -114,7 +115,7 @@ def prepare(
         "tokenizer": tokenizer.fingerprint, "vocab": tokenizer.vocab, "bos": tokenizer.bos, "eos": tokenizer.eos,
         "dtype": "<u2" if tokenizer.vocab <= 1 << 16 else "<u4",
         "field": field, "separator": separator, "held_out": float(held_out), "shard_tokens": shard_tokens,
-        "piece": _piece_size(sources), "sources": sources,
+        "cut": _cutting(sources), "sources": sources,
     }  # fmt: skip
     if done is not None:
         differs = [key for key in task if _comparable(done.get(key)) != _comparable(task[key])]
@@ -125,7 +126,14 @@ def prepare(
                 f"'{out}' already holds text prepared otherwise (different: {', '.join(differs)}). "
                 "Choose another --out, or give --overwrite to prepare it anew."
             )
-    return _Work(out, task, files, tokenizer, progress).run()
+    shards = _Work(out, task, files, tokenizer, progress).run()
+    if held_out and not shards.held().any():
+        warnings.warn(
+            f"Nothing could be held out: '{out}' is one short text. There will be no held-out loss.",
+            OpenbookWarning,
+            stacklevel=2,
+        )
+    return shards
 
 
 class _Work:
@@ -200,7 +208,8 @@ class _Work:
             if number >= start[0]:
                 options = {"field": self.task["field"], "separator": self.task["separator"]}
                 for place, document in enumerate(read_documents(path, **options)):
-                    texts = cut(document.text, self.task["piece"])
+                    whole = len(document.text) <= self.task["cut"]["beyond"]
+                    texts = [document.text] if whole else cut(document.text, self.task["cut"]["to"])
                     for part, text in enumerate(texts):
                         if (number, place, part) >= start:
                             flags = BEGINS * (part == 0) | ENDS * (part == len(texts) - 1)
@@ -314,9 +323,13 @@ def _record(piece: _Piece, ids: list[int], tokenizer: Encoder) -> tuple[int, int
     return value, len(ids), len(data), lead, piece.flags
 
 
-def _piece_size(sources: list[dict[str, Any]]) -> int:
-    """Characters of a piece: 1/64 of the corpus, so that a part can be held out, but from 1 to 64 Ki."""
-    return int(min(1 << 16, max(1 << 10, sum(source["bytes"] for source in sources) // 64)))
+def _cutting(sources: list[dict[str, Any]]) -> dict[str, int]:
+    """Documents `beyond` a 16th of the corpus are cut into pieces `to` a 64th of it, both from 1 to 64 Ki characters.
+
+    So a corpus of many documents is held out by whole documents, and one of few still has parts to hold out.
+    """
+    total = sum(source["bytes"] for source in sources)
+    return {name: int(min(1 << 16, max(1 << 10, total // part))) for name, part in (("beyond", 16), ("to", 64))}
 
 
 def _sources(files: list[Path], known: list[dict[str, Any]]) -> list[dict[str, Any]]:
