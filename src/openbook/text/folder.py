@@ -2,7 +2,7 @@
 
 `tokenizer.json` holds the vocabulary and the whole pipeline. The files beside it say what the tokens are for:
 
-    tokenizer_config.json     bos_token …, add_bos_token, added_tokens_decoder, chat_template (a string or a named list)
+    tokenizer_config.json     bos_token …, added_tokens_decoder, chat_template (a string or a named list)
     special_tokens_map.json   the older place for the names of special tokens; tokenizer_config.json wins
     chat_template.jinja       the newer place for the chat template; it wins over tokenizer_config.json
     additional_chat_templates/*.jinja
@@ -43,8 +43,6 @@ class Settings:
     roles: Mapping[str, Added] = field(default_factory=dict)  # "bos" … "cls", as far as named
     extra: tuple[Added, ...] = ()  # further special tokens
     added: Mapping[int, Added] = field(default_factory=dict)  # added_tokens_decoder
-    add_bos: bool | None = None  # None: the post-processor of tokenizer.json decides
-    add_eos: bool | None = None
     templates: Mapping[str, str] = field(default_factory=dict)  # "default" and others
     stops: tuple[int, ...] = ()  # generation_config.json
     raw: Mapping[str, Any] = field(default_factory=dict)
@@ -84,13 +82,10 @@ def read_settings(folder: Path) -> Settings:
         for key, value in _mapping(raw.get("added_tokens_decoder"), "added_tokens_decoder", where).items()
         if (token := _added(value, f"added_tokens_decoder[{key}]", where))
     }
-    explicit = "add_bos_token" in raw or "add_eos_token" in raw
     return Settings(
         roles=roles,
         extra=extra,
         added=added,
-        add_bos=bool(raw.get("add_bos_token")) if explicit else None,
-        add_eos=bool(raw.get("add_eos_token")) if explicit else None,
         templates=_templates(folder, raw, where),
         stops=_stops(folder / "generation_config.json"),
         raw=raw,

@@ -153,8 +153,8 @@ class Tokenizer:
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
 
-        What is put around it are `prefix` and `suffix`: `add_bos_token`/`add_eos_token` of tokenizer_config.json where
-        they are written, else the post-processor of tokenizer.json.
+        What is put around it are `prefix` and `suffix`, from the post-processor of tokenizer.json. (`add_bos_token` in
+        tokenizer_config.json is an instruction for making that file; where the file exists, it has the last word.)
         """
         return [*self.prefix, *self._plain(text, allow_specials), *self.suffix]
 
@@ -307,11 +307,6 @@ class Tokenizer:
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids put before and after a text by `prompt`."""
-        if self._settings.add_bos is not None:
-            return (
-                (self.bos,) if self._settings.add_bos and self.bos is not None else (),
-                (self.eos,) if self._settings.add_eos and self.eos is not None else (),
-            )
         for probe in ("a", "A", "1", ".", "的"):
             encoding = self._backend.encode(probe)
             if 0 in encoding.special_tokens_mask:
