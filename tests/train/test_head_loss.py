@@ -21,7 +21,9 @@ def case(dtype: torch.dtype, bias: bool, weight_dtype: torch.dtype = torch.float
     return {name: value.requires_grad_() for name, value in made.items()}
 
 
-def run(function: Any, leaves: dict[str, torch.Tensor], targets: torch.Tensor, softcap: float | None, **rest: float) -> Any:
+def run(
+    function: Any, leaves: dict[str, torch.Tensor], targets: torch.Tensor, softcap: float | None, **rest: float
+) -> Any:
     for leaf in leaves.values():
         leaf.grad = None
     head = HeadWeights(leaves["weight"], leaves.get("bias"), softcap)

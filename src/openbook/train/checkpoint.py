@@ -287,6 +287,13 @@ def random_states() -> dict[str, Any]:
     }
 
 
+def seed_everything(seed: int) -> None:
+    """Start the random states of Python, numpy and torch at `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def restore_random_states(states: Mapping[str, Any]) -> None:
     """Put the random states back that `random_states` gave."""
     version, words, gauss = states["python"]

@@ -48,7 +48,7 @@ def head_loss(
     if not len(targets):
         nothing = hidden.sum().float()  # zero: there is nothing to sum, and still a part of the graph
         return HeadLoss(nothing, nothing.detach(), nothing.detach())
-    if torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, head.weight, head.bias) if t is not None):
         total, parts = _FusedLoss.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, targets, head.softcap, smoothing, z_weight
         )
@@ -137,7 +137,7 @@ def _losses(
     limit = BLOCK_BYTES["cpu" if logits.device.type == "cpu" else "other"]
     for rows in _chunks(len(targets), words * 4, limit):
         block, wanted = logits[rows], targets[rows, None]
-        x = block.float()
+        x = block.to(torch.promote_types(block.dtype, torch.float32))
         if softcap is not None:
             x = torch.tanh(x / softcap) * softcap
         log_p = torch.log_softmax(x, dim=-1)

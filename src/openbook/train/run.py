@@ -23,6 +23,7 @@ from openbook.train.checkpoint import (
     put_weights,
     random_states,
     restore_random_states,
+    seed_everything,
     weights_of,
 )
 from openbook.train.guard import Guard
@@ -126,9 +127,10 @@ def save(run: Run, saved: int) -> int:
 
 
 def resume(run: Run) -> bool:
-    """Put the newest checkpoint's state into `run`, if there is one."""
+    """Put the newest checkpoint's state into `run`; without one, the start of the run, and False."""
     snapshot = run.store.latest() if run.store else None
     if snapshot is None:
+        seed_everything(run.plan.seed)
         if run.journal:
             run.journal.rewind(0)
         return False
