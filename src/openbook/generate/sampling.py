@@ -113,8 +113,9 @@ class Sampling:
             return
         if self.n > self.beams:
             raise InputError(f"`n` must be at most `beams`: got n={self.n}, beams={self.beams}.")
-        if self.logprobs is not None:
-            raise InputError("`logprobs` is not reported by beam search (`beams` > 1): ask for one of the two.")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                raise InputError(f"`{name}` is not reported by beam search (`beams` > 1): ask for one of the two.")
         drawn = {"temperature": (0.0, 1.0), "top_k": (0,), "top_p": (1.0,), "min_p": (0.0,), "typical_p": (1.0,)}
         for name, neutral in drawn.items():
             if getattr(self, name) not in neutral:
