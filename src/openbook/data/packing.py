@@ -190,7 +190,8 @@ def _pack(lengths: Ints, block: int) -> tuple[Ints, int]:
                 waiting[space] = []
             waiting[space].append(bins)
 
-    for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(order)], strict=True):
+    ends = np.append(begins, len(order))[1:]
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
         length, at = int(ordered[begin]), begin
         while at < end:
             found = bisect_left(spaces, length)
