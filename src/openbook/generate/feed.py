@@ -1,8 +1,8 @@
 """Feeding a model: prompts in, then one token per row and step, logits of the last tokens out.
 
-`Feed` uses a cache; `SlowFeed` runs the whole rows again at every step and keeps nothing: it is the reference. Both read
-ragged prompts (padded on the right with segment 0), can be told to go on with other rows in another order (samples,
-beams, rows that are done), and remember the source of an encoder-decoder.
+`Feed` uses a cache; `SlowFeed` runs the whole rows again at every step and keeps nothing: it is the reference. Both
+read ragged prompts (padded on the right with segment 0), can be told to go on with other rows in another order
+(samples, beams, rows that are done), and remember the source of an encoder-decoder.
 
 Symbols: B rows, T prompt columns, S source columns, D model dim, V vocabulary.
 """

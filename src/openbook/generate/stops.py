@@ -5,7 +5,8 @@
     watch.feed(b"\\nUs")        # finds b"\\n\\n", releases nothing more
 
 The text ends before the stop whose last byte comes first (the longest of those, should several end there), so the
-result does not depend on where tokens begin and end. Bytes that could still become a stop are held back until they cannot.
+result does not depend on where tokens begin and end. Bytes that could still become a stop are held back until they
+cannot.
 """
 
 from __future__ import annotations
