@@ -27,6 +27,7 @@ from openbook.errors import UsageError
 
 T = TypeVar("T")
 
+_POSITIONAL = get_args(Positional[str])[1]
 _MISSING = tyro.MISSING_NONPROP
 _RECIPE_STYLE = (tyro.conf.AvoidSubcommands,)
 _VERB_STYLE = (
@@ -79,7 +80,7 @@ def option_names(cls: type) -> list[str]:
     """The options of a dataclass as they are typed: `--data.block`, `--json`, and `--no-cached` where it is on."""
     names = []
     for dotted, hint, value in leaves(cls, from_tree(cls, {}, source="the defaults", raw=_MISSING)):
-        positional = get_origin(hint) is Annotated and Positional[Any].__metadata__[0] in hint.__metadata__
+        positional = get_origin(hint) is Annotated and _POSITIONAL in hint.__metadata__
         if not positional:
             names.append(_flag(dotted, not (value is True and bool in alternatives(hint))).replace("_", "-"))
     return names

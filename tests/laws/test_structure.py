@@ -119,7 +119,7 @@ def text_and_apps_need_no_torch(root: Path) -> list[str]:
 
 
 def the_ground_and_help_load_no_torch(root: Path) -> list[str]:
-    light = GROUND | {"__init__", "__main__", "api"}
+    light = GROUND | {"__init__", "__main__"}
     return [
         f"loading {path} loads torch"
         for path, tree in sources(root)

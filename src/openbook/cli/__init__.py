@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from openbook import log
+from openbook import __version__, log
 from openbook.errors import OpenbookError, UsageError, nearest
 
 
@@ -102,9 +102,7 @@ def _dispatch(args: list[str]) -> int:
         print(help_page())
         return 0
     if args[0] in ("-V", "--version", "version"):
-        from importlib.metadata import version
-
-        print(f"openbook {version('openbook')}")
+        print(f"openbook {__version__}")
         return 0
     if args[0] == "help":
         args = [*args[1:], "--help"]

@@ -7,10 +7,9 @@ import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
-from openbook import hardware, runtime
+from openbook import __version__, hardware, runtime
 from openbook.options import parse
 
 EXTRAS = {"plot": "matplotlib", "tensorboard": "tensorboard", "hub": "huggingface_hub", "peers": "transformers"}
@@ -40,7 +39,7 @@ def main(args: Sequence[str], prog: str) -> int:
 def examine(*, again: bool = False, measure: bool = True) -> dict[str, Any]:
     """Everything the page says, as plain values: bytes, GB/s, GFLOP/s, tokens/s."""
     report: dict[str, Any] = {
-        "openbook": version("openbook"),
+        "openbook": __version__,
         "python": platform.python_version(),
         "machine": asdict(hardware.machine()),
         "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()},
@@ -132,9 +131,9 @@ def _meaning(report: dict[str, Any]) -> Iterator[str]:
         yield "Nothing runs until torch loads. Install it again: pip install --force-reinstall torch"
         return
     if report["bfloat16"]:
-        yield "bfloat16 in hardware: yes. Models run in it by default; training computes in it over float32 parameters."
+        yield "bfloat16 in hardware: yes. Training computes in it, and --dtype bfloat16 is worth it."
     else:
-        yield "bfloat16 in hardware: no. Models run in float32 by default: twice the bytes to read per token."
+        yield "bfloat16 in hardware: no. Training computes in float32; --dtype float32 is faster than bfloat16."
     kind = "bfloat16" if report["bfloat16"] else "float32"
     if numbers:
         rate = f"{numbers['decode_1b']:.1f} tokens/s in {kind}"

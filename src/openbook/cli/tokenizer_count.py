@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from openbook.errors import InputError
 from openbook.options import Positional, parse
 
+Row = dict[str, str | int]
 TOGETHER = 256  # documents encoded at once
 
 
@@ -35,7 +36,7 @@ def main(args: Sequence[str], prog: str) -> int:
     if not config.text:
         raise InputError("No text was named: give a .txt or .jsonl file, or a folder of them.")
     tokenizer = Tokenizer.load(config.dir)
-    rows = []
+    rows: list[Row] = []
     for path in find_files(config.text):
         texts = [document.text for document in read_documents(path, field=config.field)]
         groups = (texts[i : i + TOGETHER] for i in range(0, len(texts), TOGETHER))
@@ -46,15 +47,15 @@ def main(args: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _total(rows: Sequence[dict[str, str | int]]) -> dict[str, str | int]:
+def _total(rows: Sequence[Row]) -> Row:
     return {"path": "total", **{key: sum(int(row[key]) for row in rows) for key in ("documents", "bytes", "tokens")}}
 
 
-def _json(rows: Sequence[dict[str, str | int]], vocab: int) -> str:
+def _json(rows: Sequence[Row], vocab: int) -> str:
     return json.dumps({"vocab": vocab, "files": rows, "total": _total(rows)}, indent=2, ensure_ascii=False)
 
 
-def _table(rows: Sequence[dict[str, str | int]]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     lines = [f"{'documents':>10} {'bytes':>14} {'tokens':>14} {'bytes/token':>12}  file"]
     for row in [*rows, _total(rows)] if len(rows) > 1 else rows:
         ratio = int(row["bytes"]) / max(1, int(row["tokens"]))

@@ -1,0 +1,203 @@
+"""`openbook generate DIR --prompt TEXT`: continue prompts."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from openbook.cli.loading import Machine, load_both
+from openbook.errors import InputError, UsageError
+from openbook.options import Positional, Repeated, parse
+
+if TYPE_CHECKING:
+    from openbook.generate.requests import Generation, Token
+    from openbook.generate.sampling import Sampling
+    from openbook.nn.model import LanguageModel
+    from openbook.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How tokens are chosen."""
+
+    max_tokens: int = 256
+    """Tokens to write at most."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Choose among the k best; 0: all."""
+    top_p: float = 1.0
+    """Choose among the best that hold this share of the probability."""
+    min_p: float = 0.0
+    """Choose among those at least this probable, relative to the best."""
+    typical_p: float = 1.0
+    """Choose among the most typical that hold this share."""
+    repetition_penalty: float = 1.0
+    """Above 1: less of what is there already."""
+    presence_penalty: float = 0.0
+    """Subtracted from what was written already."""
+    frequency_penalty: float = 0.0
+    """Subtracted as often as it was written."""
+    no_repeat_ngram: int = 0
+    """No sequence of this many tokens twice; 0: off."""
+    seed: int | None = None
+    """The same seed gives the same text. Default: a new one every time."""
+    stop: Repeated[tuple[str, ...]] = ()
+    """End before this text."""
+    beams: int = 1
+    """Above 1: beam search instead of drawing."""
+    length_penalty: float = 1.0
+    """Of beam search."""
+    n: int = 1
+    """Continuations per prompt."""
+
+    def sampling(self, **more: Any) -> Sampling:
+        """These choices as the library's value, with `more` of its fields."""
+        from openbook.generate.sampling import Sampling
+
+        given = {field.name: getattr(self, field.name) for field in fields(Drawing)}
+        if self.beams > 1 and self.temperature == 1.0:
+            given["temperature"] = 0.0
+        return Sampling(**given, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Drawing, Machine):
+    """Continue prompts with a model. Without --prompt, standard input is the prompt."""
+
+    dir: Positional[str]
+    """Model folder, or a name in the local Hugging Face cache."""
+    prompt: Repeated[tuple[str, ...]] = ()
+    """Text to continue; may be given several times."""
+    logprobs: int | None = None
+    """With --json: log-probabilities of the output, and of this many alternatives."""
+    cached: bool = True
+    """Off: the slow reference, a full forward pass for every token."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def main(args: Sequence[str], prog: str) -> int:
+    """The verb."""
+    config = parse(Config, args, prog=prog)
+    prompts = config.prompt or _from_standard_input()
+    if config.logprobs is not None and not config.json:
+        raise UsageError("--logprobs needs --json: there is no place for numbers in plain text.")
+    sampling = config.sampling(logprobs=config.logprobs)
+    model, tokenizer = load_both(config.dir, config)
+    work = _Work(model, tokenizer, list(prompts), sampling, config.cached)
+    if config.json:
+        print(json.dumps({"model": config.dir, "generations": list(work.records())}, indent=2, ensure_ascii=False))
+    elif len(prompts) == 1 and sampling.n == 1 and sampling.beams == 1:
+        work.stream(_write)
+        print()
+    else:
+        print("\n\n".join(work.texts()))
+    return 0
+
+
+def _from_standard_input() -> tuple[str, ...]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("There is no prompt: give --prompt TEXT, or pipe one in.")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"Standard input is not UTF-8 text (byte {error.start}).") from error
+    return (text.removesuffix("\n"),)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@dataclass
+class _Work:
+    """Prompts on their way through a model, and what becomes of them as text."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    prompts: list[str]
+    sampling: Sampling
+    cached: bool
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether the prompt is read by an encoder, so that the output does not continue it."""
+        return self.model.spec.source is not None
+
+    def tokens(self, results: list[Generation]) -> Iterator[Token]:
+        """The output, token by token; `results` is filled at the end."""
+        from openbook.generate.loop import stream_ids
+
+        specials = frozenset(self.tokenizer.specials.values())
+        return stream_ids(
+            self.model,
+            [self.tokenizer.prompt(text) or self._nothing() for text in self.prompts],
+            self.sampling,
+            eos=self.tokenizer.stops,
+            start=self._start(),
+            cached=self.cached,
+            token_bytes=lambda number: b"" if number in specials else self.tokenizer.token_bytes(number),
+            results=results,
+        )
+
+    def _start(self) -> Sequence[int]:
+        if not self.two_sided:
+            return ()
+        start = self.model.config.get("decoder_start_token_id", self.tokenizer.pad)
+        return () if start is None else (int(start),)
+
+    def _nothing(self) -> list[int]:
+        """What stands for an empty prompt: the begin id, if there is one."""
+        return [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+
+    def stream(self, write: Callable[[str], None]) -> None:
+        """Write the one prompt and its continuation as it comes."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        tokens = self.tokens([])  # complains before anything is written
+        if not self.two_sided:
+            write(self.prompts[0])
+        first = True
+        for token in tokens:
+            text = decoder.decode(token.text, final=token.finish is not None)
+            write(text.lstrip() if first and self.two_sided else text)
+            first = first and not text
+
+    def finished(self) -> Iterator[tuple[str, Generation, str]]:
+        """(prompt, generation, its text) for every continuation."""
+        results: list[Generation] = []
+        for _ in self.tokens(results):
+            pass
+        for result in results:
+            yield self.prompts[result.prompt], result, self._text(result)
+
+    def _text(self, result: Generation) -> str:
+        specials = frozenset(self.tokenizer.specials.values())
+        said = b"".join(b"" if i in specials else self.tokenizer.token_bytes(i) for i in result.ids)
+        text = said[: len(said) - result.excess].decode("utf-8", errors="replace")
+        return text.lstrip() if self.two_sided else text
+
+    def texts(self) -> Iterator[str]:
+        """Every continuation with its prompt before it."""
+        for prompt, _, text in self.finished():
+            yield text if self.two_sided else prompt + text
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every continuation as plain values."""
+        for prompt, result, text in self.finished():
+            record: dict[str, Any] = {"prompt": prompt, "text": text, "ids": result.ids, "finish": result.finish}
+            if isinstance(result.stopped_by, bytes):
+                record["stop"] = result.stopped_by.decode("utf-8", errors="replace")
+            if result.score is not None:
+                record["score"] = result.score
+            if result.logprobs is not None:
+                record["logprobs"] = [
+                    {"id": item.id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
+                    for item in result.logprobs
+                ]
+            yield record
