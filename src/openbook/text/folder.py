@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.errors import OpenbookError, TokenizerError
-from openbook.files import read_json, write_atomic, write_json
+from openbook.files import read_json, write_json
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "sep", "cls")
 
@@ -108,8 +108,7 @@ def write_settings(
     elif templates:
         config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
     write_json(folder / "tokenizer_config.json", config)
-    if "default" in templates and (folder / "chat_template.jinja").exists():  # it would win over what was just written
-        write_atomic(folder / "chat_template.jinja", templates["default"])
+    (folder / "chat_template.jinja").unlink(missing_ok=True)  # one of an earlier tokenizer would win over this one's
     if ends:
         path = folder / "generation_config.json"
         write_json(path, {**_read_object(path), **ends})

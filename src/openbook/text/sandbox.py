@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from types import BuiltinMethodType
 from typing import Any
@@ -28,134 +28,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from openbook.errors import InputError, TokenizerError
+from openbook.text.budget import STEP, WIDTH, Budget, Overrun
 
 BUDGET = "openbook budget"  # no template can spell a variable with a space in it
-GRANT = 10_000_000  # work a template may do for an empty conversation: a character costs 1, a member 5, a step 20
-FACTOR = 200  # and further for each character of the messages
-STEP = 20
-MEMBER = 5
-DEPTH = 200
-BITS = 4096  # of an integer
-WIDTH = 1000  # of padding and indentation
 
 _STRING_METHODS = {
-    "capitalize",
-    "casefold",
-    "count",
-    "endswith",
-    "find",
-    "format",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "islower",
-    "isnumeric",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "lower",
-    "lstrip",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "upper",
-}
+    "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii",
+    "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip",
+    "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
+    "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+}  # fmt: skip
 _FILTERS = {
-    "abs",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "format",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "sort",
-    "string",
-    "title",
-    "tojson",
-    "trim",
-    "unique",
-    "upper",
-}
-
-
-class Overrun(Exception):
-    """The template asked for more work than its budget."""
-
-
-class Budget:
-    """Work that is left."""
-
-    def __init__(self, given: int) -> None:
-        self.left = GRANT + FACTOR * given
-
-    def spend(self, work: int) -> None:
-        self.left -= work
-        if self.left < 0:
-            raise Overrun
-
-    def weigh(self, value: Any) -> int:
-        """Pay for `value` with all that it holds; what it weighs is returned."""
-        before = self.left
-        self._weigh(value, 0)
-        return before - self.left
-
-    def _weigh(self, value: Any, depth: int) -> None:
-        if isinstance(value, str):
-            self.spend(len(value) + 1)
-        elif depth > DEPTH:
-            raise Overrun
-        elif isinstance(value, list | tuple | set | frozenset):
-            self.spend(MEMBER * (len(value) + 1))
-            for member in value:
-                self._weigh(member, depth + 1)
-        elif isinstance(value, Mapping):
-            self.spend(MEMBER * (len(value) + 1))
-            for key, member in value.items():
-                self._weigh(key, depth + 1)
-                self._weigh(member, depth + 1)
-        elif isinstance(value, range):
-            self.spend(MEMBER * (len(value) + 1))
-        else:
-            self.spend(1)
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format", "indent",
+    "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace",
+    "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper",
+}  # fmt: skip
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -189,11 +76,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = _budget(context)
         if operator == "%" and isinstance(left, str):
-            _check_format(budget, left, "%", right)
+            budget.pay_format(left, "%", right)
         elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > BITS:
-                raise Overrun
+            budget.pay_number(operator, left, right)
         elif operator == "*":
             sequence, times = (right, left) if isinstance(left, int) else (left, right)
             if isinstance(times, int):
@@ -207,7 +92,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget.spend(STEP)
         method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
         if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str):
-            _check_string_method(budget, method.__self__, method.__name__, args, kwargs)
+            if method.__name__ == "join" and args:
+                args = (list(args[0]), *args[1:])  # a generator would be used up by weighing it
+            budget.pay_method(method.__self__, method.__name__, [*args, *kwargs.values()])
         result = super().call(__context, __obj, *args, **kwargs)
         budget.weigh(result)
         return result
@@ -331,7 +218,7 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         budget.spend(STEP)
         if name == "join":
             value = list(value)
-        _check_filter(budget, name, value, args, kwargs)
+        budget.pay_filter(name, value, [*args, *kwargs.values()])
         first: tuple[Any, ...] = ()
         if "eval_context" in wants:
             first = (context.eval_ctx,)
@@ -344,51 +231,6 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return paid
-
-
-def _check_filter(budget: Budget, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    weight = budget.weigh(value) + budget.weigh([*args, *kwargs.values()])
-    if name in ("replace", "join") and args:
-        _check_string_method(budget, str(value) if name == "replace" else str(args[0]), name, args or (value,), kwargs)
-        if name == "join":
-            budget.spend(len(str(args[0])) * len(value))
-    elif name == "join":
-        budget.spend(sum(len(str(sep)) for sep in kwargs.values()) * len(value))
-    elif name == "format":
-        _check_format(budget, str(value), "%", [*args, *kwargs.values()])
-    elif name in ("indent", "round", "tojson"):
-        widths = [*args, *kwargs.values()]
-        widths = [len(width) if isinstance(width, str) else width for width in widths]
-        width = max((width for width in widths if isinstance(width, int)), default=4)
-        if width > WIDTH:
-            raise Overrun
-        if name == "indent":
-            budget.spend(str(value).count("\n") * width)
-        elif name == "tojson" and widths:
-            budget.spend(weight * DEPTH // 10)
-
-
-def _check_string_method(budget: Budget, owner: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Pay for what a string method will make, where that can be more than it is given."""
-    given = [*args, *kwargs.values()]
-    budget.spend(len(owner))
-    if name == "replace" and len(given) >= 2:
-        old, new = str(given[0]), str(given[1])
-        budget.spend((owner.count(old) if old else len(owner) + 1) * len(new))
-    elif name == "join" and given and isinstance(given[0], list | tuple):
-        budget.spend(len(owner) * len(given[0]))
-        budget.weigh(given[0])
-    elif name == "format":
-        _check_format(budget, owner, "{", given)
-    elif name in ("split", "rsplit", "splitlines"):
-        budget.spend(len(owner))
-
-
-def _check_format(budget: Budget, pattern: str, mark: str, values: Any) -> None:
-    """Pay for formatting; widths are limited and may not come from the arguments."""
-    if re.search(r"\d{4,}|\{[^}]*\{|%[^a-zA-Z%]*\*", pattern):
-        raise Overrun
-    budget.spend((pattern.count(mark) + 1) * (budget.weigh(values) + WIDTH))
 
 
 def _tojson(

@@ -20,7 +20,8 @@ from itertools import pairwise
 from typing import Any
 
 from openbook.errors import InputError, TokenizerError
-from openbook.text.sandbox import BUDGET, Budget, Sandbox, refusal
+from openbook.text.budget import Budget
+from openbook.text.sandbox import BUDGET, Sandbox, refusal
 from openbook.text.sealed import Sealed, checked_text
 
 # The template of tokenizers trained here: each turn is its role's token, the text, and the token that ends a turn.
