@@ -37,8 +37,6 @@ BOMBS = {
     "repetition": "{{ 'a' * 100000000000 }}",
     "list repetition": "{{ [0] * 100000000000 }}",
     "capture": GROW.replace("START", "''").replace(" = STEP %}", " %}{{ [ns.x, ns.x] }}{% endset %}"),
-        "{% set ns.x = STEP %}", "{% set ns.x %}{{ [ns.x, ns.x] }}{% endset %}"
-    ),
     "replace": "{{ ('a' * 100000).replace('a', 'b' * 100000) }}",
     "replace filter": "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
     "replace by name": "{{ ('a' * 100000) | replace(new='b' * 100000, old='a') }}",
