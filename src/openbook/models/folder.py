@@ -19,11 +19,14 @@ from openbook.files import read_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def resolve(name: str | Path) -> Path:
-    """The folder that `name` is: a path, or a repository in the local Hugging Face cache or on the hub."""
+def resolve(name: str | Path, weights: bool = True) -> Path:
+    """The folder that `name` is: a path, or a repository in the local Hugging Face cache or on the hub.
+
+    Without `weights` only the small files are fetched.
+    """
     path = Path(name)
     if path.is_dir():
         return path
@@ -31,10 +34,10 @@ def resolve(name: str | Path) -> Path:
         raise CheckpointError(f"'{name}' is a file; give the folder that holds config.json and the weights.")
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name) or name.startswith("."):
         raise CheckpointError(f"There is no folder '{name}'.")
-    return _from_hub(name)
+    return _from_hub(name, weights)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -42,12 +45,15 @@ def _from_hub(name: str) -> Path:
         if "/" not in name:
             raise CheckpointError(f"There is no folder '{name}'.") from error
         raise MissingExtra("huggingface_hub", "hub", f"There is no folder '{name}'; loading it by name") from error
+    wanted = _SMALL + ["*.safetensors"] * weights
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if not weights or any(folder.glob("*.safetensors")):  # else an earlier look fetched the small files alone
+            return folder
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"'{name}' is no folder here, it is not in the local Hugging Face cache, and the hub did not give it "

@@ -52,7 +52,7 @@ def load(
     config = read_config(folder)
     family, model_spec = read(config, f"'{folder / 'config.json'}'")
     weights = Weights(folder)
-    model_spec = _tie_if_absent(model_spec, family, weights)
+    model_spec = tied_if_absent(model_spec, family, weights)
     with torch.device("meta"):
         model = build(model_spec)
     model.config = config
@@ -64,8 +64,8 @@ def load(
     return model.eval()
 
 
-def _tie_if_absent(model: spec.Model, family: Family, weights: Weights) -> spec.Model:
-    """Tie the language head where the folder holds none of its own."""
+def tied_if_absent(model: spec.Model, family: Family, weights: Weights) -> spec.Model:
+    """The spec with its language head tied where the folder holds none of its own."""
     head = model.language
     if head is None or head.tied:
         return model

@@ -1,0 +1,298 @@
+"""The page of a description: plain text, 100 columns, numbers flush right. Runs of equal blocks are folded."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from openbook.models.cost import LAYER_PARTS, Run, Shapes, Side, Work, count
+from openbook.models.memory import BYTES
+from openbook.nn import spec
+
+if TYPE_CHECKING:
+    from openbook.models.describe import Description
+
+WIDTH = 100  # columns
+
+
+def render(this: Description) -> str:
+    """The whole page."""
+    sections = (_title, _structure, _parameters, _work, _state, _memory)
+    return "\n\n".join("\n".join(lines) for section in sections if (lines := list(section(this)))) + "\n"
+
+
+def short(number: float, units: Sequence[str] = ("", "K", "M", "B", "T", "Q"), base: int = 1000) -> str:
+    """A number with three digits and its unit: 8.03 B."""
+    value, unit = float(number), 0
+    while round(value, 0 if value >= 100 else 1 if value >= 10 else 2) >= base and unit < len(units) - 1:
+        value, unit = value / base, unit + 1
+    digits = 0 if unit == 0 and value == int(value) else 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} {units[unit]}".strip()
+
+
+def in_bytes(number: float) -> str:
+    """Bytes in powers of 1,024: 14.9 GiB."""
+    return short(number, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), 1024)
+
+
+def in_flops(number: float) -> str:
+    """Floating-point operations: 15.0 GFLOP."""
+    return short(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
+
+
+def _heading(title: str, *columns: str) -> str:
+    """A section's title over a rule, and its columns' names at the right."""
+    right = "".join(f"{column:>16}" for column in columns)
+    return f"{title} {'─' * (WIDTH - len(title) - len(right) - 2)} {right}".rstrip()
+
+
+def _line(label: str, *columns: str, note: str = "") -> str:
+    """An indented label, an explanation, and numbers flush right."""
+    left = f"  {label:<22}{note}"
+    right = "".join(f"{column:>16}" for column in columns)
+    return f"{left:<{WIDTH - len(right)}}{right}".rstrip()
+
+
+def _title(this: Description) -> Iterator[str]:
+    model = this.model
+    layers = f"{len(model.stack.blocks)} blocks"
+    if model.source is not None:
+        layers = f"{len(model.source.stack.blocks)} + {layers}"
+    facts = [
+        f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
+        layers,
+        f"dim {model.stack.dim:,}",
+        f"vocab {model.embed.vocab:,}",
+        "context unbounded" if model.context is None else f"context {model.context:,}",
+    ]
+    yield f"{this.name} · {this.architecture} ({this.family})"[:WIDTH]
+    yield " · ".join(facts)
+    number, size = this.files
+    yield (f"{in_bytes(size)} of weights in {number} file{'s' * (number > 1)}" if number else "no weights beside it")
+
+
+def _structure(this: Description) -> Iterator[str]:
+    found = this.inventory
+    yield _heading("Structure", "parameters")
+    if found.source is not None:
+        yield from _side(found.source, this, "source ")
+    yield from _side(found.main, this, "")
+    for head in this.model.heads:
+        name = "language" if isinstance(head, spec.Language) else getattr(head, "name", "pooler")
+        yield from _entry(f"head · {name}", _head_says(head), found.heads[name])
+
+
+def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
+    if side.embed:
+        yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
+    if side.relative and side.stack.relative is not None:
+        rule = side.stack.relative
+        yield from _entry(f"{prefix}bias", f"{rule.buckets} buckets up to distance {rule.distance}", side.relative)
+    for run in side.runs:
+        yield from _run(run, prefix)
+    if side.final and side.stack.final_norm is not None:
+        yield from _entry(
+            f"{prefix}final norm",
+            f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
+            side.final,
+        )
+
+
+def _run(run: Run, prefix: str) -> Iterator[str]:
+    number = len(run.numbers)
+    times = "" if number == 1 else f" × {number}"
+    each = "" if number == 1 else " each"
+    title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
+    title = (
+        textwrap.shorten(title, WIDTH - 40, placeholder=" …") + times + (" · parallel" if run.block.parallel else "")
+    )
+    yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
+    for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+        name = LAYER_PARTS[type(branch.layer)]
+        place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
+        yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
+
+
+NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
+PLACES = {"pre": "before", "post": "after", "both": "before and after", "plain": "before"}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers as ranges: 0–3, 5, 7–9; every second one from the first on as 0, 2 … 40."""
+    steps = {after - before for before, after in pairwise(numbers)}
+    if len(numbers) > 2 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}, {numbers[1]} … {numbers[-1]}"
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][-1] == number - 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    return ", ".join("–".join(map(str, span)) for span in spans)
+
+
+def _entry(label: str, says: str, shapes: Shapes, indent: int = 2) -> Iterator[str]:
+    """A label, what it says, its shapes on lines of their own, its parameters flush right."""
+    pad = " " * indent
+    total = f"{count(shapes):,}" if shapes else "0"
+    lines = [line for text in (says, shapes_say(shapes)) for line in wrapped(text, WIDTH - 40)]
+    first, *rest = lines or [""]
+    yield f"{pad}{label:<{24 - indent}}{first:<{WIDTH - 40}}{total:>16}"
+    for line in rest:
+        yield f"{' ' * 24}{line}"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns, broken between facts (` · `) rather than inside one where that can be."""
+    lines: list[str] = []
+    for fact in filter(None, text.split(" · ")):
+        if lines and len(lines[-1]) + 3 + len(fact) <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines += textwrap.wrap(fact, width)
+    return lines
+
+
+def shapes_say(shapes: Shapes) -> str:
+    """Shapes with the names that have them: `q, out 4,096 × 4,096 · k, v 1,024 × 4,096 · biases`."""
+    groups: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        if name.endswith("bias") and len(shape) == 1:
+            continue
+        label = "weight" if name == "weight" else name.removesuffix(".weight").replace("experts.", "").replace("_", " ")
+        groups.setdefault(" × ".join(f"{size:,}" for size in shape), []).append(label)
+    said = [f"{', '.join(names)} {shape}" for shape, names in groups.items()]
+    return " · ".join(said + ["biases"] * any(name.endswith("bias") for name in shapes))
+
+
+def _embed_says(embed: spec.Embed) -> str:
+    said = [f"{embed.positions.count:,} learned positions"] if embed.positions else []
+    said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
+    said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
+    return " · ".join(said)
+
+
+def layer_says(layer: spec.Layer) -> str:
+    """A layer in a few words."""
+    match layer:
+        case spec.Attention():
+            return _attention_says(layer)
+        case spec.CrossAttention():
+            return f"{layer.heads} heads of {layer.head_dim} over the source"
+        case spec.MLP():
+            return f"{layer.activation}{' gated' if layer.gated else ''} · hidden {layer.hidden:,}"
+        case spec.MoE():
+            return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
+        case spec.Selective():
+            return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+
+
+def _attention_says(layer: spec.Attention) -> str:
+    said = [f"{layer.heads} heads of {layer.head_dim}"]
+    said += [f"{layer.kv_heads} kv"] if layer.kv_heads != layer.heads else []
+    said += [] if layer.pattern.causal else ["both ways"]
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
+    said += ["relative bias"] if layer.relative else []
+    said += ["q and k normalised"] if layer.norm else []
+    said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
+    return " · ".join(said)
+
+
+def _rope_says(rope: spec.Rope, head_dim: int) -> str:
+    part = "" if rope.dim == head_dim else f" on {rope.dim}"
+    match rope.scaling:
+        case None:
+            how = ""
+        case spec.LinearScaling(factor=factor):
+            how = f", linear × {factor:g}"
+        case spec.DynamicScaling(factor=factor, original=original):
+            how = f", dynamic × {factor:g} beyond {original:,}"
+        case spec.YarnScaling(factor=factor, original=original):
+            how = f", yarn × {factor:g} of {original:,}"
+        case spec.WavelengthScaling(factor=factor, original=original):
+            how = f", by wavelength × {factor:g} of {original:,}"
+    return f"rope{part} θ {rope.theta:,.0f}{how}"
+
+
+def _head_says(head: spec.Head) -> str:
+    match head:
+        case spec.Language():
+            cap = f" · logits capped at {head.softcap:g}" if head.softcap else ""
+            return ("tied to the embedding" if head.tied else "a matrix of its own") + cap
+        case spec.Pooler():
+            return "tanh of the first token"
+        case spec.Classes():
+            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+
+
+def _parameters(this: Description) -> Iterator[str]:
+    yield _heading("Parameters", "count", "share")
+    for part, number in this.parts.items():
+        share = number / this.total
+        bar = "█" * int(share * 36 + 0.5)
+        yield _line(part, f"{number:,}", f"{share:.1%}", note=bar)
+    yield _line("total", f"{this.total:,}", "100%")
+    if this.active != this.total:
+        yield _line("active for a token", f"{this.active:,}", f"{this.active / this.total:.1%}")
+
+
+def _work(this: Description) -> Iterator[str]:
+    sides = [("Work for a token", this.work)]
+    if this.source_work is not None:
+        sides = [("Work for a source token", this.source_work), ("Work for a target token", this.work)]
+    for number, (title, one) in enumerate(sides):
+        yield from [""] * (number > 0)
+        yield _heading(f"{title}, rows of {one.context:,}", "last of the row", "row's mean")
+        rows: list[tuple[str, Callable[[Work], float], Callable[[Work], float]]] = [
+            ("matrices and scans", lambda w: w.products, lambda w: w.products),
+            ("scores and mixing", lambda w: w.attention_last, lambda w: w.attention_mean),
+            ("forward", lambda w: w.last, lambda w: w.mean),
+        ]
+        yield from (_line(label, in_flops(last(one)), in_flops(mean(one))) for label, last, mean in rows if last(one))
+        yield _line("training", in_flops(one.training), note="forward and backward, 3 × forward")
+    yield "  A multiply-add is two operations. Norms, activations and softmax are not counted."
+
+
+def _state(this: Description) -> Iterator[str]:
+    kept = this.state
+    if not (kept.tokens or kept.sequence):
+        return
+    yield _heading("State", *BYTES)
+    if kept.tokens:
+        yield _line("a token", *(in_bytes(kept.token * width) for width in BYTES.values()), note="keys and values")
+    for window, each in kept.tokens if len(kept.tokens) > 1 or (kept.tokens and kept.tokens[0][0]) else ():
+        which = "in layers that see everything" if window is None else f"in layers that see {window:,} tokens"
+        yield _line("", *(in_bytes(each * width) for width in BYTES.values()), note=which)
+    if kept.source:
+        yield _line("a source token", *(in_bytes(kept.source * width) for width in BYTES.values()), note="made once")
+    if kept.sequence:
+        size = in_bytes(kept.sequence * BYTES["fp32"])
+        yield _line("a sequence", size, size, note="always fp32, whatever its length")
+    source = this.context if this.inventory.source else 0
+    rows = (in_bytes(kept.bytes(this.context, width, source)) for width in BYTES.values())
+    yield _line(f"a row of {this.context:,}", *rows, note="and as many of source" if source else "")
+
+
+def _memory(this: Description) -> Iterator[str]:
+    load = f"{this.rows} row{'s' * (this.rows > 1)} of {this.context:,}"
+    yield _heading(f"Memory to serve, {load}", *BYTES)
+    yield _line("weights", *(in_bytes(one.weights) for one in this.serving.values()))
+    yield _line("state", *(in_bytes(one.state) for one in this.serving.values()))
+    yield _line("total", *(in_bytes(one.total) for one in this.serving.values()))
+    need = this.training
+    yield ""
+    yield _heading(f"Memory to train, {load}", "plain", "checkpointed")
+    for label, note, size in (
+        ("parameters", "fp32", need.parameters),
+        ("gradients", "fp32", need.gradients),
+        ("AdamW's moments", "fp32", need.moments),
+    ):
+        yield _line(label, in_bytes(size), in_bytes(size), note=note)
+    estimates = (in_bytes(need.activations), in_bytes(need.recomputed))
+    yield _line("activations", *estimates, note="bf16, an estimate")
+    yield _line("total", in_bytes(need.total), in_bytes(need.least))
+    yield "  Checkpointed: each block is computed again in the backward pass."
