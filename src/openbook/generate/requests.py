@@ -95,10 +95,10 @@ def accept(
         raise InputError("`start` is for encoder-decoders: this model goes on from its prompt.")
     vocab = model.spec.embed.vocab
     limit = model.spec.context if context is None else context
-    _check_ids("start", start, vocab)
+    check_ids("start", start, vocab)
     requests = []
     for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        _check_ids(f"prompt {number}", prompt, vocab)
+        check_ids(f"prompt {number}", prompt, vocab)
         if not len(prompt):
             raise InputError(f"Prompt {number} is empty: give at least one id (the begin id, say).")
         if two_sided and sampling.prompt_logprobs is not None:
@@ -120,7 +120,8 @@ def accept(
     return requests
 
 
-def _check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
+def check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
+    """Raises `InputError` for what is no id of a vocabulary of `vocab` ids; `name` says where it stands."""
     for place, i in enumerate(ids):
         if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab:
             raise InputError(f"{name} holds {i!r} at place {place}: ids of this model are 0 to {vocab - 1}.")
