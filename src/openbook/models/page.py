@@ -26,10 +26,15 @@ def render(this: Description) -> str:
 def short(number: float, units: Sequence[str] = ("", "K", "M", "B", "T", "Q"), base: int = 1000) -> str:
     """A number with three digits and its unit: 8.03 B."""
     value, unit = float(number), 0
-    while round(value, 0 if value >= 100 else 1 if value >= 10 else 2) >= base and unit < len(units) - 1:
+    while round(value, _digits(value)) >= base and unit < len(units) - 1:
         value, unit = value / base, unit + 1
-    digits = 0 if unit == 0 and value == int(value) else 0 if value >= 100 else 1 if value >= 10 else 2
+    digits = 0 if unit == 0 and value == int(value) else _digits(value)
     return f"{value:,.{digits}f} {units[unit]}".strip()
+
+
+def _digits(value: float) -> int:
+    """Places after the point that make three digits of the rounded value."""
+    return 2 if value < 9.995 else 1 if value < 99.95 else 0
 
 
 def in_bytes(number: float) -> str:
