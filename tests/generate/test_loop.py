@@ -258,3 +258,12 @@ def test_bfloat16_and_long_prompts_run(tmp_path: Path) -> None:
     model = load(CASES["gemma2"].folder(tmp_path), dtype="bfloat16")
     got = generate_ids(model, prompts(40, 3), Sampling(max_tokens=20, seed=1, top_p=0.9, logprobs=1), context=None)
     assert [len(g.ids) for g in got] == [20, 20]
+
+
+def test_prompts_may_be_arrays(model: LanguageModel) -> None:
+    plain = generate_ids(model, prompts(5, 5), GREEDY)
+    assert generate_ids(model, torch.tensor(prompts(5, 5)), GREEDY) == plain
+    assert generate_ids(model, torch.tensor(prompts(5, 5)).numpy(), GREEDY) == plain
+    for wrong in ([[True]], [["5"]], [[None]], torch.tensor([[0.5]])):
+        with pytest.raises(InputError, match="prompt 0 holds"):
+            generate_ids(model, wrong, GREEDY)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openbook.generate import processors
-from openbook.generate.draw import choose, filtered, narrow
+from openbook.generate.draw import choose, filtered, narrow, widths
 from openbook.generate.sampler import Row, Sampler
 from openbook.generate.sampling import Sampling
 
@@ -175,8 +175,7 @@ def test_the_narrow_path_draws_what_the_long_way_draws(kind: str, settings: dict
     x = logits(kind, vocab=4000, seed=3)
     sampling = Sampling(**settings)
     numbers = [0.0, 0.2, 0.5, 0.77, 0.95, 0.999999]
-    few = narrow(x, sampling)
-    assert few is not None
+    few = narrow(x, sampling, widths(sampling, 4000)[0])
     whole = filtered(x, sampling)
     inside = torch.full_like(whole, -math.inf).scatter(1, few.ids, filtered(few.logits, sampling, few.outside))
     for row in few.exact.nonzero().flatten().tolist():

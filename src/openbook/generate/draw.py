@@ -23,7 +23,7 @@ from openbook.generate.sampling import Sampling
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-NUCLEUS = 512  # ids that are tried first for top-p and min-p
+NUCLEUS = (512, 4096)  # ids that are tried for top-p and min-p before all
 SPARE = 64  # ids beyond top_k, so that a few ties at its edge stay on the fast path
 MARGIN = 1e-4  # distance of a cumulative probability from the edge, beyond any rounding of a float32 sum
 
@@ -69,12 +69,19 @@ class Narrow(NamedTuple):
     exact: Tensor  # [B] bool: False where the few do not suffice
 
 
-def narrow(logits: Tensor, sampling: Sampling) -> Narrow | None:
-    """The ids of `logits` [B,V] (already divided by the temperature) that can survive the filters; None: take all."""
-    by_mass = (sampling.top_p < 1 or sampling.min_p > 0) and sampling.typical_p >= 1
-    few = sampling.top_k + SPARE if sampling.top_k else NUCLEUS
-    if 4 * few > logits.shape[-1] or not (sampling.top_k or by_mass):
-        return None
+def widths(sampling: Sampling, vocab: int) -> tuple[int, ...]:
+    """How many ids to try before all `vocab` of them, few first; none where trying would save nothing."""
+    if sampling.top_k:
+        tries: tuple[int, ...] = (sampling.top_k + SPARE,)
+    elif (sampling.top_p < 1 or sampling.min_p > 0) and sampling.typical_p >= 1:
+        tries = NUCLEUS
+    else:
+        tries = ()
+    return tuple(few for few in tries if 4 * few <= vocab)
+
+
+def narrow(logits: Tensor, sampling: Sampling, few: int) -> Narrow:
+    """The `few` ids of `logits` [B,V] (already divided by the temperature) most likely to survive the filters."""
     values, ids = torch.topk(logits, few)  # descending
     outside = None
     if sampling.top_k:
@@ -115,13 +122,18 @@ def choose(logits: Tensor, sampling: Sampling, numbers: Sequence[float]) -> Tens
         return argmax(logits)
     if sampling.temperature != 1.0:
         logits = processors.temperature(logits, sampling.temperature)
-    few = narrow(logits, sampling) if logits.device.type == "cpu" else None
-    if few is None:
+    tries = widths(sampling, logits.shape[-1]) if logits.device.type == "cpu" else ()
+    return _choose(logits, sampling, numbers, tries)
+
+
+def _choose(logits: Tensor, sampling: Sampling, numbers: Sequence[float], tries: tuple[int, ...]) -> Tensor:
+    if not tries:
         return categorical(filtered(logits, sampling), numbers)
+    few = narrow(logits, sampling, tries[0])
     places = categorical(filtered(few.logits, sampling, few.outside), numbers)
     tokens = torch.where(places < 0, -1, few.ids.gather(1, places.clamp(min=0).unsqueeze(1)).squeeze(1))
     if bool(few.exact.all()):
         return tokens
     rows = (~few.exact).nonzero().squeeze(1)
-    rest = categorical(filtered(logits[rows], sampling), [numbers[row] for row in rows.tolist()])
+    rest = _choose(logits[rows], sampling, [numbers[row] for row in rows.tolist()], tries[1:])
     return tokens.index_copy(0, rows, rest)

@@ -51,7 +51,7 @@ def fill(
 
     Raises `Refusal` for a model that is not of this kind, `InputError` for a text without a mask or beyond the context.
     """
-    _check(model, texts, mask, banned, batch)
+    texts = _check(model, texts, mask, banned, batch)
     vocab = model.spec.embed.vocab
     if not 1 <= top <= vocab - len(set(banned)):
         raise InputError(f"`top` must be from 1 to {vocab - len(set(banned))}: got {top}.")
@@ -86,16 +86,15 @@ def unmask(
     At `temperature` 0 each prediction is the likeliest id; above, it is drawn. Confidence is the probability of what
     was predicted. `banned` ids (special ids, say) are never written, the mask itself neither. `seed` as in `Sampling`.
     """
-    _check(model, texts, mask, banned, batch)
+    written = _check(model, texts, mask, banned, batch)
     if steps < 1:
         raise InputError(f"`steps` must be at least 1: got {steps}.")
     if not 0 <= temperature < math.inf:
         raise InputError(f"`temperature` must be a number, at least 0: got {temperature!r}.")
     if schedule not in ("cosine", "linear"):
         raise InputError(f"`schedule` must be 'cosine' or 'linear': got {schedule!r}.")
-    written = [list(text) for text in texts]
     with quiet(model):
-        for start in range(0, len(texts), batch):
+        for start in range(0, len(written), batch):
             part = written[start : start + batch]
             streams = [draw.stream(secrets.randbits(64) if seed is None else seed) for _ in part]
             _write(model, part, mask, steps, temperature, schedule, streams, [*banned, mask])
@@ -160,7 +159,10 @@ def _predict(
     return processors.ban(logits, torch.tensor(list(banned), device=ids.device)) if banned else logits
 
 
-def _check(model: LanguageModel, texts: Sequence[Sequence[int]], mask: int, banned: Sequence[int], batch: int) -> None:
+def _check(
+    model: LanguageModel, texts: Sequence[Sequence[int]], mask: int, banned: Sequence[int], batch: int
+) -> list[list[int]]:
+    """The texts as lists of plain ids, once all is in order."""
     if model.spec.language is None:
         raise Refusal("This model has no language head: it cannot fill in. Its heads: " + ", ".join(model.heads) + ".")
     if model.spec.causal or model.spec.source is not None:
@@ -170,8 +172,8 @@ def _check(model: LanguageModel, texts: Sequence[Sequence[int]], mask: int, bann
     vocab, context = model.spec.embed.vocab, model.spec.context
     check_ids("`mask`", [mask], vocab)
     check_ids("`banned`", banned, vocab)
-    for number, text in enumerate(texts):
-        check_ids(f"text {number}", text, vocab)
+    checked = [check_ids(f"text {number}", text, vocab) for number, text in enumerate(texts)]
+    for number, text in enumerate(checked):
         if mask not in text:
             raise InputError(f"Text {number} has no mask (id {mask}): there is nothing to fill in.")
         if context is not None and len(text) > context:
@@ -179,3 +181,4 @@ def _check(model: LanguageModel, texts: Sequence[Sequence[int]], mask: int, bann
                 f"Text {number} has {len(text)} tokens and the context of this model holds {context}: shorten it by "
                 f"{len(text) - context}."
             )
+    return checked

@@ -5,9 +5,10 @@ Plain values; ids and bytes only. Symbols: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import index
+from typing import Literal, SupportsIndex
 
 from openbook.errors import InputError, Refusal
 from openbook.generate.sampling import Sampling
@@ -95,16 +96,17 @@ def accept(
         raise InputError("`start` is for encoder-decoders: this model goes on from its prompt.")
     vocab = model.spec.embed.vocab
     limit = model.spec.context if context is None else context
-    check_ids("start", start, vocab)
+    begin = tuple(check_ids("`start`", start, vocab))
+    ends = frozenset(check_ids("`eos`", eos, vocab))
     requests = []
     for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        check_ids(f"prompt {number}", prompt, vocab)
-        if not len(prompt):
+        ids = tuple(check_ids(f"prompt {number}", prompt, vocab))
+        if not ids:
             raise InputError(f"Prompt {number} is empty: give at least one id (the begin id, say).")
         if two_sided and sampling.prompt_logprobs is not None:
             raise InputError("`prompt_logprobs` is for models that go on from their prompt, not for encoder-decoders.")
         sampling.check_vocab(vocab)
-        before = tuple(start) if two_sided else tuple(prompt)
+        before = begin if two_sided else ids
         room = _room(number, len(before), sampling, limit)
         requests.append(
             Request(
@@ -112,19 +114,30 @@ def accept(
                 prompt=before,
                 sampling=sampling,
                 room=room,
-                stop_ids=frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(eos)),
+                stop_ids=frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else ends),
                 rotary=_rotary(model, len(before) + room),
-                source=tuple(prompt) if two_sided else None,
+                source=ids if two_sided else None,
             )
         )
     return requests
 
 
-def check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
-    """Raises `InputError` for what is no id of a vocabulary of `vocab` ids; `name` says where it stands."""
-    for place, i in enumerate(ids):
-        if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab:
-            raise InputError(f"{name} holds {i!r} at place {place}: ids of this model are 0 to {vocab - 1}.")
+def check_ids(name: str, ids: Iterable[SupportsIndex], vocab: int) -> list[int]:
+    """The ids as plain numbers. Raises `InputError` for what is no id of a vocabulary of `vocab` ids."""
+    checked: list[int] = []
+    for i in ids:
+        if isinstance(i, bool) or not isinstance(i, SupportsIndex) or not 0 <= _index(i) < vocab:
+            raise InputError(f"{name} holds {i!r} at place {len(checked)}: ids of this model are 0 to {vocab - 1}.")
+        checked.append(_index(i))
+    return checked
+
+
+def _index(value: SupportsIndex) -> int:
+    """A whole number (numpy's and torch's too) as an int; -1 for what only looks like one."""
+    try:
+        return index(value)
+    except TypeError:
+        return -1
 
 
 def _room(number: int, length: int, sampling: Sampling, limit: int | None) -> int:
