@@ -214,12 +214,20 @@ def _refuse_unknown(name: str, names: Mapping[str, str], prog: str) -> None:
 
 def _nearest_option(name: str, names: Mapping[str, str]) -> str:
     last = name.rpartition(".")[2]
-    same = [n for n in names if n.rpartition(".")[2] == last]
-    close = same or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    close = close or [n for n in names if difflib.get_close_matches(last, [n.rpartition(".")[2]], cutoff=0.75)]
+    close = [n for n in names if n.rpartition(".")[2] == last]
+    if not close:
+        ratios = {n: _likeness(name, n) for n in names}
+        best = max(ratios.values(), default=0.0)
+        close = [n for n in sorted(ratios, key=lambda n: -ratios[n]) if ratios[n] >= max(0.6, best - 0.1)]
     if not close:
         return f" See: {_listing(names)}"
     return " Did you mean " + " or ".join(f"--{c}" for c in close[:3]) + "?"
+
+
+def _likeness(name: str, known: str) -> float:
+    """How alike two options are, from 0 to 1: as a whole, or by their last part alone, which people leave bare."""
+    bare_ = difflib.SequenceMatcher(None, name.rpartition(".")[2], known.rpartition(".")[2]).ratio()
+    return max(difflib.SequenceMatcher(None, name, known).ratio(), bare_ if "." not in name else 0.0)
 
 
 def _listing(names: Mapping[str, str]) -> str:
