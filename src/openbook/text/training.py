@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added
@@ -39,7 +39,10 @@ _ROLE_NAMES = {
 
 
 def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str]) -> tokenizers.Tokenizer:
-    """A byte-level BPE with at most `vocab` ids, `specials` first. TokenizerError: too small a vocabulary, no text."""
+    """A byte-level BPE with at most `vocab` ids, `specials` first, and the bos token, if any, before a prompt.
+
+    TokenizerError: too small a vocabulary, no text.
+    """
     smallest = 256 + len(specials)
     if any(len(special) < 2 for special in specials) or len(set(specials)) != len(specials):
         raise TokenizerError(
@@ -68,6 +71,12 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str]) -> toke
     backend.train_from_iterator(counted, trainer)
     if counted.characters == 0:
         raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
+    bos = roles_of(specials).get("bos")
+    if bos is not None:  # a text begins as the documents of training do
+        pair = (bos.content, backend.token_to_id(bos.content))
+        backend.post_processor = processors.TemplateProcessing(
+            single=[f"{bos.content}:0", "$A:0"], special_tokens=[pair]
+        )
     return backend
 
 

@@ -1,0 +1,290 @@
+"""A model of one's own behind the waist: messages → template → ids → tokens one by one → text → deltas.
+
+    chat      the tokenizer's chat template, and only it, writes special tokens
+              without a template: the contents of all messages, joined, are one text that the model continues
+    complete  the prompt as it is, with what the tokenizer puts around a text
+    score     teacher-forced log-probabilities
+
+The model computes in a thread of its own, one step at a time, so that an event loop stays alive beside it and
+conversations take turns by the token. Closing the stream of deltas stops the work before its next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from openbook.chat.messages import Delta, Finish, Logprob, Message, Scored, Tool, Usage
+from openbook.chat.protocols import DEFAULT
+from openbook.errors import InputError, Refusal
+from openbook.generate.loop import generate_ids, stream_ids
+from openbook.generate.requests import Logprob as TokenLogprob
+from openbook.generate.requests import Token
+from openbook.generate.sampling import Sampling
+from openbook.generate.stops import Watch
+from openbook.nn.model import LanguageModel
+from openbook.text import TextStream, Tokenizer
+
+
+class Local:
+    """Chat, Complete, Score and Tokenize over a model in this process.
+
+    model, tokenizer   which must fit each other (TokenizerError)
+    context            tokens of prompt and answer together at most; None: the model's own
+    cached             False: the slow reference, every step over the whole text
+    """
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, *, context: int | None = None, cached: bool = True
+    ) -> None:
+        tokenizer.check_fits(model.spec.embed.vocab)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context = model.spec.context if context is None else context
+        self._cached = cached
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="openbook-local")
+
+    @property
+    def continues(self) -> bool:
+        """Whether `chat` continues the text of the conversation, for want of a chat template."""
+        return not self.tokenizer.templates
+
+    def chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        sampling: Sampling = DEFAULT,
+        *,
+        tools: Sequence[Tool] = (),
+        trim: bool = False,
+    ) -> AsyncIterator[Delta]:
+        """The answer, as it comes; see `Chat`. What cannot be served is an error at once, before the first delta.
+
+        With `trim`, turns (a message of the user and what follows it) are left out from the oldest on, never the system
+        messages nor the last turn, until there is room for `max_tokens` or a quarter of the context.
+        """
+        if tools:
+            raise Refusal("This local model does not call tools. Leave `tools` out, and describe them in a message.")
+        heard = [Message.of(message) for message in messages]
+        if not heard:
+            raise InputError("The conversation is empty. Give at least one message.")
+        if any(message.tool_calls or message.role == "tool" for message in heard):
+            raise Refusal("This local model does not call tools: the messages hold calls or results of tools.")
+        ids, dropped = self._fit(heard, sampling, trim)
+        return self._answer(ids, sampling, dropped)
+
+    def complete(self, prompt: str, sampling: Sampling = DEFAULT) -> AsyncIterator[Delta]:
+        """What follows `prompt`, as it comes; see `Complete`."""
+        return self._answer(self._prompt(prompt), sampling, ())
+
+    async def score(self, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
+        """How likely continuations are; see `Score`.
+
+        Context and continuation are encoded as one text. What counts are the tokens from the first one on that differs
+        from the context's own: where a token spans the border, the whole token.
+        """
+        if not pairs:
+            return []
+        wholes: list[list[int]] = []
+        begins: list[int] = []
+        for context, continuation in pairs:
+            before = self._around(self.tokenizer.encode(context))
+            whole = self._around(self.tokenizer.encode(context + continuation))
+            common = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+            begins.append(min(common, len(whole)))
+            wholes.append(whole)
+            if not continuation or begins[-1] == 0:
+                missing = "a continuation" if not continuation else "a context, or a tokenizer with a begin token"
+                raise InputError(f"A score needs {missing}: got ({context!r:.40}, {continuation!r:.40}).")
+        asked = Sampling(max_tokens=0, prompt_logprobs=1)
+        work = partial(generate_ids, self.model, wholes, asked, context=self.context, cached=self._cached)
+        results = await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        return [_scored((result.prompt_logprobs or [])[begin:]) for result, begin in zip(results, begins, strict=True)]
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Ids of `text`, nothing around them."""
+        return self.tokenizer.encode(text)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.tokenizer.decode(ids)
+
+    def count(self, messages: Sequence[Message | Mapping[str, Any]]) -> int:
+        """Tokens of the prompt that `chat` makes of these messages."""
+        return len(self._ids([Message.of(message) for message in messages]))
+
+    # -- prompts ------------------------------------------------------------------------------------------------------
+
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        if not self.continues:
+            return self.tokenizer.chat([message.as_dict() for message in messages])
+        return self._prompt(joined(messages))
+
+    def _prompt(self, text: str) -> list[int]:
+        """Ids of a text with what the tokenizer puts around it; for an empty one the begin token, if there is one."""
+        ids = self.tokenizer.prompt(text)
+        return ids if ids or self.tokenizer.bos is None else [self.tokenizer.bos]
+
+    def _around(self, ids: list[int]) -> list[int]:
+        """`ids` with what begins a text."""
+        before = self.tokenizer.prefix or (() if self.tokenizer.bos is None else (self.tokenizer.bos,))
+        return [*before, *ids]
+
+    def _fit(self, messages: list[Message], sampling: Sampling, trim: bool) -> tuple[list[int], tuple[int, ...]]:
+        """Ids of the messages that fit the context, and the places of those that do not."""
+        ids = self._ids(messages)
+        if self.context is None:
+            return ids, ()
+        if not trim:
+            if len(ids) >= self.context:
+                raise InputError(
+                    f"The conversation has {len(ids)} tokens and the context holds {self.context}, answer included. "
+                    "Shorten it, or ask for `trim`, which leaves out the oldest turns."
+                )
+            return ids, ()
+        limit = self.context - max(1, min(sampling.max_tokens, self.context // 4))
+        turns = _turns(messages)
+
+        def without(count: int) -> list[int]:
+            gone = {place for turn in turns[:count] for place in turn}
+            return self._ids([message for place, message in enumerate(messages) if place not in gone])
+
+        count = 0
+        if len(ids) > limit and len(turns) > 1:
+            count = bisect_left(range(len(turns) - 1), True, lo=1, key=lambda fewer: len(without(fewer)) <= limit)
+            ids = without(count)
+        if len(ids) >= self.context:
+            raise InputError(
+                f"The last turn alone, with the system messages, has {len(ids)} tokens and the context holds "
+                f"{self.context}, answer included. Shorten it."
+            )
+        return ids, tuple(place for turn in turns[:count] for place in turn)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, ids: list[int], sampling: Sampling, dropped: tuple[int, ...]) -> AsyncIterator[Delta]:
+        if sampling.prompt_logprobs is not None:
+            raise Refusal("`prompt_logprobs` are not a part of an answer: use `score`.")
+        tokens = stream_ids(
+            self.model,
+            [ids],
+            replace(sampling, stop=()),  # stop strings are looked for in the text, see _Choice
+            eos=self.tokenizer.stops,
+            start=self._start(),
+            context=self.context,
+            cached=self._cached,
+        )
+        return self._deltas(tokens, sampling, len(ids), dropped)
+
+    def _start(self) -> Sequence[int]:
+        """What the output of an encoder-decoder begins with."""
+        if self.model.spec.source is None:
+            return ()
+        start = self.model.config.get("decoder_start_token_id", self.tokenizer.pad)
+        return () if start is None else (int(start),)
+
+    async def _deltas(
+        self, tokens: Iterator[Token], sampling: Sampling, heard: int, dropped: tuple[int, ...]
+    ) -> AsyncIterator[Delta]:
+        choices = [_Choice(index, self.tokenizer, sampling) for index in range(sampling.n)]
+        loop = asyncio.get_running_loop()
+        said = 0
+        try:
+            if dropped:
+                yield Delta(dropped=dropped)
+            while not all(choice.finish for choice in choices):
+                token = await loop.run_in_executor(self._worker, next, tokens, None)
+                if token is None:
+                    break
+                choice = choices[token.choice]
+                if choice.finish:
+                    continue
+                said += 1
+                delta = choice.take(token)
+                if all(choice.finish for choice in choices):
+                    delta = replace(delta, usage=Usage(prompt_tokens=heard, completion_tokens=said))
+                if delta.text or delta.finish or delta.logprobs:
+                    yield delta
+            if not all(choice.finish for choice in choices):  # nothing was to be written: max_tokens is 0
+                for choice in choices:
+                    yield Delta(choice=choice.index, finish="length", usage=Usage(prompt_tokens=heard))
+        finally:
+            with suppress(RuntimeError):  # at the end of the program, when no thread is left to stop
+                self._worker.submit(_close, tokens)  # behind the step that may still be running
+
+
+class _Choice:
+    """One choice on its way from tokens to text: characters are whole, and the text ends before a stop string."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, sampling: Sampling) -> None:
+        self.index = index
+        self.finish: Finish | None = None
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer)
+        self._watch = Watch(sampling.stop_bytes)
+        self._min_tokens = sampling.min_tokens
+
+    def take(self, token: Token) -> Delta:
+        """What `token` adds. The token that stops is not a part of the text."""
+        stopped = token.finish == "stop"
+        text = "" if stopped else self._stream.feed(token.id)
+        if token.finish is not None:
+            self.finish = "stop" if stopped else "length"
+            text += self._stream.finish()
+        shown = self._watch.feed(text.encode(), stopping=token.index + 1 >= self._min_tokens)
+        if self._watch.found is not None:
+            self.finish = "stop"
+        elif self.finish:
+            shown += self._watch.finish()
+        logprobs = () if token.logprob is None else (self._logprob(token.logprob),)
+        return Delta(choice=self.index, text=shown.decode(errors="replace"), finish=self.finish, logprobs=logprobs)
+
+    def _logprob(self, found: TokenLogprob) -> Logprob:
+        top = tuple(self._one(number, logprob) for number, logprob in found.top)
+        return replace(self._one(found.id, found.logprob), top=top)
+
+    def _one(self, number: int, logprob: float) -> Logprob:
+        raw = self._tokenizer.token_bytes(number)
+        return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
+
+
+def joined(messages: Sequence[Message]) -> str:
+    """The text that a model without a chat template continues: all contents, as they are, with one space where neither
+    side of a border has any."""
+    text = ""
+    for message in messages:
+        content = message.content or ""
+        touching = text and content and not text[-1].isspace() and not content[0].isspace()
+        text += " " + content if touching else content
+    return text
+
+
+def _turns(messages: Sequence[Message]) -> list[list[int]]:
+    """The places of messages by turns; system messages belong to none."""
+    turns: list[list[int]] = []
+    for place, message in enumerate(messages):
+        if message.role in ("system", "developer"):
+            continue
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(place)
+    return turns
+
+
+def _scored(logprobs: Sequence[TokenLogprob | None]) -> Scored:
+    known = [logprob for logprob in logprobs if logprob is not None]
+    return Scored(
+        logprob=sum(logprob.logprob for logprob in known),
+        tokens=len(known),
+        greedy=all(logprob.top[0][0] == logprob.id for logprob in known),
+    )
+
+
+def _close(tokens: Iterator[Token]) -> None:
+    if isinstance(tokens, Generator):
+        tokens.close()
