@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,35 @@ def test_names_of_special_tokens_are_text(kind: str, pairs: dict[str, tuple[Toke
     for name in ours.specials:
         for text in (name, f"a{name}b", f" {name} {name}", name[:3] + name):
             assert ours.encode(text) == theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        ("LlamaTokenizer", "llama2"),
+        ("GemmaTokenizer", "gemma"),
+        ("GPT2Tokenizer", "byte_level"),
+        ("RobertaTokenizer", "byte_level"),
+        ("Qwen2Tokenizer", "byte_level"),
+        ("T5Tokenizer", "unigram"),
+        ("BertTokenizer", "wordpiece"),
+    ],
+)
+def test_folders_that_transformers_writes(made: str, kind: str, tmp_path: Path) -> None:
+    """The classes of single models build pipelines of their own; the folder they save says all that they do."""
+    import transformers
+
+    model = json.loads(KINDS[kind]()[0].to_str())["model"]
+    vocab = model["vocab"] if isinstance(model["vocab"], dict) else [tuple(entry) for entry in model["vocab"]]
+    merges = {"merges": [tuple(merge) for merge in model["merges"]]} if "merges" in model else {}
+    getattr(transformers, made)(vocab=vocab, **merges).save_pretrained(tmp_path)
+    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == made
+    for text in [*SENTENCES, *ODD, *(f"a {name} b{name}" for name in ours.specials)]:
+        ids = theirs(text).input_ids
+        assert ours.prompt(text, allow_specials=True) == ids, text
+        assert ours.decode(ids, skip_specials=False) == theirs.decode(ids)
 
 
 class TestTraining:
@@ -213,6 +244,12 @@ class TestConfiguration:
         assert tokenizer.stops == (5, eos)
         tokenizer.save(path)
         assert json.loads((path / "generation_config.json").read_text())["top_k"] == 3
+
+    def test_copies_and_pickles(self, tmp_path: Path) -> None:
+        tokenizer = Tokenizer.load(write("llama3", tmp_path))
+        for again in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
+            assert again.prompt(SENTENCES[3]) == tokenizer.prompt(SENTENCES[3])
+            assert (again.stops, again.fingerprint) == (tokenizer.stops, tokenizer.fingerprint)
 
     def test_the_file_alone(self, tmp_path: Path) -> None:
         path = write("llama2", tmp_path)

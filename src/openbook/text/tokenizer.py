@@ -207,6 +207,9 @@ class Tokenizer:
             state.pop(inert, None)
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Any, ...]]:
+        return Tokenizer, (self._backend, self._settings, self._where)
+
     def __repr__(self) -> str:
         return f"Tokenizer(vocab={self.vocab}, specials={len(self.specials)}{_at(self._where)})"
 
