@@ -11,90 +11,92 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from openbook.cli.dialogue import COMMANDS, Dialogue, Message, Settings
+from openbook.chat.messages import Delta, Message
+from openbook.chat.scripted import Call, Scripted
+from openbook.cli.dialogue import COMMANDS, SETTINGS, Dialogue
 from openbook.errors import ConfigError, InputError, UsageError
+from openbook.generate.sampling import Sampling
+
+START = Sampling(temperature=0.8, top_p=0.95)
 
 
-class Echo:
-    """Answers with how many messages it sees and the last one; a token is a word."""
-
-    continues = False
-
-    def __init__(self, context: int | None = None) -> None:
-        self.context = context
-        self.seen: list[Sequence[Message]] = []
-
-    def check(self, settings: Settings) -> None:
-        if settings.temperature < 0:
-            raise InputError("`temperature` must be at least 0.")
-
-    def count(self, messages: Sequence[Message]) -> int:
-        return sum(len(message["content"].split()) for message in messages)
-
-    def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[str]:  # noqa: ARG002
-        if self.context is not None and self.count(messages) > self.context:
-            raise InputError(f"{self.count(messages)} tokens do not fit {self.context}.")
-        self.seen.append(list(messages))
-        yield f"{len(messages)}: "
-        yield messages[-1]["content"]
+def echo(call: Call) -> list[str]:
+    """How many messages are seen, and the last one, in two pieces."""
+    return [f"{len(call.messages)}: ", call.messages[-1].content or ""]
 
 
-def talk(lines: Sequence[str], monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[Dialogue, int]:
-    data = io.TextIOWrapper(io.BytesIO("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")))
-    monkeypatch.setattr(sys, "stdin", data)
-    dialogue = Dialogue(options.pop("speaker", Echo()), **options)  # type: ignore[arg-type]
-    return dialogue, dialogue.run()
+def talk(
+    lines: Sequence[str], monkeypatch: pytest.MonkeyPatch, *replies: Any, **options: Any
+) -> tuple[Dialogue, Scripted, int]:
+    """Say `lines` from a pipe; the dialogue, its speaker and the exit status."""
+    data = io.BytesIO("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
+    speaker = Scripted(*(replies or [echo] * len(lines)))
+    dialogue = Dialogue(speaker, START, **options)
+    return dialogue, speaker, dialogue.run()
+
+
+def contents(messages: Sequence[Message]) -> list[str | None]:
+    return [message.content for message in messages]
 
 
 def test_turns_remember_each_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    dialogue, status = talk(["hello", "", "again \\", "and again", "//not a command"], monkeypatch)
+    lines = ["hello", "", "again \\", "and again", "//not a command"]
+    dialogue, speaker, status = talk(lines, monkeypatch)
     assert status == 0
     assert capsys.readouterr().out == "1: hello\n3: again \nand again\n5: /not a command\n"
-    assert [m["role"] for m in dialogue.messages] == ["user", "assistant"] * 3
+    assert [message.role for message in dialogue.messages] == ["user", "assistant"] * 3
+    assert all(call.trim and call.sampling == START for call in speaker.calls)
 
 
-def test_a_speaker_that_continues_also_goes_on_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    speaker = Echo()
-    speaker.continues = True
-    dialogue, _ = talk(["once", ""], monkeypatch, speaker=speaker)
-    assert [m["content"] for m in dialogue.messages] == ["once", "1: once", "", "3: "]
+def test_a_model_that_continues(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts are joined with spaces, an empty line lets it go on, and an end begins a new text."""
+    on = Delta(finish="length")
+    replies = [[" upon", on], [" a time", on], ["there was", Delta(finish="stop")], ["new", on]]
+    dialogue, speaker, _ = talk(["once", "", "and", "", "then"], monkeypatch, *replies, continues=True)
+    texts = ["".join(message.content or "" for message in call.messages) for call in speaker.calls]
+    assert texts == ["once", "once upon", "once upon a time and", "then"]
+    assert "begins a new one" in capsys.readouterr().err
+    assert len(dialogue.messages) == 8, "the conversation is kept whole"
 
 
-def test_context_is_trimmed_loudly_and_the_conversation_kept(
+def test_what_the_model_no_longer_sees_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speaker = Echo(context=12)
-    dialogue, _ = talk(["one two three", "four five", "six"], monkeypatch, speaker=speaker, system="be kind")
-    said = capsys.readouterr().err
-    assert "no longer sees the oldest 2 messages of 3: its context holds 12 tokens" in said
-    assert len(dialogue.messages) == 6
-    assert all(seen[0]["content"] == "be kind" for seen in speaker.seen), "the system message stays"
-    assert all(speaker.count(seen) <= 12 for seen in speaker.seen)
-    assert len(speaker.seen[0]) == 2
+    two = Delta(dropped=(1, 2))
+    replies = ["a", [two, "b"], [two, "c"], [Delta(dropped=(1, 2, 3, 4)), "d"]]
+    dialogue, speaker, _ = talk(["1", "2", "3", "4"], monkeypatch, *replies, system="be kind")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("oldest ")[1].split(":")[0] for line in said] == ["2 messages of 3", "4 messages of 7"]
+    assert len(dialogue.messages) == 8
+    assert all(call.messages[0] == Message.system("be kind") for call in speaker.calls)
 
 
-def test_one_message_that_is_too_long_is_an_error_and_nothing_is_lost(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dialogue, status = talk(["a", "word " * 20, "b"], monkeypatch, speaker=Echo(context=10))
+def test_an_error_loses_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing = [echo, InputError("20 tokens do not fit."), ["begun", InputError("gone")], echo]
+    dialogue, _, status = talk(["a", "word " * 20, "c", "b"], monkeypatch, *failing)
     assert status == 1, "input from a pipe could not all be answered"
-    assert "20 tokens do not fit 10" in capsys.readouterr().err
-    assert [m["content"] for m in dialogue.messages if m["role"] == "user"] == ["a", "b"]
+    said = capsys.readouterr()
+    assert "20 tokens do not fit" in said.err
+    assert said.out == "1: a\nbegun\n3: b\n"
+    assert contents(dialogue.messages) == ["a", "1: a", "b", "3: b"]
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = ["/temperature 0", "/top-k 5", "/seed 3", "/seed None", "/max-tokens", "/settings"]
-    dialogue, status = talk(lines, monkeypatch)
+    lines = ["/temperature 0", "/top-k 5", "/seed 3", "/seed None", "/max-tokens", "/settings", "a"]
+    dialogue, speaker, status = talk(lines, monkeypatch)
     assert status == 0
-    assert dialogue.settings == Settings(temperature=0.0, top_k=5)
+    assert speaker.calls[0].sampling == dialogue.sampling == Sampling(temperature=0.0, top_p=0.95, top_k=5)
     said = capsys.readouterr().err
     assert "temperature: 0.0" in said
     assert "max tokens: 256" in said
+    assert all(f"{name.replace('_', '-')}: " in said for name in SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,9 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         ("/temprature 1", "Did you mean '/temperature'"),
         ("/temperature hot", "takes a number: got 'hot'. It stays 0.8"),
         ("/temperature -1", "at least 0"),
+        ("/top-p nan", "top_p"),
         ("/save", "needs a file name"),
+        ("/save /proc/nowhere/x.json", "Cannot write"),
         ("/load /nowhere/x.json", "nowhere"),
         ("/retry", "no answer yet"),
         ("/undo", "nothing to take back"),
@@ -113,25 +117,27 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 def test_wrong_lines_change_nothing(
     line: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dialogue, status = talk([line, "on"], monkeypatch)
+    dialogue, _, status = talk([line, "on"], monkeypatch)
     assert says in capsys.readouterr().err
-    assert dialogue.settings == Settings()
+    assert dialogue.sampling == START
     assert len(dialogue.messages) == 2
     assert status == 1
 
 
 def test_retry_undo_reset_system_exit(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialogue, _ = talk(["a", "/retry", "b", "/undo", "/exit", "never"], monkeypatch)
-    assert [m["content"] for m in dialogue.messages] == ["a", "1: a"]
-    dialogue, _ = talk(["/system be kind", "a", "/reset", "/system", "b"], monkeypatch)
-    assert [m["content"] for m in dialogue.messages] == ["b", "1: b"]
+    dialogue, speaker, _ = talk(["a", "/retry", "b", "/undo", "/exit", "never"], monkeypatch)
+    assert contents(dialogue.messages) == ["a", "1: a"]
+    assert [contents(call.messages) for call in speaker.calls] == [["a"], ["a"], ["a", "1: a", "b"]]
+    dialogue, speaker, _ = talk(["/system be kind", "a", "/reset", "/system", "b"], monkeypatch)
+    assert contents(dialogue.messages) == ["b", "1: b"]
+    assert [contents(call.messages) for call in speaker.calls] == [["be kind", "a"], ["b"]]
 
 
 def test_save_and_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
-    first, _ = talk(["/system be kind", "hellö", f"/save {file}"], monkeypatch)
+    first, _, _ = talk(["/system be kind", "hellö", f"/save {file}"], monkeypatch)
     assert json.loads(file.read_text("utf-8"))["messages"][0] == {"role": "user", "content": "hellö"}
-    second, _ = talk([f"/load {file}", "more"], monkeypatch)
+    second, _, _ = talk([f"/load {file}", "more"], monkeypatch)
     assert second.system == "be kind"
     assert second.messages[:2] == first.messages
     assert len(second.messages) == 4
@@ -140,35 +146,34 @@ def test_save_and_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", "{}", '{"messages": [3]}', '{"messages": [{"role": "cat", "content": ""}]}'])
 def test_a_file_that_is_no_conversation(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
-    dialogue = Dialogue(Echo(), messages=[{"role": "user", "content": "kept"}])
+    dialogue = Dialogue(Scripted(), START, messages=[Message.user("kept")])
     with pytest.raises(ConfigError):
         dialogue.take(f"/load {tmp_path}/x.json")
-    assert dialogue.messages == [{"role": "user", "content": "kept"}]
+    assert contents(dialogue.messages) == ["kept"]
 
 
 def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    Dialogue(Echo()).take("/help")
+    Dialogue(Scripted(), START).take("/help")
     said = capsys.readouterr().err
     assert all(command in said for command in COMMANDS)
     with pytest.raises(UsageError):
-        Dialogue(Echo()).take("/helpp")
+        Dialogue(Scripted(), START).take("/helpp")
 
 
 # ------------------------------------------------------------------------------------------------ at a real terminal
 
 PROGRAM = """
-import time
+import asyncio
+from openbook.chat.messages import Delta
 from openbook.cli.dialogue import Dialogue
+from openbook.generate.sampling import Sampling
 class Slow:
-    context, continues = None, False
-    def check(self, settings): pass
-    def count(self, messages): return 0
-    def answer(self, messages, settings):
-        yield f"begin {len(messages)} "
-        if messages[-1]["content"] == "slow":
-            time.sleep(60)
-        yield "end"
-raise SystemExit(Dialogue(Slow()).run())
+    async def chat(self, messages, sampling, *, tools=(), trim=False):
+        yield Delta(text=f"begin {len(messages)} ")
+        if messages[-1].content == "slow":
+            await asyncio.sleep(60)
+        yield Delta(text="end", finish="stop")
+raise SystemExit(Dialogue(Slow(), Sampling()).run())
 """
 
 

@@ -1,7 +1,7 @@
 """A conversation in the terminal: lines in, streamed answers out, and commands that begin with a slash.
 
     line ──▶ command? ──▶ done here
-      └────▶ messages ──fit──▶ speaker.answer ──▶ printed piece by piece ──▶ messages
+      └────▶ messages ──▶ Chat ──▶ deltas, printed as they come ──▶ messages
 
 The conversation is kept whole; what no longer fits the model's context is left out of what the model sees, loudly.
 Ctrl-C stops the answer, not the program. With standard input from a pipe every line is a turn and nothing is echoed.
@@ -12,55 +12,38 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from openbook import log
+from openbook.chat.blocking import iterate
+from openbook.chat.messages import Message
+from openbook.chat.protocols import Chat
 from openbook.errors import ConfigError, InputError, OpenbookError, UsageError, nearest
 from openbook.files import read_json, write_json
+from openbook.generate.sampling import Sampling
 
-Message = Mapping[str, str]  # role: system, user or assistant; content
-ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a person may change in the middle of a conversation."""
-
-    temperature: float = 0.8
-    top_p: float = 0.95
-    top_k: int = 0
-    max_tokens: int = 256
-    seed: int | None = None
-
-
-class Speaker(Protocol):
-    """Who answers."""
-
-    context: int | None  # tokens the model can see
-    continues: bool  # whether it goes on from an empty line too
-
-    def check(self, settings: Settings) -> None:
-        """Raise InputError for settings that cannot be used."""
-
-    def count(self, messages: Sequence[Message]) -> int:
-        """Tokens of the prompt that these messages become."""
-
-    def answer(self, messages: Sequence[Message], settings: Settings) -> Iterator[str]:
-        """The answer, piece by piece."""
+SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "seed")  # what a person may change in between
 
 
 @dataclass
 class Dialogue:
-    """The conversation and the loop over it."""
+    """The conversation and the loop over it.
 
-    speaker: Speaker
-    settings: Settings = field(default_factory=Settings)
+    continues   the model only knows how to go on with a text: messages are joined to one, and an empty line means go on
+    begin       the first message that counts: a continued text that came to its end is not continued
+    unseen      how many messages the model no longer sees
+    """
+
+    chat: Chat
+    sampling: Sampling
     system: str = ""
     name: str = ""
+    continues: bool = False
     messages: list[Message] = field(default_factory=list)
-    unseen: int = 0  # messages at the start that the model no longer sees
+    begin: int = 0
+    unseen: int = 0
     failed: bool = False
 
     # -------------------------------------------------------------------------------------------- the loop
@@ -86,44 +69,49 @@ class Dialogue:
         text = line.removeprefix("/") if line.startswith("//") else line
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError("This line is not UTF-8 text.")
-        if text.strip() or self.speaker.continues:
+        if text.strip() or (self.continues and len(self.messages) > self.begin):
             self._turn(text)
         return True
 
     def _turn(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text})
+        before = len(self.messages)
+        self.messages.append(Message.user(self._spaced(text)))
         said: list[str] = []
+        finish = None
         try:
-            for piece in self.speaker.answer(self._visible(), self.settings):
-                said.append(piece)
-                _write(piece)
+            for delta in iterate(self.chat.chat(self._counting(), self.sampling, trim=True)):
+                self._tell_dropped(delta.dropped)
+                said.append(delta.text)
+                finish = delta.finish or finish
+                _write(delta.text)
             _write("\n")
         except KeyboardInterrupt:
             _write(" …\n")
             log.note("stopped; what was said so far is kept")
         except BaseException:
-            self.messages.pop()
-            if said:
-                _write("\n")
+            del self.messages[before:]
+            _write("\n" if said else "")
             raise
-        self.messages.append({"role": "assistant", "content": "".join(said)})
+        self.messages.append(Message.assistant("".join(said)))
+        if self.continues and finish == "stop":
+            self.begin, self.unseen = len(self.messages), 0
+            log.note("(the text ends here; what you write next begins a new one)")
 
-    def _visible(self) -> list[Message]:
-        """The messages that fit the context with room for an answer: the newest, and always the system's."""
-        head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        context = self.speaker.context
-        start = min(self.unseen, len(self.messages) - 1)
-        if context is not None:
-            reserve = min(self.settings.max_tokens, context // 4)
-            while start < len(self.messages) - 1:
-                if self.speaker.count(head + self.messages[start:]) + reserve <= context:
-                    break
-                start = min(start + 2, len(self.messages) - 1)
-        if start > self.unseen:
-            left = f"{start} message{'s' if start > 1 else ''} of {len(self.messages)}"
-            log.caution(f"the model no longer sees the oldest {left}: its context holds {context} tokens")
-            self.unseen = start
-        return head + self.messages[start:]
+    def _counting(self) -> list[Message]:
+        """The messages that the next answer follows."""
+        head = [Message.system(self.system)] if self.system else []
+        return head + self.messages[self.begin :]
+
+    def _spaced(self, text: str) -> str:
+        """`text`, where texts are joined with a space before it if there would be none."""
+        last = self.messages[-1].content if self.continues and len(self.messages) > self.begin else ""
+        return f" {text}" if last and text and not last[-1].isspace() and not text[0].isspace() else text
+
+    def _tell_dropped(self, dropped: Sequence[int]) -> None:
+        if len(dropped) > self.unseen:
+            self.unseen = len(dropped)
+            count = f"{self.unseen} message{'s' if self.unseen > 1 else ''} of {len(self.messages)}"
+            log.caution(f"the model no longer sees the oldest {count}: the conversation is longer than its context")
 
     # -------------------------------------------------------------------------------------------- commands
 
@@ -134,17 +122,15 @@ class Dialogue:
         return COMMANDS[name][1](self, rest.strip())
 
     def _set(self, name: str, text: str) -> bool:
-        old = getattr(self.settings, name)
+        old = getattr(self.sampling, name)
         if text:
             kind = float if name in ("temperature", "top_p") else int
             try:
                 value: Any = None if name == "seed" and text == "None" else kind(text)
             except ValueError:
                 raise UsageError(f"/{name.replace('_', '-')} takes a number: got '{text}'. It stays {old}.") from None
-            changed = replace(self.settings, **{name: value})
-            self.speaker.check(changed)
-            self.settings = changed
-        log.note(f"{name.replace('_', ' ')}: {getattr(self.settings, name)}")
+            self.sampling = replace(self.sampling, **{name: value})  # refuses what is out of range
+        log.note(f"{name.replace('_', ' ')}: {getattr(self.sampling, name)}")
         return True
 
     def _system(self, text: str) -> bool:
@@ -153,30 +139,36 @@ class Dialogue:
         return True
 
     def _reset(self, _: str) -> bool:
-        self.messages, self.unseen = [], 0
+        self.messages, self.begin, self.unseen = [], 0, 0
         log.note("a new conversation")
         return True
 
     def _retry(self, _: str) -> bool:
         if len(self.messages) < 2:
             raise UsageError("There is no answer yet to give again.")
-        self.messages.pop()
-        self._turn(self.messages.pop()["content"])
+        asked = self.messages[-2].content or ""
+        self._take_back()
+        self._turn(asked)
         return True
 
     def _undo(self, _: str) -> bool:
         if len(self.messages) < 2:
             raise UsageError("There is nothing to take back.")
-        del self.messages[-2:]
-        self.unseen = min(self.unseen, len(self.messages))
+        self._take_back()
         log.note(f"the last turn is taken back; {len(self.messages)} messages are left")
         return True
+
+    def _take_back(self) -> None:
+        del self.messages[-2:]
+        self.begin = min(self.begin, len(self.messages))
+        self.unseen = min(self.unseen, len(self.messages))
 
     def _save(self, text: str) -> bool:
         if not text:
             raise UsageError("/save needs a file name.")
-        settings = {f.name: getattr(self.settings, f.name) for f in fields(Settings)}
-        record = {"model": self.name, "system": self.system, "settings": settings, "messages": self.messages}
+        settings = {name: getattr(self.sampling, name) for name in SETTINGS}
+        messages = [message.as_dict() for message in self.messages]
+        record = {"model": self.name, "system": self.system, "settings": settings, "messages": messages}
         write_json(Path(text).expanduser(), record)
         log.note(f"saved {len(self.messages)} messages to {text}")
         return True
@@ -185,15 +177,15 @@ class Dialogue:
         if not text:
             raise UsageError("/load needs a file name.")
         self.system, self.messages = _saved(Path(text).expanduser())
-        self.unseen = 0
+        self.begin = self.unseen = 0
         log.note(f"loaded {len(self.messages)} messages from {text}")
         return True
 
     def _show(self, _: str) -> bool:
-        log.note(f"model: {self.name}")
-        log.note("\n".join(f"{f.name.replace('_', '-')}: {getattr(self.settings, f.name)}" for f in fields(Settings)))
+        lines = [f"{name.replace('_', '-')}: {getattr(self.sampling, name)}" for name in SETTINGS]
         seen = f", {self.unseen} no longer seen by the model" if self.unseen else ""
-        log.note(f"system: {self.system or 'none'}\nmessages: {len(self.messages)}{seen}")
+        lines += [f"system: {self.system or 'none'}", f"messages: {len(self.messages)}{seen}"]
+        log.note("\n".join([f"model: {self.name}", *lines]))
         return True
 
     def _help(self, _: str) -> bool:
@@ -234,11 +226,10 @@ def _saved(path: Path) -> tuple[str, list[Message]]:
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(system, str) or not isinstance(messages, list):
         raise ConfigError(f"'{path}' is not a saved conversation: it needs `messages`, a list.")
-    for index, message in enumerate(messages):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
-            raise ConfigError(f"Message {index} of '{path}' needs `role`, one of {', '.join(ROLES)}, and `content`.")
-    return system, [{"role": m["role"], "content": m["content"]} for m in messages]
+    try:
+        return system, [Message.of(message) for message in messages]
+    except InputError as error:
+        raise ConfigError(f"'{path}' is not a saved conversation: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ lines
