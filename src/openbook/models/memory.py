@@ -15,7 +15,7 @@ from openbook.nn import spec
 from openbook.nn.state import PerSequence, PerSource, PerToken
 
 BYTES = {"bf16": 2, "fp32": 4}
-SCAN_COPIES = 16  # tensors [T,C,N] in fp32 that a chunked scan by doubling keeps
+SCAN_COPIES = 2  # tensors [T,C,N] in fp32 that a scan keeps: its decays and its states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,4 +148,4 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
         case spec.MoE():
             return layer.top_k * (_saved(layer.expert, dim, context) + 6 * dim) + 8 * layer.experts
         case spec.Selective():
-            return SCAN_COPIES * 4 * layer.inner * layer.state + 24 * layer.inner
+            return SCAN_COPIES * 4 * layer.inner * layer.state + 40 * layer.inner

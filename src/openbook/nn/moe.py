@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
+from openbook.nn.grouped import grouped
 from openbook.nn.linear import Linear, cast
 from openbook.nn.state import Context
 
@@ -34,15 +35,14 @@ class Experts(nn.Module):
         counts.index_add_(0, chosen.flatten(), torch.ones_like(order, dtype=torch.int32))
         ends = counts.cumsum(0).to(torch.int32)
         rows = x[order // chosen.shape[1]]
-        hidden = self._product(rows, self.up, ends)
-        hidden = self.act(hidden) if self.gate is None else self.act(self._product(rows, self.gate, ends)) * hidden
-        out = self._product(hidden, self.down, ends) * weights.flatten()[order].unsqueeze(-1)
+        hidden = grouped(rows, cast(self.up, x.dtype), ends)
+        if self.gate is None:
+            hidden = self.act(hidden)
+        else:
+            hidden = self.act(grouped(rows, cast(self.gate, x.dtype), ends)) * hidden
+        out = grouped(hidden, cast(self.down, x.dtype), ends) * weights.flatten()[order].unsqueeze(-1)
         # Back to token order first, then one sum over k: the order of additions does not depend on batch mates.
         return torch.empty_like(out).index_copy(0, order, out).unflatten(0, chosen.shape).sum(dim=1)
-
-    @staticmethod
-    def _product(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor:
-        return F.grouped_mm(rows, cast(stacked, rows.dtype).transpose(1, 2), offs=ends)
 
 
 def experts_reference(experts: Experts, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
     h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t          y_t = C_t h_t + D x_t
 
-`scan_reference` is the recurrence, one token after another; `scan` does the same in chunks, by doubling inside a chunk
-and one carry between chunks. Padding (segment 0) leaves the state as it is; a new segment starts from nothing.
+`scan_reference` is the recurrence, one token after another; `scan` is the same as one operator, which keeps two tensors
+for the backward pass. Padding (segment 0) leaves the state as it is; a new segment starts from nothing.
 Symbols: see shapes.py; C channels here are `inner`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.linear import Linear
 from openbook.nn.state import Context, PerSequence, Stateful
 
-CHUNK = 16
+CHUNK = 64  # tokens, on a GPU
 
 
 def scan_reference(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
@@ -31,25 +33,60 @@ def scan_reference(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
 
 
 def scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-    """The same as `scan_reference`, `CHUNK` tokens at a time."""
-    tokens = decay.shape[1]
-    if tokens == 1:
+    """The same as `scan_reference`, as one operator that keeps nothing but its decays and its states."""
+    if decay.shape[1] == 1:
         return decay * start.unsqueeze(1) + inputs
-    extra = -tokens % CHUNK
-    decay = F.pad(decay, (0, 0, 0, 0, 0, extra), value=1.0).unflatten(1, (-1, CHUNK))  # [B,T/chunk,chunk,C,N]
-    inputs = F.pad(inputs, (0, 0, 0, 0, 0, extra)).unflatten(1, (-1, CHUNK))
-    reach = 1
-    while reach < CHUNK:  # after each round a place knows the last 2·reach tokens of its chunk
-        earlier = F.pad(inputs[:, :, :-reach], (0, 0, 0, 0, reach, 0))
-        inputs = inputs + decay * earlier
-        decay = decay * F.pad(decay[:, :, :-reach], (0, 0, 0, 0, reach, 0), value=1.0)
-        reach *= 2
-    carry, carries = start, []
-    for chunk in range(decay.shape[1]):
-        carries.append(carry)
-        carry = decay[:, chunk, -1] * carry + inputs[:, chunk, -1]
-    states = inputs + decay * torch.stack(carries, dim=1).unsqueeze(2)
-    return states.flatten(1, 2)[:, :tokens]
+    return _scan(decay, inputs, start)
+
+
+@torch.library.custom_op("openbook::scan", mutates_args=())
+def _scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+    return run(decay, inputs, start, CHUNK if decay.is_cuda else decay.shape[1])
+
+
+def run(decay: Tensor, inputs: Tensor, start: Tensor, chunk: int) -> Tensor:
+    """The recurrence in place: one after another inside a chunk, all chunks at once, then one carry between chunks.
+
+    One chunk is least work and is right for a processor; more are fewer steps and are right for a GPU.
+    """
+    tokens = decay.shape[1]
+    if tokens <= chunk:
+        states, state = torch.empty_like(inputs), start
+        for step in range(tokens):
+            torch.addcmul(inputs[:, step], decay[:, step], state, out=states[:, step])
+            state = states[:, step]
+        return states
+    extra = -tokens % chunk
+    decay = F.pad(decay, (0, 0, 0, 0, 0, extra), value=1.0).unflatten(1, (-1, chunk))  # [B,T/chunk,chunk,C,N]
+    inputs = F.pad(inputs, (0, 0, 0, 0, 0, extra)).unflatten(1, (-1, chunk))
+    rows, none = decay.shape[:2], start.new_zeros(()).expand(start.shape[0] * decay.shape[1], *start.shape[1:])
+    inside = run(decay.flatten(0, 1), inputs.flatten(0, 1), none, chunk).unflatten(0, rows)
+    reach = decay.cumprod(dim=2)
+    last = run(reach[:, :, -1], inside[:, :, -1], start, decay.shape[1])  # [B,T/chunk,C,N]
+    carried = torch.cat([start.unsqueeze(1), last[:, :-1]], dim=1)
+    return torch.addcmul(inside, reach, carried.unsqueeze(2)).flatten(1, 2)[:, :tokens].contiguous()
+
+
+@_scan.register_fake
+def _(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(inputs)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    decay, _, start = inputs
+    ctx.save_for_backward(decay, output, start)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same recurrence, backwards in time: what a state is worth later, through the decay of the next token."""
+    decay, states, start = ctx.saved_tensors
+    later = F.pad(decay[:, 1:], (0, 0, 0, 0, 0, 1)).flip(1)
+    to_inputs = _scan(later, grad.flip(1), torch.zeros_like(start)).flip(1)
+    before = torch.cat([start.unsqueeze(1), states[:, :-1]], dim=1)
+    return to_inputs * before, to_inputs, to_inputs[:, 0] * decay[:, 0]
+
+
+_scan.register_autograd(_backward, setup_context=_remember)
 
 
 class StateSpace(Stateful):
