@@ -56,6 +56,14 @@ def test_the_examples_of_a_page_run(page: Path, place: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_the_table_of_families_is_current() -> None:
+    generator = ROOT / "docs" / "compatibility.py"
+    program = f"import runpy; print(runpy.run_path({str(generator)!r})['page'](), end='')"
+    written = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert written == (ROOT / "docs" / "compatibility.md").read_text("utf-8"), "run: python docs/compatibility.py"
+
+
 def test_an_example_that_is_wrong_is_found(tmp_path: Path) -> None:
     """The seeded fault: a page whose second block contradicts its first."""
     page = tmp_path / "page.md"
