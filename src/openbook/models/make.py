@@ -27,7 +27,7 @@ def spec_of(family: str, sizes: Mapping[str, Any], more: Mapping[str, Any] | Non
     """
     found = family_of(family, "the recipe")
     if family == "openbook":
-        return from_plain(dict((more or {}).get("spec", {})), spec.Model, "model.spec")  # type: ignore[no-any-return]
+        return from_plain(dict((more or {}).get("spec", {})), spec.Model, "model.spec")
     config: dict[str, Any] = {"model_type": family}
     for word, value in sizes.items():
         if value is None:
@@ -59,10 +59,11 @@ def fuse(model: LanguageModel) -> LanguageModel:
     if "fuse" in model.rewrites:
         return model
     for module in model.modules():
-        if isinstance(module, SelfAttention) and all(isinstance(p, Linear) for p in (module.q, module.k, module.v)):
-            module.fuse()
-        elif isinstance(module, FeedForward):
-            module.fuse()
+        match module:
+            case SelfAttention(q=Linear(), k=Linear(), v=Linear()) | FeedForward(gate=Linear(), up=Linear()):
+                module.fuse()
+            case _:  # an adapter or a quantised matrix stands there, or there is nothing to join
+                pass
     model.rewrites.append("fuse")
     return model
 

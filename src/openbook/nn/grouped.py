@@ -1,7 +1,8 @@
 """One matrix product for each group of rows, as one operator that the compiler does not look into.
 
 `grouped(rows [n,D], stacked [E,F,D], ends [E])` → [n,F]: rows `ends[e-1]` to `ends[e]` times `stacked[e]` transposed.
-The fused operator of torch wants rows of whole 16 bytes and a dtype it knows; other shapes run group by group.
+Rows after the last end belong to no group and give zeros. The fused operator of torch wants rows of whole 16 bytes and
+a dtype it knows; other shapes run group by group.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ ALIGNED = 16  # bytes, of every row the fused operator reads
 
 def grouped_reference(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor:
     """The definition, group by group; works for any shape."""
-    spans = pairwise([0, *ends.tolist()])
-    return torch.cat([rows[start:end] @ stacked[e].t() for e, (start, end) in enumerate(spans)])
+    spans = list(pairwise([0, *ends.tolist()]))
+    parts = [rows[start:end] @ stacked[e].t() for e, (start, end) in enumerate(spans)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - spans[-1][1], stacked.shape[1])])
 
 
 @torch.library.custom_op("openbook::grouped", mutates_args=())
 def grouped(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor:
     """Rows of each group times that group's matrix. rows [n,D], stacked [E,F,D], ends [E] int32 → [n,F]."""
     if _fused(rows, *stacked.shape[1:]):
-        return F.grouped_mm(rows.contiguous(), stacked.transpose(1, 2), offs=ends)
+        out = F.grouped_mm(rows.contiguous(), stacked.transpose(1, 2), offs=ends)
+        if rows.device.type == "cpu" and int(ends[-1]) == len(rows):
+            return out
+        ungrouped = torch.arange(len(rows), device=rows.device) >= ends[-1]
+        return out.masked_fill_(ungrouped.unsqueeze(1), 0)
     return grouped_reference(rows, stacked, ends)
 
 

@@ -18,11 +18,12 @@ from openbook.nn.state import Context
 
 
 class Experts(nn.Module):
-    """E gated networks: gate and up [E,F,D], down [E,D,F]."""
+    """E gated networks: gate and up [E,F,D], down [E,D,F]. A shard holds some of them, from number `first` on."""
 
     def __init__(self, moe: spec.MoE, dim: int) -> None:
         super().__init__()
         hidden = moe.expert.hidden
+        self.total, self.first = moe.experts, 0
         self.gate = nn.Parameter(torch.empty(moe.experts, hidden, dim)) if moe.expert.gated else None
         self.up = nn.Parameter(torch.empty(moe.experts, hidden, dim))
         self.down = nn.Parameter(torch.empty(moe.experts, dim, hidden))
@@ -30,10 +31,14 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x [tokens,D], chosen experts [tokens,k] and their weights [tokens,k] → [tokens,D]."""
-        order = chosen.flatten().argsort(stable=True)  # [tokens·k], grouped by expert
-        counts = torch.zeros(self.up.shape[0], dtype=torch.int32, device=x.device)
-        counts.index_add_(0, chosen.flatten(), torch.ones_like(order, dtype=torch.int32))
-        ends = counts.cumsum(0).to(torch.int32)
+        held, expert = self.up.shape[0], chosen.flatten()
+        if held < self.total:  # who is held elsewhere comes last, in no group
+            expert = expert - self.first
+            expert = torch.where((expert >= 0) & (expert < held), expert, held)
+        order = expert.argsort(stable=True)  # [tokens·k], grouped by expert
+        counts = torch.zeros(held + 1, dtype=torch.int32, device=x.device)
+        counts.index_add_(0, expert, torch.ones_like(order, dtype=torch.int32))
+        ends = counts[:held].cumsum(0).to(torch.int32)
         rows = x[order // chosen.shape[1]]
         hidden = grouped(rows, cast(self.up, x.dtype), ends)
         if self.gate is None:
