@@ -177,6 +177,63 @@ def test_a_half_copied_folder(say: Any, folder: Path, tmp_path: Path, name: str)
         assert "defect" not in err, err
 
 
+# ------------------------------------------------------------------------------------------------ other kinds
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that sees both ways and fills masks."""
+    path = tmp_path_factory.mktemp("model") / "masked"
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    tokenizer = Tokenizer.train(STORIES, 300, specials)
+    more = {"architectures": ["BertForMaskedLM"]}
+    sizes = {"vocab": tokenizer.vocab, "dim": 16, "layers": 2, "heads": 2, "hidden": 32, "context": 64}
+    save(make(spec_of("bert", sizes, more), 0), path)
+    tokenizer.save(path)
+    return path
+
+
+def test_generate_fills_masks(say: Any, masked: Path) -> None:
+    words = ("generate", masked, "--prompt", "The [MASK] slept in the [MASK].")
+    status, out, err = say(*words, "--json")
+    assert status == 0, err
+    (record,) = json.loads(out)["generations"]
+    assert len(record["masks"]) == 2
+    assert all(len(mask["top"]) == 5 for mask in record["masks"])
+    assert "[MASK]" not in record["text"]
+    assert say(*words)[1] == record["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["--prompt", "no blank"], 1, "write [MASK]"),
+        (["--prompt", "a [MASK]", "--beams", "2"], 2, "--beams has no meaning"),
+        (["--prompt", "a [MASK]", "--max-tokens", "9"], 2, "--max-tokens has no meaning"),
+        (["--prompt", "a [MASK]", "--no-cached"], 2, "no meaning"),
+    ],
+)
+def test_filling_refuses(say: Any, masked: Path, words: list[str], status: int, says: str) -> None:
+    got, out, err = say("generate", masked, *words)
+    assert (got, out) == (status, "")
+    assert says in err
+
+
+def test_generate_with_an_encoder_decoder(say: Any, tmp_path: Path) -> None:
+    """The prompt is read, not continued: the text begins with the output."""
+    tokenizer = Tokenizer.train(STORIES, 300, ("<pad>", "</s>", "<unk>"))
+    more = {"d_kv": 8, "num_decoder_layers": 2, "decoder_start_token_id": 0}
+    sizes = {"vocab": tokenizer.vocab, "dim": 16, "layers": 2, "heads": 2, "hidden": 32}
+    save(make(spec_of("t5", sizes, more), 0), tmp_path)
+    tokenizer.save(tmp_path)
+    words = ("generate", tmp_path, "--prompt", "The cat", "--max-tokens", 4, "--temperature", 0)
+    status, out, err = say(*words, "--json")
+    assert status == 0, err
+    (record,) = json.loads(out)["generations"]
+    assert say(*words)[1] == record["text"] + "\n"
+    assert say(*words, "--beams", 2)[0] == 0
+
+
 # ------------------------------------------------------------------------------------------------ describe
 
 

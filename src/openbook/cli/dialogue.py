@@ -118,7 +118,7 @@ class Dialogue:
     def _command(self, line: str) -> bool:
         name, _, rest = line.partition(" ")
         if name not in COMMANDS:
-            raise UsageError(f"Unknown command '{name}'.{nearest(name, COMMANDS)} A text may begin with //.")
+            raise UsageError(f"Unknown command '{name}'.{nearest(name, COMMANDS)} Write // where a text begins with /.")
         return COMMANDS[name][1](self, rest.strip())
 
     def _set(self, name: str, text: str) -> bool:

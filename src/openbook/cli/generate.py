@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from openbook.cli.filling import filled, refuse_others
 from openbook.cli.loading import Machine, load_both
 from openbook.errors import InputError, UsageError
 from openbook.options import Positional, Repeated, parse
@@ -26,8 +27,8 @@ class Drawing:
 
     max_tokens: int = 256
     """Tokens to write at most."""
-    temperature: float = 1.0
-    """0 is greedy."""
+    temperature: float | None = None
+    """0 is greedy. Default: 1; with beams or masks 0."""
     top_k: int = 0
     """Choose among the k best; 0: all."""
     top_p: float = 1.0
@@ -55,19 +56,22 @@ class Drawing:
     n: int = 1
     """Continuations per prompt."""
 
+    def given(self) -> dict[str, Any]:
+        """These choices by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Drawing)}
+
     def sampling(self, **more: Any) -> Sampling:
         """These choices as the library's value, with `more` of its fields."""
         from openbook.generate.sampling import Sampling
 
-        given = {field.name: getattr(self, field.name) for field in fields(Drawing)}
-        if self.beams > 1 and self.temperature == 1.0:
-            given["temperature"] = 0.0
-        return Sampling(**given, **more)
+        usual = 1.0 if self.beams == 1 else 0.0
+        temperature = usual if self.temperature is None else self.temperature
+        return Sampling(**{**self.given(), "temperature": temperature}, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Drawing, Machine):
-    """Continue prompts with a model. Without --prompt, standard input is the prompt."""
+    """Continue prompts with a model, or fill their masks. Without --prompt, standard input is the prompt."""
 
     dir: Positional[str]
     """Model folder, or a name in the local Hugging Face cache."""
@@ -89,15 +93,33 @@ def main(args: Sequence[str], prog: str) -> int:
         raise UsageError("--logprobs needs --json: there is no place for numbers in plain text.")
     sampling = config.sampling(logprobs=config.logprobs)
     model, tokenizer = load_both(config.dir, config)
+    if not model.spec.causal and model.spec.source is None:
+        _fill(model, tokenizer, list(prompts), config)
+        return 0
     work = _Work(model, tokenizer, list(prompts), sampling, config.cached)
     if config.json:
-        print(json.dumps({"model": config.dir, "generations": list(work.records())}, indent=2, ensure_ascii=False))
+        _print_json(config.dir, work.records())
     elif len(prompts) == 1 and sampling.n == 1 and sampling.beams == 1:
         work.stream(_write)
         print()
     else:
         print("\n\n".join(work.texts()))
     return 0
+
+
+def _fill(model: LanguageModel, tokenizer: Tokenizer, prompts: list[str], config: Config) -> None:
+    refuse_others(config.given(), Drawing().given())
+    if config.logprobs is not None or not config.cached:
+        raise UsageError("--logprobs and --no-cached have no meaning for a model that fills masks.")
+    records = filled(model, tokenizer, prompts, config.temperature or 0.0, config.seed)
+    if config.json:
+        _print_json(config.dir, records)
+    else:
+        print("\n\n".join(record["text"] for record in records))
+
+
+def _print_json(name: str, records: Iterable[dict[str, Any]]) -> None:
+    print(json.dumps({"model": name, "generations": list(records)}, indent=2, ensure_ascii=False))
 
 
 def _from_standard_input() -> tuple[str, ...]:
