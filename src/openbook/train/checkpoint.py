@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openbook.errors import CheckpointError, OpenbookError
+from openbook.errors import CheckpointError, ConfigError, OpenbookError
 from openbook.files import atomic_folder, explain_os_error, read_json, sync_file
 from openbook.log import caution
 
@@ -55,11 +55,11 @@ class Cadence:
 
     def __post_init__(self) -> None:
         if not self.every >= 0:
-            raise CheckpointError(f"`checkpoint.every` is in seconds and must be 0 or more: got {self.every}.")
+            raise ConfigError(f"`checkpoint.every` is in seconds and must be 0 or more: got {self.every}.")
         if not 0 < self.overhead <= 1:
-            raise CheckpointError(f"`checkpoint.overhead` is a share of the time, above 0 to 1: got {self.overhead}.")
+            raise ConfigError(f"`checkpoint.overhead` is a share of the time, above 0 to 1: got {self.overhead}.")
         if self.keep < 1:
-            raise CheckpointError(f"`checkpoint.keep` must be 1 or more: got {self.keep}.")
+            raise ConfigError(f"`checkpoint.keep` must be 1 or more: got {self.keep}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +343,6 @@ def require_space(folder: Path, model: nn.Module, cadence: Cadence) -> None:
     free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
     if free + held < needed:
         raise OpenbookError(
-            f"Not enough space for the checkpoints in '{folder}': they take up to {needed / 1e9:.2f} GB and "
-            f"{free / 1e9:.2f} GB are free. Free some, give another --out, or lower `checkpoint.keep`."
+            f"Not enough space for the checkpoints in '{folder}': they take up to {needed / 1e6:,.1f} MB and "
+            f"{free / 1e6:,.1f} MB are free. Free some, give another --out, or lower `checkpoint.keep`."
         )

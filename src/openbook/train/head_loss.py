@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # a target that is not learned from; torch's own number for it
-LOGITS_BYTES = 512 << 20  # of the logits of one chunk
+LOGITS_BYTES = 128 << 20  # of the logits of one chunk; fresh memory costs a page fault every 4 KiB
 BLOCK_BYTES = {"cpu": 4 << 20, "other": 512 << 20}  # of the fp32 block in which a chunk's gradient is made
 
 
@@ -108,8 +108,13 @@ class _FusedLoss(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight: Tensor | None = None
         to_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(targets), used.shape[0] * used.element_size(), LOGITS_BYTES):
-            logits = F.linear(hidden[rows], used, used_bias)  # [n,V]
+        chunks = _chunks(len(targets), used.shape[0] * used.element_size(), LOGITS_BYTES)
+        longest = max(rows.stop - rows.start for rows in chunks)
+        memory = torch.empty(longest, used.shape[0], dtype=used.dtype, device=used.device)
+        for rows in chunks:
+            logits = torch.mm(hidden[rows], used.T, out=memory[: rows.stop - rows.start])  # [n,V]
+            if used_bias is not None:
+                logits += used_bias
             sums += _losses(logits, targets[rows], softcap, smoothing, z_weight, True)  # now their gradient
             if to_hidden is not None:
                 to_hidden[rows] = logits @ used

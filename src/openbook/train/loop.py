@@ -18,7 +18,7 @@ from openbook.data.batch import Batch
 from openbook.train import ranks
 from openbook.train.checkpoint import weights_of
 from openbook.train.guard import Where, explain
-from openbook.train.heldout import evaluate
+from openbook.train.heldout import Texts, evaluate
 from openbook.train.run import Progress, Run, save
 from openbook.train.step import clip, gather, gradient_norms, pieces, seed_piece
 from openbook.train.stop import Interrupted, Stop
@@ -95,19 +95,24 @@ def _again(run: Run, batches: Sequence[Batch], numbers: Sequence[int]) -> None:
 
 def look(run: Run) -> None:
     """Measure the held-out text, remember whether it got better, keep the best weights, and show a sample."""
+    with torch.compiler.set_stance("force_eager"):  # other shapes than training's: not worth compiling for
+        if run.heldout is not None:
+            _measure_heldout(run, run.heldout)
+        if run.sample is not None and ranks.rank() == 0:
+            run.model.eval()
+            with torch.no_grad():
+                run.tell({"kind": "sample", "step": run.progress.step, "text": run.sample(run.model)})
+            run.model.train()
+
+
+def _measure_heldout(run: Run, heldout: Texts) -> None:
     step = run.progress.step
-    if run.heldout is not None:
-        found = evaluate(run.model, run.objective, run.heldout)
-        run.tell({"kind": "heldout", "step": step, **found})
-        best = run.progress.best
-        if best is None or found["loss"] < best - run.plan.improvement:
-            run.progress.best, run.progress.best_step, run.progress.stale = found["loss"], step, 0
-            if run.store is not None and run.store.cadence.best and ranks.rank() == 0:
-                run.store.save_best(weights_of(run.model), {"step": step, **found})
-        else:
-            run.progress.stale += 1
-    if run.sample is not None and ranks.rank() == 0:
-        run.model.eval()
-        with torch.no_grad():
-            run.tell({"kind": "sample", "step": step, "text": run.sample(run.model)})
-        run.model.train()
+    found = evaluate(run.model, run.objective, heldout)
+    run.tell({"kind": "heldout", "step": step, **found})
+    best = run.progress.best
+    if best is None or found["loss"] < best - run.plan.improvement:
+        run.progress.best, run.progress.best_step, run.progress.stale = found["loss"], step, 0
+        if run.store is not None and run.store.cadence.best and ranks.rank() == 0:
+            run.store.save_best(weights_of(run.model), {"step": step, **found})
+    else:
+        run.progress.stale += 1

@@ -182,6 +182,12 @@ class Optimizer:
         for parameter in self.named.values():
             parameter.grad = None
 
+    def forget(self) -> None:
+        """Be as new: no gradients, no moments."""
+        self.clear()
+        for part in self.parts:
+            part.state.clear()
+
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on: `{parameter}/{what}` → tensor."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.named.items()}

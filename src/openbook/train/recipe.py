@@ -1,0 +1,186 @@
+"""The recipe of a pretraining run: one typed tree, read from TOML and changed from the command line.
+
+[data]       which text, in rows of how many tokens          [loss]        smoothing, z-loss
+[tokenizer]  made from the text, or one that is there        [optimizer]   how parameters move
+[model]      a family and its sizes                          [schedule]    the learning rate over the run
+[train]      how long, how large a step, on what             [checkpoint]  how often to save
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openbook.errors import ConfigError
+from openbook.train.checkpoint import Cadence
+from openbook.train.optim import Optimisation
+from openbook.train.schedules import Schedule
+from openbook.train.speed import Compile
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPart:
+    """Which text, and how it is laid out in rows."""
+
+    text: tuple[str, ...]
+    """Files, folders or patterns of .txt and .jsonl, also gzipped."""
+    field: str = "text"
+    """Field of a .jsonl record that holds the text."""
+    held_out: float = 0.02
+    """Part of the text that is kept from training, chosen by hash."""
+    held_out_tokens: int = 50_000
+    """Tokens of it that are measured at most."""
+    block: int = 256
+    """Tokens of a row."""
+    packing: Literal["best-fit", "stream"] = "stream"
+    """best-fit: whole documents, padding at the end; stream: all text in one stream."""
+    document_mask: bool = False
+    """Whether documents packed into a row are hidden from each other. Without it attention is plain and fastest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPart:
+    """A tokenizer that is there (`path`), or one made from the text."""
+
+    path: str | None = None
+    """Folder or file of a tokenizer. None: train one."""
+    vocab: int = 4096
+    """Ids at most, of one that is trained."""
+    megabytes: float = 200.0
+    """Text it is trained on at most."""
+    chat: Literal["continue", "turns", "none"] = "continue"
+    """Chat template of one that is trained. continue: messages are one text that goes on, as a model that was only
+    pretrained can; turns: roles and end marks, for a model that will be tuned to talk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPart:
+    """A family and its sizes; what is None is the family's own rule."""
+
+    family: str
+    """A `model_type`, as in config.json."""
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    hidden: int | None = None
+    """Width of the feed-forward layers."""
+    context: int | None = None
+    """Longest row the model is made for. None: data.block."""
+    vocab: int | None = None
+    """None: the tokenizer's. More leaves room for tokens that come later."""
+    tied: bool | None = None
+    """Whether the head is the token embedding."""
+    more: dict[str, float | int | bool | str] = field(default_factory=dict)
+    """Further keys of the family's config.json."""
+
+    def sizes(self, vocab: int, block: int) -> dict[str, Any]:
+        """The sizes in our words, open ones settled."""
+        given = {name: value for name, value in asdict(self).items() if name not in ("family", "more")}
+        return {**given, "vocab": self.vocab or vocab, "context": self.context or block}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPart:
+    """How long, how large a step, and on what. One of `steps` and `minutes` is given."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    """A time budget: speed is measured first, then the number of steps is fixed and kept, also for a resumed run."""
+    rows: int = 16
+    """Rows of a step, however they are split."""
+    ramp: tuple[tuple[int, int], ...] = ()
+    """(from step, rows): the batch grows; before the first of them a step has `rows`."""
+    micro_rows: int = 0
+    """Rows of one forward pass; 0: all rows of the step at once. Gradients of the parts are added up."""
+    clip: float = 1.0
+    """Limit of the gradient's norm; 0: none."""
+    seed: int = 0
+    dtype: str = "auto"
+    """What layers compute in, over fp32 parameters: bfloat16, float32, or auto."""
+    device: str = "auto"
+    threads: int | None = None
+    compile: Compile = "auto"
+    recompute: bool = False
+    """Recompute blocks in the backward pass: less memory, a third more work."""
+    heldout_every: int | None = None
+    """Steps between held-out measurements. None: a tenth of the run."""
+    patience: int = 0
+    """Measurements without improvement before the run stops early; 0: never."""
+    improvement: float = 0.0
+    """Nats by which the held-out loss must fall to count as better."""
+    divergence: float = 2.0
+    """Nats the smoothed loss may climb above its lowest before the run is stopped; 0: any."""
+    prompt: str = "Once upon a time"
+    """What samples begin with; empty: no samples."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            given = "both" if self.steps is not None else "neither"
+            raise ConfigError(f"Give one of `train.steps` and `train.minutes`: {given} is given.")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"`train.steps` must be 1 or more: got {self.steps}.")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ConfigError(f"`train.minutes` must be above 0: got {self.minutes}.")
+        for name, least in (("rows", 1), ("micro_rows", 0), ("patience", 0), ("heldout_every", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"`train.{name}` must be {least} or more: got {value}.")
+
+    def course(self) -> tuple[tuple[int, int], ...]:
+        """(from step, rows) from step 0 on."""
+        return self.ramp if self.ramp and self.ramp[0][0] == 0 else ((0, self.rows), *self.ramp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossPart:
+    """What is added to the plain cross-entropy."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's sum; PaLM used 1e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A pretraining run."""
+
+    out: Path
+    """Folder that the run works in and that becomes the model."""
+    data: DataPart
+    model: ModelPart
+    tokenizer: TokenizerPart = field(default_factory=TokenizerPart)
+    train: TrainPart = field(default_factory=lambda: TrainPart(steps=1000))
+    loss: LossPart = field(default_factory=LossPart)
+    optimizer: Optimisation = field(default_factory=Optimisation)
+    schedule: Schedule = field(default_factory=Schedule)
+    checkpoint: Cadence = field(default_factory=Cadence)
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the finished weights are written in."""
+
+    def __post_init__(self) -> None:
+        context = self.model.context
+        if context is not None and context < self.data.block:
+            raise ConfigError(f"`data.block` is {self.data.block}, longer than `model.context`, {context}.")
+
+
+# What may change between a run and its continuation: where and when, not what.
+FREE = {
+    "": ("out", "checkpoint", "export_dtype"),
+    "train": ("device", "threads", "compile", "recompute", "prompt", "tensorboard"),
+}
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint must agree with: everything in the recipe that decides the outcome."""
+    tree = asdict(recipe)
+    for table, names in FREE.items():
+        place = tree[table] if table else tree
+        for name in names:
+            del place[name]
+    tree["data"]["text"] = list(recipe.data.text)
+    return tree
