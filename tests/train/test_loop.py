@@ -283,7 +283,7 @@ def test_classification_of_rows() -> None:
     [{"steps": 0}, {"steps": 1, "rows": ((1, 8),)}, {"steps": 1, "rows": ((0, 0),)}, {"steps": 1, "clip": -1.0}],
 )
 def test_impossible_plans(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="train."):
+    with pytest.raises(ConfigError, match=r"`train\."):
         Plan(**values)
 
 

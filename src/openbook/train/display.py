@@ -141,7 +141,9 @@ class Panelled:
         table = Table.grid(padding=(0, 2))
         for name, value in view.facts():
             table.add_row(Text(name, style="dim"), Text(value))
-        parts: list[Table | Text | ProgressBar] = [ProgressBar(total=view.steps, completed=view.step), table]
+        bar = Table.grid(expand=True)  # in a table of its own, because a bar alone does not end its line
+        bar.add_row(ProgressBar(total=view.steps, completed=view.step))
+        parts: list[Table | Text] = [bar, table]
         if len(view.points) > 2:
             parts.append(Text(text_curve(view.points, width=56, height=6), style="cyan"))
         if view.sample:
