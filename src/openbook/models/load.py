@@ -25,6 +25,7 @@ from openbook.models.staging import staged
 from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
+from openbook.runtime import pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHARD = 2 * 2**30  # bytes in one file of weights
@@ -32,11 +33,12 @@ SHARD = 2 * 2**30  # bytes in one file of weights
 
 def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A dtype by name; None and 'auto' keep what the files hold."""
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
-        return dtype if isinstance(dtype, torch.dtype) else None
-    if dtype not in DTYPES:
-        raise ConfigError(f"Unknown dtype '{dtype}'.{nearest(dtype, DTYPES)}")
-    return DTYPES[dtype]
+    if dtype is None or dtype == "auto":
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"Unknown dtype '{name}' for weights.{nearest(name, DTYPES)}")
+    return DTYPES[name]
 
 
 def load(
@@ -48,6 +50,7 @@ def load(
     'float16', or None for what the files hold. On the CPU the parameters are the memory-mapped files themselves.
     Raises ConfigError for a config.json we do not understand and CheckpointError for weights that do not fit it.
     """
+    target, where = pick_dtype(dtype), pick_device(str(device))
     folder = resolve(name)
     config = read_config(folder)
     family, model_spec = read(config, f"'{folder / 'config.json'}'")
@@ -57,10 +60,9 @@ def load(
         model = build(model_spec)
     model.config = config
     places = _places(model, family, weights)
-    target = pick_dtype(dtype)
     for parameter, place in places.items():
-        tensor = _fitting(parameter, model.get_parameter(parameter), place, weights)
-        _assign(model, parameter, tensor.to(device=device, dtype=target or tensor.dtype))
+        tensor = _fitting(parameter, model.get_parameter(parameter), place, weights, target)
+        _assign(model, parameter, tensor.to(device=where))
     return model.eval()
 
 
@@ -117,10 +119,17 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _fitting(name: str, parameter: nn.Parameter, place: Place, weights: Weights) -> Tensor:
-    """The tensor of one parameter, if it has the right shape and kind."""
+def _fitting(name: str, parameter: nn.Parameter, place: Place, weights: Weights, dtype: torch.dtype | None) -> Tensor:
+    """The tensor of one parameter, if it has the right shape and kind: the mapped file, or a copy where it must be."""
+    stored = weights.read(place.theirs[0])
+    if not stored.is_floating_point() or stored.element_size() < 2:
+        raise CheckpointError(f"'{place.theirs[0]}' is {stored.dtype}: a quantised tensor without its rules.")
     try:
-        tensor = place.read(weights.read)
+        if place.as_stored and dtype in (None, stored.dtype):
+            tensor = place.read(weights.read)
+        else:
+            read = weights.copy if place.as_stored else weights.glance
+            tensor = place.read(lambda one: read(one, dtype))
     except (RuntimeError, IndexError) as error:
         shapes = [weights.shape(one) for one in place.theirs]
         raise CheckpointError(
@@ -131,8 +140,6 @@ def _fitting(name: str, parameter: nn.Parameter, place: Place, weights: Weights)
             f"'{place.theirs[0]}' in '{weights.folder}' gives `{name}` the shape {tuple(tensor.shape)}; "
             f"config.json says {tuple(parameter.shape)}. They are of different models."
         )
-    if not tensor.is_floating_point() or tensor.element_size() < 2:
-        raise CheckpointError(f"'{place.theirs[0]}' is {tensor.dtype}: a quantised tensor without its rules.")
     return tensor
 
 

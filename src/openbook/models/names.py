@@ -41,9 +41,27 @@ class Place:
     theirs: tuple[str, ...]
 
     def read(self, read: Read) -> Tensor:
-        """Our tensor from theirs."""
-        pieces = [self._one(read(name)) for name in self.theirs]
-        return torch.stack(pieces) if "{e}" in self.entry.theirs else pieces[0]
+        """Our tensor from theirs. Raises RuntimeError where they do not fit together.
+
+        Where the layout differs it is a copy, and `read` may give each of theirs in the same memory.
+        """
+        first = self._one(read(self.theirs[0]))
+        if self.as_stored:
+            return first
+        if "{e}" not in self.entry.theirs:
+            return first.clone(memory_format=torch.contiguous_format)
+        stacked = first.new_empty(len(self.theirs), *first.shape)
+        for number, name in enumerate(self.theirs):
+            piece = self._one(read(name)) if number else first
+            if piece.shape != stacked.shape[1:]:
+                raise RuntimeError(f"{name} has shape {tuple(piece.shape)}, not {tuple(stacked.shape[1:])}")
+            stacked[number] = piece
+        return stacked
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether ours is theirs, in the same layout."""
+        return not (self.entry.transpose or self.entry.part or "{e}" in self.entry.theirs)
 
     def _one(self, tensor: Tensor) -> Tensor:
         if self.entry.transpose and tensor.ndim == 2:
