@@ -36,7 +36,7 @@ class Block(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The operators `openbook_before`, `openbook_after` and `openbook_linear`; None (said once) where there are none."""
+    """`openbook_before`, `openbook_after` and `openbook_linear`; None (said once) where they cannot be had."""
     if not build.wanted():
         return None
     features = cpu_features()

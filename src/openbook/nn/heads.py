@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openbook.nn import spec
+from openbook.nn import lean, spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.linear import Linear, cast
 from openbook.nn.norm import Normalise
@@ -49,7 +49,9 @@ class LanguageHead(nn.Module):
     def forward(self, hidden: Tensor, tied: Tensor) -> Tensor:
         weight = tied if self.weight is None else self.weight
         bias = None if self.bias is None else cast(self.bias, hidden.dtype)
-        return self.after(F.linear(self.before(hidden), cast(weight, hidden.dtype), bias))
+        hidden, weight = self.before(hidden), cast(weight, hidden.dtype)
+        logits = lean.product(hidden, weight, bias)
+        return self.after(F.linear(hidden, weight, bias) if logits is None else logits)
 
 
 class PoolerHead(nn.Module):

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openbook.nn import spec
+from openbook.nn import lean, spec
 from openbook.nn.embed import RelativeBias
+from openbook.nn.lean import Plan
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import RotaryTable
 from openbook.nn.state import Context, Stateful
@@ -54,8 +55,11 @@ class ResidualBlock(nn.Module):
         self.spec = block
         self.norm = Normalise(block.norm, dim) if block.norm else None
         self.branches = nn.ModuleList(branches)
+        self.lean: tuple[list[nn.Module | None], Plan | None] | None = None  # what lean.py knows of this block
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        if lean.few(x) and (out := lean.run(self, x, ctx)) is not None:
+            return out
         if not self.spec.parallel:
             for branch in self.branches:
                 x = branch(x, ctx)

@@ -1,0 +1,85 @@
+"""Law 2 for nn/lean.py: a block in two native calls equals the block; weights are read where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openbook.models.load import load
+from openbook.native import block as native
+from openbook.nn.linear import Linear
+from openbook.nn.model import LanguageModel
+from tests.families import DECODERS, Case, names, tokens
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: the reference does the work")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Reference folders of this test run."""
+    return tmp_path_factory.mktemp("families")
+
+
+def lean_blocks(model: LanguageModel) -> int:
+    """How many blocks ran natively."""
+    return sum(block.lean is not None and block.lean[1] is not None for block in model.stack.blocks)
+
+
+def both(model: LanguageModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits by native calls, and by the reference (which gradients ask for)."""
+    with torch.no_grad():
+        fast = model(ids)
+    with torch.enable_grad():
+        return fast.float(), model(ids).detach().float()
+
+
+@pytest.mark.parametrize("case", DECODERS, ids=names(DECODERS))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equals_the_block(case: Case, dtype: str, root: Path) -> None:
+    model = load(case.folder(root), dtype=dtype)
+    for rows, count in ((1, 1), (3, 1), (1, 4), (2, 2)):
+        fast, reference = both(model, tokens(case, rows, count))
+        # bf16: both round at the same places; a sum in another order may fall on the other side of one.
+        bound = 1e-5 if dtype == "float32" else 2**-7
+        assert (fast - reference).abs().max() <= bound * max(1.0, float(reference.abs().max()))
+    usual = case.name.split("-")[0] in ("llama", "llama3", "gpt2", "mistral", "qwen2", "qwen3")
+    assert lean_blocks(model) == (len(model.stack.blocks) if usual else 0)
+
+
+def test_a_row_does_not_depend_on_the_others(root: Path) -> None:
+    model = load(DECODERS[0].folder(root), dtype="bfloat16")
+    ids = tokens(DECODERS[0], 4, 1)
+    with torch.no_grad():
+        together = model(ids)
+        for row in range(4):
+            assert torch.equal(together[row], model(ids[row : row + 1])[0])
+
+
+def test_pushed_weights_count_at_once(root: Path) -> None:
+    model = load(DECODERS[0].folder(root))
+    ids = tokens(DECODERS[0], 1, 2)
+    before, _ = both(model, ids)
+    with torch.no_grad():
+        model.get_parameter("stack.blocks.1.branches.1.layer.up.weight").mul_(1.5)
+    fast, reference = both(model, ids)
+    assert (fast - before).abs().max() > 1e-3  # the seeded fault would be a stale copy
+    assert (fast - reference).abs().max() <= 1e-5
+
+
+def test_a_changed_part_is_left_to_the_reference(root: Path) -> None:
+    class Doubled(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = load(DECODERS[0].folder(root))
+    ids = tokens(DECODERS[0], 1, 1)
+    with torch.no_grad():
+        model(ids)
+    branch = model.stack.blocks[0].branches[0]
+    old = branch.layer.q
+    branch.layer.q = Doubled(old.weight.shape[1], old.weight.shape[0])
+    branch.layer.q.weight = old.weight
+    fast, reference = both(model, ids)
+    assert (fast - reference).abs().max() <= 1e-5
