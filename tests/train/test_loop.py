@@ -341,11 +341,11 @@ def test_compiled_is_eager() -> None:
 
 
 RECORDS = [
-    {"kind": "step", "step": 1, "loss": 5.0, "tokens": 100, "seconds": 1.0},
-    {"kind": "step", "step": 2, "loss": 4.0, "tokens": 200, "seconds": 2.0},
+    {"kind": "step", "step": 1, "loss": 5.0, "tokens": 100, "took": 0.5, "seconds": 1.0},
+    {"kind": "step", "step": 2, "loss": 4.0, "tokens": 200, "took": 0.5, "seconds": 2.0},
     {"kind": "heldout", "step": 2, "loss": 4.1, "bits_per_byte": 1.5},
     {"kind": "sample", "step": 2, "text": "Once\nupon"},
-    {"kind": "step", "step": 3, "loss": 3.5, "tokens": 300, "seconds": 3.0},
+    {"kind": "step", "step": 3, "loss": 3.5, "tokens": 300, "took": 0.5, "seconds": 3.0},
 ]
 
 
@@ -356,7 +356,7 @@ def test_plain_lines_say_it_all() -> None:
         plain.record(record)
     plain.close()
     said = stream.getvalue()
-    assert "step 3 of 10 · loss 3.500 · held-out 1.500 bits per byte · speed 100 tokens/s, 10% of" in said
+    assert "step 3 of 10 · loss 3.500 · held-out 1.500 bits per byte · speed 200 tokens/s, 20% of" in said
     assert "left 0:07" in said
     assert "sample: Once upon" in said
     stream.close()

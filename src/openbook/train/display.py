@@ -39,13 +39,13 @@ class View:
     heldout: Record = field(default_factory=dict)
     sample: str = ""
     points: Points = field(default_factory=list)
-    times: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    times: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def take(self, record: Record) -> None:
         """Remember what a record says."""
         if record["kind"] == "step":
             self.step, self.loss = record["step"], record["loss"]
-            self.times.append((record["seconds"], record["tokens"], record["step"]))
+            self.times.append(record)
             self.points.append((self.step, self.loss))
             if len(self.points) > 4096:
                 self.points = self.points[::2]
@@ -55,12 +55,13 @@ class View:
             self.sample = record["text"]
 
     def _pace(self) -> tuple[float, float] | None:
-        """Tokens and steps a second over the last steps."""
+        """Over the last steps: tokens a second while training, steps a second with all that is between them."""
         if len(self.times) < 2:
             return None
-        (began, tokens, step), (now, more, here) = self.times[0], self.times[-1]
-        took = max(now - began, 1e-9)
-        return (more - tokens) / took, (here - step) / took
+        first, last = self.times[0], self.times[-1]
+        working = sum(record["took"] for record in self.times) - first["took"]
+        tokens, steps = last["tokens"] - first["tokens"], last["step"] - first["step"]
+        return tokens / max(working, 1e-9), steps / max(last["seconds"] - first["seconds"], 1e-9)
 
     def facts(self) -> list[tuple[str, str]]:
         """(name, value), as far as they are known."""

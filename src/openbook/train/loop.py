@@ -31,9 +31,11 @@ def fit(run: Run) -> Progress:
     with Stop() as stop:
         while not run.done:
             run.model.train()
+            started = time.monotonic()
             record = advance(run)
-            run.progress.seconds = time.monotonic() - began
-            run.tell({**record, "seconds": round(run.progress.seconds, 3)})
+            now = time.monotonic()
+            run.progress.seconds = now - began
+            run.tell({**record, "took": round(now - started, 4), "seconds": round(now - began, 3)})
             every = run.plan.heldout_every
             if run.progress.step == run.plan.steps or (every and run.progress.step % every == 0):
                 look(run)

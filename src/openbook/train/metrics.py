@@ -3,7 +3,7 @@
 The file is part of the run's exactness: a checkpoint knows its length, and a resumed run cuts it back to that length,
 so that every step stands in it once.
 
-    {"kind": "step", "step": 12, "loss": 5.1, "nll": 5.1, "lr": 0.0006, "norm": 1.3, "tokens": 49152, "seconds": 9.8, …}
+    {"kind": "step", "step": 12, "loss": 5.1, "nll": 5.1, "lr": 0.0006, "norm": 1.3, "tokens": 49152, "took": 0.8, …}
     {"kind": "heldout", "step": 100, "loss": 4.2, "bits_per_byte": 1.9}
     {"kind": "sample", "step": 100, "text": "Once upon a time …"}
 """

@@ -84,11 +84,11 @@ class ModelPart:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPart:
-    """How long, how large a step, and on what. One of `steps` and `minutes` is given."""
+    """How long, how large a step, and on what. `steps`, `minutes`, or both: the shorter one."""
 
     steps: int | None = None
     minutes: float | None = None
-    """A time budget: speed is measured first, then the number of steps is fixed and kept, also for a resumed run."""
+    """A time budget: speed is measured first, then the number of steps is fixed and kept, for a resumed run too."""
     rows: int = 16
     """Rows of a step, however they are split."""
     ramp: tuple[tuple[int, int], ...] = ()
@@ -119,9 +119,10 @@ class TrainPart:
     """Also write TensorBoard events (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            given = "both" if self.steps is not None else "neither"
-            raise ConfigError(f"Give one of `train.steps` and `train.minutes`: {given} is given.")
+        if self.steps is None and self.minutes is None:
+            raise ConfigError(
+                "Say how long to train: give `train.steps`, `train.minutes`, or both for the shorter of them."
+            )
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"`train.steps` must be 1 or more: got {self.steps}.")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
@@ -153,8 +154,8 @@ class Recipe:
     """Folder that the run works in and that becomes the model."""
     data: DataPart
     model: ModelPart
+    train: TrainPart
     tokenizer: TokenizerPart = field(default_factory=TokenizerPart)
-    train: TrainPart = field(default_factory=lambda: TrainPart(steps=1000))
     loss: LossPart = field(default_factory=LossPart)
     optimizer: Optimisation = field(default_factory=Optimisation)
     schedule: Schedule = field(default_factory=Schedule)
