@@ -167,7 +167,7 @@ def counted(model: LanguageModel, *inputs: Tensor, **named: Tensor) -> int:
     """Operations of a forward pass as torch counts them: products and convolutions, of attention what it knows."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():  # native steps for inference are not counted
         model(*inputs, **named)
     total: int = counter.get_total_flops()
     return total

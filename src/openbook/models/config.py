@@ -145,6 +145,13 @@ class Config:
             raise ConfigError(f"Unknown activation '{name}' (`{key}` in {self.where}).{hint}")
         return ACTIVATION_NAMES[name]
 
+    def positive(self, key: str, default: float, most: float = math.inf) -> float:
+        """A number above 0."""
+        number = self.get(key, default)
+        if not 0 < number <= most:
+            raise ConfigError(f"`{key}` must be above 0 and at most {most:g}: got {number:g} ({self.where}).")
+        return number
+
     def fixed(self, key: str, allowed: Any, default: Any) -> None:
         """A key that computes but of which one value alone is known."""
         value = self.raw(key, default)
@@ -186,6 +193,8 @@ def read_rope(config: Config, head_dim: int, context: int, kind: str | None = No
     rules = _rope_rules(config, kind)
     theta = rules.get("rope_theta", config.get("rope_theta", theta))
     share = rules.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    if not 0 < share <= 1:
+        raise ConfigError(f"`partial_rotary_factor` must be above 0 and at most 1: got {share:g} ({config.where}).")
     dim = int(head_dim * share)
     if dim < 2 or dim % 2:
         raise ConfigError(f"Rotary positions turn pairs: head_dim={head_dim} gives {dim} features ({config.where}).")

@@ -52,7 +52,7 @@ def attention_of(config: Config, shape: Shape, window: int | None, rope: spec.Ro
         rope=rope,
         bias=bias,
         out_bias=bias,
-        scale=config.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        scale=config.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         dropout=config.get("attention_dropout", 0.0),
         **special,
     )

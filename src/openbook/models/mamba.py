@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from openbook.errors import ConfigError
 from openbook.models.config import Config, spell_activation
 from openbook.models.family import CannotSay, Family, Heads, layers_of, none
 from openbook.models.family import language as language_head
@@ -35,17 +34,16 @@ INERT = (
 
 def to_spec(config: Config) -> spec.Model:
     dim = config.size("hidden_size")
-    inner = config.size("intermediate_size", int(config.get("expand", 2.0) * dim))
-    rank = config.raw("time_step_rank", "auto")
-    if rank != "auto" and (not isinstance(rank, int) or rank < 1):
-        raise ConfigError(f"`time_step_rank` must be 'auto' or a number of at least 1: got {rank!r} ({config.where}).")
+    inner = config.size("intermediate_size", int(config.positive("expand", 2.0, most=1e6) * dim))
+    usual = config.raw("time_step_rank", "auto") == "auto"
+    rank = math.ceil(dim / 16) if usual else config.size("time_step_rank")
     for inert in INERT:
         config.raw(inert)
     layer = spec.Selective(
         inner=inner,
         state=config.size("state_size", 16),
         kernel=config.size("conv_kernel", 4),
-        rank=math.ceil(dim / 16) if rank == "auto" else rank,
+        rank=rank,
         activation=config.activation("hidden_act", "silu"),
         bias=config.get("use_bias", False),
         conv_bias=config.get("use_conv_bias", True),

@@ -15,6 +15,7 @@ from openbook.errors import ConfigError, OpenbookWarning, nearest
 from openbook.models.config import INERT, Config
 from openbook.models.family import CannotSay, Family
 from openbook.nn import spec
+from openbook.nn.build import check
 
 _BUILT_IN = {
     "llama": "llama",
@@ -70,6 +71,10 @@ def read(data: Mapping[str, Any], where: str = "config.json") -> tuple[Family, s
         model = replace(model, heads=family.heads[_architecture(family, config)](config))
         for heads in family.heads.values():  # what another architecture's heads would read is known too
             heads(config)
+    try:
+        check(model)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {where})") from error
     config.warn_unread()
     return family, model
 
@@ -78,7 +83,7 @@ def _architecture(family: Family, config: Config) -> str:
     named = config.raw("architectures")
     if not named:
         return next(iter(family.heads))
-    if not isinstance(named, list) or named[0] not in family.heads:
+    if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in family.heads:
         raise ConfigError(
             f"The architecture {named!r} of {config.where} is not known for '{family.model_type}'."
             f"{nearest(str(named), family.heads)} All: {', '.join(family.heads)}."

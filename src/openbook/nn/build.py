@@ -14,6 +14,7 @@ from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
 from openbook.nn.moe import Mixture
@@ -112,14 +113,14 @@ def _number(known: list[T], value: T) -> int:
 
 def check(model: spec.Model) -> None:
     """Raise a clear error for a spec that no module can be."""
+    check_values(model)
     stacks = [model.stack] + ([model.source.stack] if model.source else [])
     for stack in stacks:
-        for block in stack.blocks:
-            for branch in block.branches:
+        for block in dict.fromkeys(stack.blocks):
+            for branch in dict.fromkeys(block.branches):
                 _check_branch(branch, block, stack, model)
-    for name, count in (("vocab", model.embed.vocab), ("dim", model.stack.dim)):
-        if count < 1:
-            raise ConfigError(f"`{name}` must be at least 1: got {name}={count}.")
+    if model.language is not None and model.language.transform is not None:
+        check_activation(model.language.transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")

@@ -1,0 +1,152 @@
+"""What the values of a spec may be, whoever wrote it: no size below one, no rate outside of its range, nothing endless.
+
+A config.json is untrusted. Everything here fails before a module is built, with the field's name and what it may be.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import nn
+
+from openbook.errors import ConfigError
+from openbook.nn import spec
+
+SIZE = 2**31 - 1
+MATRIX = 2**40  # numbers in one matrix
+LAYERS = 20_000  # branches of one stack
+EXPERTS = 1_000_000  # matrices of experts in one stack
+FROM_ZERO = {"types", "padding", "rank"}
+POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high"}
+RATES = {"dropout", "jitter"}
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def check_values(model: spec.Model) -> None:
+    """Raise ConfigError for a value out of range anywhere in the spec."""
+    stacks = [model.stack] + ([model.source.stack] if model.source else [])
+    for stack in stacks:
+        branches = sum(len(block.branches) for block in stack.blocks)
+        if branches > LAYERS:
+            raise ConfigError(f"A stack has at most {LAYERS:,} layers: got {branches:,}.")
+        layers = [branch.layer for block in stack.blocks for branch in block.branches]
+        experts = sum(layer.experts for layer in layers if isinstance(layer, spec.MoE))
+        if experts > EXPERTS:
+            raise ConfigError(f"A stack has at most {EXPERTS:,} experts: got {experts:,}.")
+        for layer in dict.fromkeys(layers):
+            _check_matrices(layer, stack.dim)
+        _check_relative(stack)
+    _walk(model, "model")
+    largest = max(model.embed.vocab * model.embed.dim, model.embed.vocab * model.stack.dim)
+    if largest > MATRIX:
+        raise ConfigError(f"The embedding would hold {largest:,} numbers; at most {MATRIX:,} can be.")
+    if model.embed.padding is not None and model.embed.padding >= model.embed.vocab:
+        raise ConfigError(f"`padding` must be below `vocab`: got {model.embed.padding} and {model.embed.vocab}.")
+    _check_widths(model)
+    _check_heads(model)
+
+
+def _walk(value: Any, where: str) -> None:
+    """Check every field of a spec by its name and type; equal parts once."""
+    for field in fields(value):
+        item = getattr(value, field.name)
+        place = f"{where}.{field.name}"
+        if is_dataclass(item):
+            _walk(item, place)
+        elif isinstance(item, tuple):
+            for part in dict.fromkeys(item):
+                _walk(part, place)
+        elif isinstance(item, int) and not isinstance(item, bool):
+            least = 0 if field.name in FROM_ZERO else 1
+            if not least <= item <= SIZE:
+                raise ConfigError(f"`{field.name}` must be {least} to {SIZE:,}: got {item} ({place}).")
+        elif isinstance(item, float):
+            _check_number(field.name, item, place)
+
+
+def _check_number(name: str, value: float, place: str) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"`{name}` must be a finite number: got {value} ({place}).")
+    if name in RATES and not 0 <= value < 1:
+        raise ConfigError(f"`{name}` must be at least 0 and below 1: got {value:g} ({place}).")
+    if name in POSITIVE and value <= 0:
+        raise ConfigError(f"`{name}` must be above 0: got {value:g} ({place}).")
+    if name in ("eps", "balance") and value < 0:
+        raise ConfigError(f"`{name}` must not be below 0: got {value:g} ({place}).")
+
+
+def _check_matrices(layer: spec.Layer, dim: int) -> None:
+    match layer:
+        case spec.Attention() | spec.CrossAttention():
+            size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
+        case spec.MLP():
+            size = layer.hidden * dim
+        case spec.MoE():
+            size = layer.experts * layer.expert.hidden * dim
+            if layer.expert.bias or layer.expert.dropout:
+                raise ConfigError("Experts have no biases and no dropout of their own.")
+        case spec.Selective():
+            size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+    if size > MATRIX:
+        raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
+    if isinstance(layer, spec.Attention) and layer.rope is not None:
+        _check_scaling(layer.rope)
+
+
+def _check_scaling(rope: spec.Rope) -> None:
+    """What the formulas in rope.py divide by."""
+    match rope.scaling:
+        case spec.DynamicScaling() if rope.dim <= 2:
+            raise ConfigError(f"Dynamic rope scaling needs more than 2 rotary features: got {rope.dim}.")
+        case spec.YarnScaling() if rope.theta <= 1:
+            raise ConfigError(f"YaRN needs a `theta` above 1: got {rope.theta:g}.")
+        case spec.WavelengthScaling(low=low, high=high) if low >= high:
+            raise ConfigError(f"The rope's low frequency factor must be below the high one: got {low:g} and {high:g}.")
+        case _:
+            pass
+
+
+def _check_relative(stack: spec.Stack) -> None:
+    rule = stack.relative
+    if rule is None:
+        return
+    exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
+    if exact < 1 or rule.distance <= exact:
+        raise ConfigError(
+            f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond the "
+            f"exact ones: got buckets={rule.buckets}, distance={rule.distance}."
+        )
+    attention = [b.layer for block in stack.blocks for b in block.branches if isinstance(b.layer, spec.Attention)]
+    if any(layer.relative and layer.pattern != attention[0].pattern for layer in attention):
+        raise ConfigError("Attention with relative=True must have the pattern of the stack's first attention.")
+
+
+def _check_widths(model: spec.Model) -> None:
+    """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
+    if model.source is not None:
+        sides = {"the decoder": (model.embed.dim, model.stack.dim)}
+        sides["the encoder"] = ((model.source.embed or model.embed).dim, model.source.stack.dim)
+        for side, (width, dim) in sides.items():
+            if width != dim:
+                raise ConfigError(f"The embedding of {side} must have its `dim`: got {width} and {dim}.")
+        layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
+        if any(isinstance(layer, spec.CrossAttention) for layer in layers):
+            raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
+    if model.language is not None and model.language.tied and model.embed.dim != model.stack.dim:
+        raise ConfigError(
+            f"A tied head needs an embedding as wide as the stack: got {model.embed.dim} and {model.stack.dim}."
+        )
+
+
+def _check_heads(model: spec.Model) -> None:
+    pooled = any(isinstance(head, spec.Pooler) for head in model.heads)
+    for head in model.heads:
+        if not isinstance(head, spec.Classes):
+            continue
+        if not NAME.fullmatch(head.name) or hasattr(nn.ModuleDict, head.name):
+            raise ConfigError(f"A head cannot be called {head.name!r}: use small letters, digits and _.")
+        if head.over == "pooled" and not pooled:
+            raise ConfigError(f"The head '{head.name}' reads the pooled row; the model needs a Pooler.")
