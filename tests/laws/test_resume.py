@@ -1,6 +1,7 @@
 """Law 5, second half: killed and resumed == uninterrupted, bit for bit on one device.
 
-The runs are real processes, killed with SIGKILL at random moments while they save after every step. What is compared: every weight, every optimiser tensor, the random states, the guard's memory, and every line of the journal.
+The runs are real processes, killed with SIGKILL at random moments while they save after every step. What is compared:
+every weight, every optimiser tensor, the random states, the guard's memory, and every line of the journal.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[d
     lines = read_journal(folder / "metrics.jsonl")
     for entry in (record, *lines):
         entry.pop("seconds", None)
+        entry.pop("took", None)
         entry.pop("journal", None)
     return tensors, record, lines
 

@@ -165,6 +165,7 @@ def test_killed_at_any_stage_it_ends_as_if_nothing_had_happened(recipe_file: Pat
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_minutes_become_steps_that_stay(recipe_file: Path) -> None:
     recipe = read(recipe_file, "--train.steps", "1000000", "--train.minutes", "0.15")
     watcher = Silent()

@@ -33,6 +33,7 @@ from openbook.files import read_json, write_json
 from openbook.generate.loop import generate_ids
 from openbook.generate.sampling import Sampling
 from openbook.log import caution, note, status
+from openbook.models.cost import inventory, work
 from openbook.models.load import save as save_model
 from openbook.models.make import make, spec_of
 from openbook.nn import spec
@@ -49,7 +50,7 @@ from openbook.train.objectives import Language
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import Recipe, identity
 from openbook.train.run import Plan, Run, resume
-from openbook.train.speed import compile_blocks, flops_per_token, recompute_blocks
+from openbook.train.speed import compile_blocks, recompute_blocks
 
 # Messages are one text that goes on: what the person writes next continues what the model wrote.
 CONTINUE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -95,6 +96,7 @@ def pretrain(recipe: Recipe, *, watchers: Sequence[Watcher] | None = None) -> Pa
     check_model(recipe)
     find_files(recipe.data.text)
     runtime.use_threads(recipe.train.threads)
+    runtime.keep_memory()
     with only_one(stages.out):
         refuse_other(recipe, stages)
         save_recipe(recipe, stages.out / "recipe.toml")
@@ -320,7 +322,7 @@ def view_of(run: Run, recipe: Recipe) -> View:
     return View(
         steps=run.plan.steps,
         name=f"{recipe.out.name} · {parameters / 1e6:.1f} M parameters",
-        flops=flops_per_token(model.spec, recipe.data.block),
+        flops=work(inventory(model.spec), recipe.data.block).training,
         peak=peak,
     )
 
