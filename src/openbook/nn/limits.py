@@ -37,7 +37,7 @@ def check_values(model: spec.Model) -> None:
         if experts > EXPERTS:
             raise ConfigError(f"A stack has at most {EXPERTS:,} experts: got {experts:,}.")
         for layer in dict.fromkeys(layers):
-            _check_matrices(layer, stack.dim)
+            _check_layer(layer, stack.dim)
         _check_relative(stack)
     _walk(model, "model")
     largest = max(model.embed.vocab * model.embed.dim, model.embed.vocab * model.stack.dim)
@@ -78,10 +78,12 @@ def _check_number(name: str, value: float, place: str) -> None:
         raise ConfigError(f"`{name}` must not be below 0: got {value:g} ({place}).")
 
 
-def _check_matrices(layer: spec.Layer, dim: int) -> None:
+def _check_layer(layer: spec.Layer, dim: int) -> None:
     match layer:
         case spec.Attention() | spec.CrossAttention():
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
+            if layer.scale is not None and layer.scale <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
@@ -120,6 +122,8 @@ def _check_relative(stack: spec.Stack) -> None:
             f"exact ones: got buckets={rule.buckets}, distance={rule.distance}."
         )
     attention = [b.layer for block in stack.blocks for b in block.branches if isinstance(b.layer, spec.Attention)]
+    if not any(layer.relative for layer in attention):
+        raise ConfigError("A stack with `relative` needs attention with relative=True.")
     if any(layer.relative and layer.pattern != attention[0].pattern for layer in attention):
         raise ConfigError("Attention with relative=True must have the pattern of the stack's first attention.")
 

@@ -70,13 +70,15 @@ def _tuple(data: Any, kind: Any, where: str) -> tuple[Any, ...]:
             items += [from_plain(item["of"], kind, place)] * count
         else:
             items.append(from_plain(item, kind, place))
+        if len(items) > REPEAT:
+            raise ConfigError(f"{where} must have at most {REPEAT:,} items.")
     return tuple(items)
 
 
 def _dataclass(data: Mapping[str, Any], options: list[Any], where: str) -> Any:
     names = {option.__name__: option for option in options}
     name = data.get("type", next(iter(names)) if len(names) == 1 else None)
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ConfigError(f"`type` of {where} must be one of {', '.join(names) or 'nothing'}: got {name!r}.")
     kind = names[name]
     fields = {field.name: field for field in dataclasses.fields(kind)}
