@@ -97,6 +97,15 @@ def test_a_damaged_one_falls_back_loudly(
     said = capsys.readouterr().err
     assert "step-0000000003" in said
     assert "step-0000000002" in said
+    assert not (tmp_path / "step-0000000003").exists()
+
+
+def test_another_format_is_an_error_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    monkeypatch.setattr(module, "FORMAT", 2)
+    with pytest.raises(CheckpointError, match=r"has format 1; this version of openbook reads 2"):
+        store(tmp_path).latest()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -138,7 +147,7 @@ def test_a_full_disk_stops_with_the_earlier_checkpoint_whole(tmp_path: Path, mon
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"(?s)disk is full.*step-0000000003', is whole.*same command"):
+    with pytest.raises(CheckpointError, match=r"(?s)disk is full.*step-0000000003', is whole; the same command"):
         kept.save(snapshot(4))
     found = store(tmp_path).latest()
     assert found is not None

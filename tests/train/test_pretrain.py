@@ -100,6 +100,16 @@ def test_what_comes_out_is_what_transformers_loads(recipe_file: Path) -> None:
     assert load(Recipe, out / "recipe.toml") == read(recipe_file)
 
 
+def test_dropout_is_of_training_alone(recipe_file: Path) -> None:
+    words = ("--model.dropout", "0.5", "--train.steps", "2", "--train.prompt", "")
+    out = pretrain(read(recipe_file, *words), watchers=[])
+    plain = pretrain(read(recipe_file, *words[2:], out=recipe_file.parent / "plain"), watchers=[])
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+    assert load_model(out).spec == load_model(plain).spec
+    one, other = (read_journal(folder / "metrics.jsonl")[0]["loss"] for folder in (out, plain))
+    assert one != other
+
+
 def test_the_same_command_again_changes_nothing(recipe_file: Path) -> None:
     out = pretrain(read(recipe_file), watchers=[])
     before, lines = load_file(out / "model.safetensors"), read_journal(out / "metrics.jsonl")
@@ -189,6 +199,7 @@ def test_minutes_become_steps_that_stay(recipe_file: Path) -> None:
         (("--data.block", "100000"), DataError, "smaller than one block"),
         (("--tokenizer.vocab", "100"), OpenbookError, "vocab"),
         (("--train.rows", "0"), ConfigError, "train.rows"),
+        (("--model.dropout", "1.0"), ConfigError, "model.dropout"),
         (("--train.steps", "None"), ConfigError, "how long"),
         (("--optimizer.lr", "-1"), ConfigError, "optimizer.lr"),
         (("--optimizer.rl", "1"), UsageError, "optimizer.lr"),

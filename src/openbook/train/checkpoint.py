@@ -109,23 +109,25 @@ class Checkpoints:
         Errors: CheckpointError if it belongs to another run, or if there are checkpoints and all of them are damaged.
         """
         remove_leftovers(self.folder)
-        damage = []
+        damaged: dict[Path, str] = {}
         for path in self._all():
             try:
                 content = _read_record(path)
                 tensors = {name: read_tensors(path / name) for name in (WEIGHTS, MOMENTS)}
-            except OpenbookError as error:
-                damage.append(str(error))
+            except (OpenbookError, OSError) as error:
+                damaged[path] = str(error)
                 caution(f"{error} Falling back to the checkpoint before it.")
                 continue
-            self._require_same(content["identity"], path)
-            if damage:
-                caution(f"Resuming from '{path}' instead of the damaged newer one.")
+            self._require_same(content, path)
+            for other in damaged:
+                caution(f"Resuming from '{path}'; the damaged '{other.name}' is removed.")
+                shutil.rmtree(other, ignore_errors=True)
             self.last = path
             return Snapshot(model=tensors[WEIGHTS], optimizer=tensors[MOMENTS], record=content["run"])
-        if damage:
+        if damaged:
+            first = next(iter(damaged.values()))
             raise CheckpointError(
-                f"None of the {len(damage)} checkpoints in '{self.folder}' can be read: {damage[0]} "
+                f"None of the {len(damaged)} checkpoints in '{self.folder}' can be read: {first} "
                 "Delete that folder to start over, or give another --out."
             )
         return None
@@ -135,7 +137,7 @@ class Checkpoints:
         path = self.folder / "best"
         if not path.is_dir():
             return None
-        self._require_same(_read_record(path)["identity"], path)
+        self._require_same(_read_record(path), path)
         return read_tensors(path / WEIGHTS)
 
     def _all(self) -> list[Path]:
@@ -155,13 +157,16 @@ class Checkpoints:
                 content["checksum"] = zlib.crc32(_canonical(content))
                 (part / RECORD).write_text(json.dumps(content), encoding="utf-8")
         except OpenbookError as error:
-            kept = (
-                f"The checkpoint before it, '{self.last}', is whole: " if self.last else "No checkpoint was saved yet: "
-            )
-            raise CheckpointError(f"{error} {kept}the same command continues from there.") from error
+            kept = f"The one before it, '{self.last}', is whole; the same command continues from there."
+            raise CheckpointError(f"{error} {kept if self.last else 'No checkpoint was saved before.'}") from error
 
-    def _require_same(self, identity: Mapping[str, Any], path: Path) -> None:
-        different = differences(identity, self.identity)
+    def _require_same(self, content: Mapping[str, Any], path: Path) -> None:
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"The checkpoint '{path}' has format {content['format']}; this version of openbook reads {FORMAT}. "
+                "Continue it with the version that wrote it, or give another --out."
+            )
+        different = differences(content["identity"], self.identity)
         if different:
             shown = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
             raise CheckpointError(
@@ -196,8 +201,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"The checkpoint '{path}' is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("checksum") != zlib.crc32(_canonical(content)):
         raise CheckpointError(f"The checkpoint '{path}' is damaged: {RECORD} does not match its checksum.")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"The checkpoint '{path}' has format {content['format']}; this version reads {FORMAT}.")
     for name, facts in content["files"].items():
         file = path / name
         if not file.is_file():

@@ -118,9 +118,25 @@ def check_model(recipe: Recipe, vocab: int | None = None) -> spec.Model:
             f"or make it {vocab} or more."
         )
     model = spec_of(part.family, part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block), part.more)
+    model = with_dropout(model, part.dropout)
     if model.language is None or not model.causal or model.source is not None:
         raise ConfigError(f"`openbook pretrain` trains models that write from left to right; '{part.family}' does not.")
     return model
+
+
+def with_dropout(model: spec.Model, rate: float) -> spec.Model:
+    """The same model with this dropout of embeddings, attention weights and branches, and no other."""
+
+    def layer(its: spec.Layer) -> spec.Layer:
+        if isinstance(its, spec.Attention | spec.CrossAttention):
+            return replace(its, dropout=rate)
+        return replace(its, dropout=0.0) if isinstance(its, spec.MLP) else its
+
+    def block(its: spec.Block) -> spec.Block:
+        return replace(its, branches=tuple(replace(b, layer=layer(b.layer), dropout=rate) for b in its.branches))
+
+    stack = replace(model.stack, blocks=tuple(map(block, model.stack.blocks)), dropout=0.0)
+    return replace(model, embed=replace(model.embed, dropout=rate), stack=stack)
 
 
 def refuse_other(recipe: Recipe, stages: Stages) -> None:
@@ -335,6 +351,7 @@ def export(recipe: Recipe, stages: Stages, run: Run, tokenizer: Tokenizer) -> No
             note(f"The weights are those of step {run.progress.best_step:,}, the best on held-out text.")
             put_weights(run.model, best)
     run.model.eval()
+    run.model.spec = with_dropout(run.model.spec, 0.0)  # of training alone; few families could say it
     save_model(run.model, stages.out, dtype=recipe.export_dtype)
     tokenizer.save(stages.out)
     records = read_journal(stages.journal)

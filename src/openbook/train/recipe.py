@@ -73,12 +73,18 @@ class ModelPart:
     """None: the tokenizer's. More leaves room for tokens that come later."""
     tied: bool | None = None
     """Whether the head is the token embedding."""
+    dropout: float = 0.0
+    """While training: of embeddings, attention weights and what layers add; many passes over little text need it."""
     more: dict[str, float | int | bool | str] = field(default_factory=dict)
     """Further keys of the family's config.json."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"`model.dropout` must be from 0 to below 1: got {self.dropout}.")
+
     def sizes(self, vocab: int, block: int) -> dict[str, Any]:
         """The sizes in our words, open ones settled."""
-        given = {name: value for name, value in asdict(self).items() if name not in ("family", "more")}
+        given = {name: value for name, value in asdict(self).items() if name not in ("family", "more", "dropout")}
         return {**given, "vocab": self.vocab or vocab, "context": self.context or block}
 
 
