@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from openbook.api import LanguageModel, Tokenizer, load, save
+    from openbook.api import LanguageModel, Sampling, Tokenizer, generate, load, save
 
-__all__ = ["LanguageModel", "Tokenizer", "load", "save"]
+__all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

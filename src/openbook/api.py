@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from openbook.chat.prompts import Prompts
+from openbook.errors import InputError
+from openbook.generate.sampling import Sampling
 from openbook.models.load import load
 from openbook.models.load import save as save_model
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 
-__all__ = ["LanguageModel", "Tokenizer", "load", "save"]
+__all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
+
+
+def generate(
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling | None = None
+) -> list[str]:
+    """Continue every prompt; returns the continuations (without the prompts), `sampling.n` of each, in order.
+
+    The prompts run together; each gets what it would get alone. Errors: InputError for a prompt longer than the context
+    or a setting out of range, TokenizerError where tokenizer and model do not fit.
+    """
+    if isinstance(prompts, str):
+        raise InputError("`prompts` is a list of texts: give [prompt] for a single one.")
+    work = Prompts(model, tokenizer, list(prompts), Sampling() if sampling is None else sampling)
+    return [text for _, _, text in work.finished()]
 
 
 def save(model: LanguageModel, tokenizer: Tokenizer | None, folder: str | Path) -> None:
     """Write a Hugging Face folder: config.json, safetensors, and the tokenizer's files if one is given."""
     if tokenizer is not None:
+        tokenizer.check_fits(model.spec.embed.vocab)
         tokenizer.save(folder)
     save_model(model, folder)

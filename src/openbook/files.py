@@ -115,7 +115,9 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"'{path}' is not UTF-8 text (byte {error.start}): it is damaged or not a JSON file.") from error
+        raise ConfigError(
+            f"'{path}' is not UTF-8 text (byte {error.start}): it is damaged or not a JSON file."
+        ) from error
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"'{path}' is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}). "

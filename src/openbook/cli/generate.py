@@ -15,7 +15,7 @@ from openbook.errors import InputError, UsageError
 from openbook.options import Positional, Repeated, parse
 
 if TYPE_CHECKING:
-    from openbook.generate.requests import Generation, Token
+    from openbook.chat.prompts import Prompts
     from openbook.generate.sampling import Sampling
     from openbook.nn.model import LanguageModel
     from openbook.text.tokenizer import Tokenizer
@@ -96,14 +96,16 @@ def main(args: Sequence[str], prog: str) -> int:
     if not model.spec.causal and model.spec.source is None:
         _fill(model, tokenizer, list(prompts), config)
         return 0
-    work = _Work(model, tokenizer, list(prompts), sampling, config.cached)
+    from openbook.chat.prompts import Prompts
+
+    work = Prompts(model, tokenizer, list(prompts), sampling, config.cached)
     if config.json:
-        _print_json(config.dir, work.records())
+        _print_json(config.dir, _records(work))
     elif len(prompts) == 1 and sampling.n == 1 and sampling.beams == 1:
-        work.stream(_write)
+        _stream(work, _write)
         print()
     else:
-        print("\n\n".join(work.texts()))
+        print("\n\n".join(_texts(work)))
     return 0
 
 
@@ -137,89 +139,36 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-@dataclass
-class _Work:
-    """Prompts on their way through a model, and what becomes of them as text."""
+def _stream(work: Prompts, write: Callable[[str], None]) -> None:
+    """Write the one prompt and its continuation as it comes."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    tokens = work.tokens([])  # complains before anything is written
+    if not work.two_sided:
+        write(work.prompts[0])
+    first = True
+    for token in tokens:
+        text = decoder.decode(token.text, final=token.finish is not None)
+        write(text.lstrip() if first and work.two_sided else text)
+        first = first and not text
 
-    model: LanguageModel
-    tokenizer: Tokenizer
-    prompts: list[str]
-    sampling: Sampling
-    cached: bool
 
-    @property
-    def two_sided(self) -> bool:
-        """Whether the prompt is read by an encoder, so that the output does not continue it."""
-        return self.model.spec.source is not None
+def _texts(work: Prompts) -> Iterator[str]:
+    """Every continuation with its prompt before it."""
+    for prompt, _, text in work.finished():
+        yield text if work.two_sided else prompt + text
 
-    def tokens(self, results: list[Generation]) -> Iterator[Token]:
-        """The output, token by token; `results` is filled at the end."""
-        from openbook.generate.loop import stream_ids
 
-        specials = frozenset(self.tokenizer.specials.values())
-        return stream_ids(
-            self.model,
-            [self.tokenizer.prompt(text) or self._nothing() for text in self.prompts],
-            self.sampling,
-            eos=self.tokenizer.stops,
-            start=self._start(),
-            cached=self.cached,
-            token_bytes=lambda number: b"" if number in specials else self.tokenizer.token_bytes(number),
-            results=results,
-        )
-
-    def _start(self) -> Sequence[int]:
-        if not self.two_sided:
-            return ()
-        start = self.model.config.get("decoder_start_token_id", self.tokenizer.pad)
-        return () if start is None else (int(start),)
-
-    def _nothing(self) -> list[int]:
-        """What stands for an empty prompt: the begin id, if there is one."""
-        return [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-
-    def stream(self, write: Callable[[str], None]) -> None:
-        """Write the one prompt and its continuation as it comes."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        tokens = self.tokens([])  # complains before anything is written
-        if not self.two_sided:
-            write(self.prompts[0])
-        first = True
-        for token in tokens:
-            text = decoder.decode(token.text, final=token.finish is not None)
-            write(text.lstrip() if first and self.two_sided else text)
-            first = first and not text
-
-    def finished(self) -> Iterator[tuple[str, Generation, str]]:
-        """(prompt, generation, its text) for every continuation."""
-        results: list[Generation] = []
-        for _ in self.tokens(results):
-            pass
-        for result in results:
-            yield self.prompts[result.prompt], result, self._text(result)
-
-    def _text(self, result: Generation) -> str:
-        specials = frozenset(self.tokenizer.specials.values())
-        said = b"".join(b"" if i in specials else self.tokenizer.token_bytes(i) for i in result.ids)
-        text = said[: len(said) - result.excess].decode("utf-8", errors="replace")
-        return text.lstrip() if self.two_sided else text
-
-    def texts(self) -> Iterator[str]:
-        """Every continuation with its prompt before it."""
-        for prompt, _, text in self.finished():
-            yield text if self.two_sided else prompt + text
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Every continuation as plain values."""
-        for prompt, result, text in self.finished():
-            record: dict[str, Any] = {"prompt": prompt, "text": text, "ids": result.ids, "finish": result.finish}
-            if isinstance(result.stopped_by, bytes):
-                record["stop"] = result.stopped_by.decode("utf-8", errors="replace")
-            if result.score is not None:
-                record["score"] = result.score
-            if result.logprobs is not None:
-                record["logprobs"] = [
-                    {"id": item.id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
-                    for item in result.logprobs
-                ]
-            yield record
+def _records(work: Prompts) -> Iterator[dict[str, Any]]:
+    """Every continuation as plain values."""
+    for prompt, result, text in work.finished():
+        record: dict[str, Any] = {"prompt": prompt, "text": text, "ids": result.ids, "finish": result.finish}
+        if isinstance(result.stopped_by, bytes):
+            record["stop"] = result.stopped_by.decode("utf-8", errors="replace")
+        if result.score is not None:
+            record["score"] = result.score
+        if result.logprobs is not None:
+            record["logprobs"] = [
+                {"id": item.id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
+                for item in result.logprobs
+            ]
+        yield record

@@ -29,6 +29,7 @@ def staged(folder: Path) -> Iterator[Path]:
         yield part
         names = sorted((path.name for path in part.iterdir()), key=lambda name: name == "config.json")
         for name in names:
+            os.chmod(part / name, 0o644)
             sync_file(part / name)
         for name in names:
             os.replace(part / name, folder / name)

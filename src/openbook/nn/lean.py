@@ -132,10 +132,10 @@ def plan(block: ResidualBlock) -> Plan | None:
     if block.spec.parallel or len(specs) != 2 or any(s.place != "pre" or s.scale != 1.0 for s in specs):
         return None
     attention, ffn = (branch.layer for branch in block.branches)
-    norms = tuple(branch.norm for branch in block.branches)
+    norms = tuple(norm for branch in block.branches if isinstance(norm := branch.norm, Normalise))
     if not isinstance(attention, SelfAttention) or not isinstance(ffn, FeedForward):
         return None
-    if ffn.spec.activation not in ACTIVATIONS or not all(isinstance(norm, Normalise) for norm in norms):
+    if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2:
         return None
     return Plan(attention, ffn, norms)
 
