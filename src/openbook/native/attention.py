@@ -11,7 +11,7 @@ from openbook import log
 from openbook.hardware import cpu_features
 from openbook.native import build
 
-SOURCES = ("attention.cpp", "tiles.h", "visible.h")
+SOURCES = ("attention.cpp", "forward.h", "backward.h", "problem.h", "visible.h", "tiles.h")
 AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16"))
 AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16")
 
@@ -19,7 +19,7 @@ AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16")
 class Strided(ctypes.Structure):
     """bf16 numbers [B, tokens, heads, dim] at `data`, the last dimension dense; strides in numbers."""
 
-    _fields_ = [(name, kind) for name, kind in (("data", ctypes.c_void_p), *((n, ctypes.c_int64) for n in ("batch", "token", "head")))]
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "token", "head"))]
 
 
 class Problem(ctypes.Structure):
@@ -68,7 +68,7 @@ def attention() -> Attention | None:
         return None
     features = cpu_features()
     if sys.platform != "linux" or platform.machine() != "x86_64" or "AVX-512 BF16" not in features:
-        log.note("The native attention needs AVX-512 BF16 or AMX on Linux: PyTorch's own is used.", once="native attention")
+        log.note("Native attention needs AVX-512 BF16 or AMX, on Linux: PyTorch's is used.", once="native attention")
         return None
     library = build.load("attention", SOURCES, [(*AVX512, *AMX), AVX512] if "AMX bf16" in features else [AVX512])
     return None if library is None else Attention(library)

@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <algorithm>
+
 namespace openbook {
 
 constexpr int64_t TILE = 1024;
@@ -19,11 +21,12 @@ constexpr int64_t TILE = 1024;
 inline int64_t tiles_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Tiles of a matrix: `outer` bytes from one to the next along rows of C (left) or columns of C (right), `inner` bytes
-// along what is summed over.
+// along what is summed over, `row` bytes from row to row of a tile.
 struct Tiles {
     char* data;
-    int64_t outer, inner;
+    int64_t outer, inner, row = 64;
     char* at(int64_t i, int64_t j) const { return data + i * outer + j * inner; }
+    Tiles from(int64_t i) const { return {at(i, 0), outer, inner, row}; }
 };
 
 // ---------------------------------------------------------------------------------------------- AMX
@@ -31,7 +34,7 @@ struct Tiles {
 #ifdef OPENBOOK_AMX
 
 // The tile instructions are written here and not taken from <immintrin.h>: gcc 12 says there that loading the
-// configuration reads 8 bytes of its 64, and that loading a tile reads no memory, so that stores before it may be moved.
+// configuration reads 8 bytes of its 64, and that loading a tile reads no memory, so that it may move stores past them.
 inline void amx_begin() {
     alignas(64) uint8_t config[64] = {1};
     for (int tile = 0; tile < 8; tile++) {
@@ -66,11 +69,11 @@ inline void amx_block(float* c, int64_t ldc, Tiles a, Tiles b, int64_t k, bool a
     }
     for (int64_t s = 0; s < k; s++) {
         TILE_LOAD(6, b.at(0, s), 64);
-        TILE_LOAD(4, a.at(0, s), 64);
+        TILE_LOAD(4, a.at(0, s), a.row);
         TILE_MULTIPLY(0, 4, 6);
         if (N > 1) TILE_LOAD(7, b.at(1, s), 64);
         if (N > 1) TILE_MULTIPLY(1, 4, 7);
-        if (M > 1) TILE_LOAD(5, a.at(1, s), 64);
+        if (M > 1) TILE_LOAD(5, a.at(1, s), a.row);
         if (M > 1) TILE_MULTIPLY(2, 5, 6);
         if (M > 1 && N > 1) TILE_MULTIPLY(3, 5, 7);
     }
@@ -96,7 +99,7 @@ inline void avx_rows(float* c, int64_t ldc, Tiles a, Tiles b, int64_t k, bool ad
             for (int j = 0; j < N; j++) right[j] = (__m512bh)_mm512_loadu_si512(b.at(j, s) + 64 * p);
             for (int i = 0; i < 8; i++) {
                 int32_t pair;
-                memcpy(&pair, left + 64 * i + 4 * p, 4);
+                memcpy(&pair, left + a.row * i + 4 * p, 4);
                 const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
                 for (int j = 0; j < N; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], both, right[j]);
             }
@@ -109,7 +112,8 @@ inline void avx_rows(float* c, int64_t ldc, Tiles a, Tiles b, int64_t k, bool ad
 template <int M, int N>
 inline void avx_block(float* c, int64_t ldc, Tiles a, Tiles b, int64_t k, bool add) {
     for (int half = 0; half < 2 * M; half++)
-        avx_rows<N>(c + 8 * half * ldc, ldc, {a.at(half / 2, 0) + 512 * (half % 2), 0, a.inner}, b, k, add);
+        avx_rows<N>(c + 8 * half * ldc, ldc, {a.at(half / 2, 0) + 8 * a.row * (half % 2), 0, a.inner, a.row}, b, k,
+                    add);
 }
 
 // ---------------------------------------------------------------------------------------------- product
@@ -127,16 +131,16 @@ inline void block(float* c, int64_t ldc, Tiles a, Tiles b, int64_t k, bool add) 
 template <Unit unit, int M>
 inline void stripe(float* c, int64_t ldc, Tiles a, Tiles b, int64_t n, int64_t k, bool add) {
     int64_t j = 0;
-    for (; j + 2 <= n; j += 2) block<unit, M, 2>(c + 16 * j, ldc, a, {b.at(j, 0), b.outer, b.inner}, k, add);
-    if (j < n) block<unit, M, 1>(c + 16 * j, ldc, a, {b.at(j, 0), b.outer, b.inner}, k, add);
+    for (; j + 2 <= n; j += 2) block<unit, M, 2>(c + 16 * j, ldc, a, b.from(j), k, add);
+    if (j < n) block<unit, M, 1>(c + 16 * j, ldc, a, b.from(j), k, add);
 }
 
 // C [16 m, 16 n] = or += A [16 m, 32 k] B [32 k, 16 n]; C has `ldc` floats from row to row.
 template <Unit unit>
 inline void multiply(float* c, int64_t ldc, Tiles a, Tiles b, int64_t m, int64_t n, int64_t k, bool add) {
     int64_t i = 0;
-    for (; i + 2 <= m; i += 2) stripe<unit, 2>(c + 16 * i * ldc, ldc, {a.at(i, 0), a.outer, a.inner}, b, n, k, add);
-    if (i < m) stripe<unit, 1>(c + 16 * i * ldc, ldc, {a.at(i, 0), a.outer, a.inner}, b, n, k, add);
+    for (; i + 2 <= m; i += 2) stripe<unit, 2>(c + 16 * i * ldc, ldc, a.from(i), b, n, k, add);
+    if (i < m) stripe<unit, 1>(c + 16 * i * ldc, ldc, a.from(i), b, n, k, add);
 }
 
 // ---------------------------------------------------------------------------------------------- packing
@@ -168,16 +172,56 @@ inline void transpose(__m512i r[16]) {
     }
 }
 
-// Rows of bf16 in memory: `rows` of `dim` numbers, `stride` numbers from one to the next. Beyond its edges it is zero.
+// Rows of bf16 in memory: `rows` of `dim` numbers, `stride` numbers from one to the next.
 struct Matrix {
-    const uint16_t* data;
+    uint16_t* data;
     int64_t rows, dim, stride;
-    // 32 numbers of a row.
-    __m512i piece(int64_t row, int64_t column) const {
-        if (row >= rows || column >= dim) return _mm512_setzero_si512();
-        const int64_t left = dim - column;
-        const __mmask32 here = left >= 32 ? ~0u : (1u << left) - 1;
-        return _mm512_maskz_loadu_epi16(here, data + row * stride + column);
+};
+
+inline __mmask32 first_of_32(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
+
+// Copy the 32 rows from `row` on to `to`, `chunks` pieces of 64 bytes each, zero beyond the matrix. Rows of one head
+// lie far apart: copying them in one plain loop lets the processor see the stride and fetch ahead.
+inline void fetch(Matrix x, int64_t row, int64_t chunks, char* to) {
+    const int64_t present = std::clamp<int64_t>(x.rows - row, 0, 32);
+    const uint16_t* from = x.data + row * x.stride;
+    for (int64_t i = 0; i < present; i++, from += x.stride, to += 64 * chunks)
+        for (int64_t c = 0; c < chunks; c++)
+            _mm512_storeu_si512(to + 64 * c, _mm512_maskz_loadu_epi16(first_of_32(x.dim - 32 * c), from + 32 * c));
+    memset(to, 0, (32 - present) * 64 * chunks);
+}
+
+// The opposite: write 32 fetched rows.
+inline void put(const char* from, int64_t chunks, Matrix x, int64_t row) {
+    const int64_t present = std::clamp<int64_t>(x.rows - row, 0, 32);
+    uint16_t* to = x.data + row * x.stride;
+    for (int64_t i = 0; i < present; i++, to += x.stride, from += 64 * chunks)
+        for (int64_t c = 0; c < chunks; c++)
+            _mm512_mask_storeu_epi16(to + 32 * c, first_of_32(x.dim - 32 * c), _mm512_loadu_si512(from + 64 * c));
+}
+
+// Ask for rows that will be fetched or (`own`) put soon.
+template <bool own>
+inline void expect(Matrix x, int64_t row, int64_t count) {
+    for (int64_t i = row; i < std::min(row + count, x.rows); i++)
+        for (int64_t line = 0; line < 2 * x.dim; line += 64) {
+            const char* place = (const char*)(x.data + i * x.stride) + line;
+            if (own) asm volatile("prefetchw %0" ::"m"(*place));
+            else _mm_prefetch(place, _MM_HINT_T1);
+        }
+}
+
+// Rows to ask for a few at a time, while tiles are multiplied.
+struct Errands {
+    Matrix reads[5], writes[3];
+    int read_count = 0, write_count = 0;
+    int64_t row = 0, pace = 1;
+    void read(Matrix x) { reads[read_count++] = x; }
+    void write(Matrix x) { writes[write_count++] = x; }
+    void run() {
+        for (int i = 0; i < read_count; i++) expect<false>(reads[i], row, pace);
+        for (int i = 0; i < write_count; i++) expect<true>(writes[i], row, pace);
+        row += pace;
     }
 };
 
@@ -185,37 +229,33 @@ inline void store(char* tile, const __m512i r[16]) {
     for (int i = 0; i < 16; i++) _mm512_storeu_si512(tile + 64 * i, r[i]);
 }
 
-// The 16 rows from `row` on, as left tiles: 32 numbers of each in a tile, `chunks` tiles.
-inline void pack_left(Matrix x, int64_t row, int64_t chunks, char* to, int64_t step) {
-    for (int64_t c = 0; c < chunks; c++, to += step)
-        for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + 64 * i, x.piece(row + i, 32 * c));
-}
-
-// The same 16 rows as columns of right tiles.
-inline void pack_right(Matrix x, int64_t row, int64_t chunks, char* to, int64_t step) {
+// 32 fetched rows as columns of right tiles, `[2][chunks]`.
+inline void pack_right(const char* rows, int64_t chunks, char* to) {
     __m512i r[16];
-    for (int64_t c = 0; c < chunks; c++, to += step) {
-        for (int i = 0; i < 16; i++) r[i] = x.piece(row + i, 32 * c);
-        transpose(r);
-        store(to, r);
-    }
+    for (int64_t half = 0; half < 2; half++)
+        for (int64_t c = 0; c < chunks; c++, to += TILE) {
+            for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(rows + (16 * half + i) * 64 * chunks + 64 * c);
+            transpose(r);
+            store(to, r);
+        }
 }
 
-// 16 pairs of rows from `row` on, pairs side by side: right tiles of 16 columns each; `flip`: left tiles of the
-// transposed matrix. `count` tiles.
+// 32 fetched rows, pairs side by side: `count` right tiles of 16 columns each, `step` bytes apart; `flip`: left tiles
+// of the transposed matrix.
 template <bool flip>
-inline void pack_pairs(Matrix x, int64_t row, int64_t count, char* to, int64_t step) {
+inline void pack_pairs(const char* rows, int64_t chunks, int64_t count, char* to, int64_t step) {
     alignas(64) static const uint16_t first[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const __m512i low = _mm512_load_si512(first), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     __m512i r[2][16];
-    for (int64_t f = 0; f < count; f += 2, to += 2 * step) {
+    for (int64_t c = 0; c < chunks; c++, to += 2 * step) {
         for (int p = 0; p < 16; p++) {
-            const __m512i even = x.piece(row + 2 * p, 16 * f), odd = x.piece(row + 2 * p + 1, 16 * f);
+            const __m512i even = _mm512_loadu_si512(rows + 2 * p * 64 * chunks + 64 * c);
+            const __m512i odd = _mm512_loadu_si512(rows + (2 * p + 1) * 64 * chunks + 64 * c);
             r[0][p] = _mm512_permutex2var_epi16(even, low, odd);
             r[1][p] = _mm512_permutex2var_epi16(even, high, odd);
         }
-        for (int half = 0; half < 2 && f + half < count; half++) {
+        for (int half = 0; half < 2 && 2 * c + half < count; half++) {
             if (flip) transpose(r[half]);
             store(to + half * step, r[half]);
         }
