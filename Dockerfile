@@ -11,7 +11,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*
 
-ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+ARG TORCH="torch==2.13.0"
 WORKDIR /openbook
 RUN pip install --no-cache-dir $TORCH
 

@@ -7,8 +7,8 @@
 #   make bench    the measurements behind the speed claims, as JSON under runs/bench
 #   make clean    remove .venv, caches and builds; runs/ stays
 #
-# TORCH is what pip is asked to install as PyTorch. The default takes what your package index offers; on a Linux machine
-# without a GPU the small build is: make run TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+# TORCH is what pip is asked to install as PyTorch. The default takes what your package index offers; it may hold options
+# of pip too, such as an index with a smaller build for machines without a GPU.
 
 TORCH ?= torch==2.13.0
 VENV ?= .venv

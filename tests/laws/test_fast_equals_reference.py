@@ -298,7 +298,6 @@ def test_fused_equals_unfused(case: Case, root: Path, tmp_path: Path) -> None:
 FUSIBLE = [case for case in ALL if "mamba" not in case.name]
 
 
-@pytest.mark.xfail(strict=True, reason="the fused product hides q, k, v, gate and up from autograd")
 @pytest.mark.parametrize("case", FUSIBLE, ids=names(FUSIBLE))
 def test_fused_gradients_equal_unfused(case: Case, root: Path) -> None:
     ids = tokens(case, 2, 13)

@@ -32,7 +32,7 @@ class Fused(nn.Module):
     """Several linear maps of one input held as one matrix; the parts' parameters are views of it.
 
     Not parameters of their own: the logical names stay those of the parts, so that saving, adapters and pushed weights
-    still find them.
+    still find them; gradients go to the parts.
     """
 
     def __init__(self, parts: list[Linear]) -> None:
@@ -57,7 +57,7 @@ class Fused(nn.Module):
 
 
 def joint(x: Tensor, parts: tuple[nn.Module, ...], fused: Fused | None) -> tuple[Tensor, ...]:
-    """The outputs of several linear maps of the same `x`; one product where the parts are plain or already fused."""
-    if fused is not None:
+    """The outputs of several linear maps of the same `x`: one product where they are fused and no gradient is wanted."""
+    if fused is not None and not torch.is_grad_enabled():
         return fused(x).split(fused.sizes, dim=-1)
     return tuple(part(x) for part in parts)
