@@ -6,6 +6,7 @@ Symbols: see nn/shapes.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def _find(name: str | Path | Mapping[str, Any]) -> tuple[Path | None, Mapping[st
     if isinstance(name, Mapping):
         return None, name, "config.json"
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix != ".json":
             raise ConfigError(f"'{path}' is a file but no config.json; give a folder, a config.json or a name.")
         return path.parent, read_config(path), str(path)

@@ -6,6 +6,7 @@ Untrusted input: a name in an index cannot leave the folder, a damaged file is a
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from openbook.files import read_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECE = 8 * 2**20  # bytes read at once where a tensor must be copied
+HUB_SECONDS = 10  # to wait for a first answer of the hub
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -31,9 +33,9 @@ def resolve(name: str | Path, weights: bool = True) -> Path:
     Without `weights` only the small files are fetched.
     """
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike path.is_dir, false for what cannot be a path
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(f"'{name}' is a file; give the folder that holds config.json and the weights.")
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name) or name.startswith("."):
         raise CheckpointError(f"There is no folder '{name}'.")
@@ -42,22 +44,25 @@ def resolve(name: str | Path, weights: bool = True) -> Path:
 
 def _from_hub(name: str, weights: bool) -> Path:
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         if "/" not in name:
             raise CheckpointError(f"There is no folder '{name}'.") from error
         raise MissingExtra("huggingface_hub", "hub", f"There is no folder '{name}'; loading it by name") from error
-    wanted = _SMALL + ["*.safetensors"] * weights
+    wanted, cached = _SMALL + ["*.safetensors"] * weights, None
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if not weights or any(folder.glob("*.safetensors")):  # else an earlier look fetched the small files alone
-            return folder
+        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if not weights or any(cached.glob("*.safetensors")):  # else an earlier look fetched the small files alone
+            return cached
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        HfApi().model_info(name, timeout=HUB_SECONDS)  # the download itself would wait without end for a first answer
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
+    except Exception as error:  # the client lets through whatever its HTTP library raises
+        if cached is not None:
+            return cached  # what it lacks is said where it is missed
         raise CheckpointError(
             f"'{name}' is no folder here, it is not in the local Hugging Face cache, and the hub did not give it "
             f"({type(error).__name__}). Check the spelling, or give the path of a folder."

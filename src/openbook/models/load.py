@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -159,6 +160,8 @@ def save(
     """
     folder = Path(folder)
     target = pick_dtype(dtype)
+    if shard < 1:
+        raise ConfigError(f"`shard` is the most bytes in one file: got {shard}.")
     family, config = say(model.spec, model.config.get("model_type"), model.config)
     parameters = dict(model.named_parameters())
     places = locate(family.names(model.spec), {name: p.shape for name, p in parameters.items()})
@@ -169,8 +172,12 @@ def save(
     with staged(folder) as part:
         try:
             _write_weights(part, makers, target, shard)
-        except SafetensorError as error:
-            raise CheckpointError(f"Cannot write the weights to '{folder}': {error}.") from error
+        except SafetensorError as error:  # it hides the operating system's error in its text
+            code = re.search(r"\(os error (\d+)\)", str(error))
+            if code is None:
+                raise CheckpointError(f"Cannot write the weights to '{folder}': {error}.") from error
+            cause = OSError(int(code[1]), os.strerror(int(code[1])))
+            raise explain_os_error(cause, folder, "write the weights to") from error
         except OSError as error:
             raise explain_os_error(error, folder, "write the weights to") from error
         write_json(part / "config.json", config)
