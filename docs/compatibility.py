@@ -25,7 +25,38 @@ model types are an error that names the nearest.
 |---|---|---|---|
 """
 
+SAYS = """
+Gradients are held to the same bound as outputs (`tests/laws/test_training_parity.py`), rows packed together equal rows
+alone, every block traces whole, and a layer cut into shards adds up (`tests/laws/test_shards.py`).
+
+## Values of config.json
+
+Keys that compute are read in their old and their new spelling. An unknown value of one of them is an error; a key that
+is not known warns and has no effect; keys that change nothing (token ids, labels, names) are kept and written again.
+
+"""
+
+SIZES = """
+## Published sizes
+
+What `openbook describe` says of published configurations, from their config.json alone.
+
+| model | parameters | met by a token | keys and values of a token, 16 bit | state of a sequence |
+|---|---:|---:|---:|---:|
+"""
+
 TAIL = """
+## Files
+
+| file | |
+|---|---|
+| `model.safetensors`, or shards with `model.safetensors.index.json` | read, on the CPU mapped; written |
+| `pytorch_model.bin`, `*.pt`, `*.pth`, `*.ckpt` | never read: they can execute code |
+| weights with a `quantization_config`, or in whole numbers or 8-bit floats | an error that says so |
+| folders without the base's prefix, or with norms called gamma and beta | read |
+| a head that the files lack | tied to the embedding |
+| tensors that the model has no place for | a warning |
+
 `openbook` is the family of last resort: a model that no published family can say is saved as itself, loudly, and
 loads here only.
 
@@ -36,7 +67,30 @@ SentencePiece, WordPiece), with the chat template of `tokenizer_config.json` or 
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(f"{row}\n" for row in rows()) + TAIL
+    return HEAD + "".join(f"{row}\n" for row in rows()) + SAYS + values() + SIZES + "".join(sizes()) + TAIL
+
+
+def values() -> str:
+    """The rope types and activations that are known."""
+    from openbook.models.config import ACTIVATION_NAMES, ROPE_TYPES
+
+    activations = ", ".join(f"`{name}`" for name in ACTIVATION_NAMES)
+    return f"Rope types: {', '.join(f'`{name}`' for name in ROPE_TYPES)}. Activations: {activations}.\n"
+
+
+def sizes() -> Iterator[str]:
+    """One row for each published configuration."""
+    sys.path.insert(0, str(ROOT))
+    from tests.models.published import PARAMETERS
+
+    from openbook.models.describe import describe
+    from openbook.models.page import in_bytes
+
+    for name, config, _ in PARAMETERS:
+        told = describe(config)
+        token = in_bytes(told.state.token * 2) if told.state.token else "–"
+        sequence = in_bytes(told.state.sequence * 4) if told.state.sequence else "–"
+        yield f"| {name} | {told.total:,} | {told.active:,} | {token} | {sequence} |\n"
 
 
 def rows() -> Iterator[str]:

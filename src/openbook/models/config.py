@@ -87,6 +87,7 @@ ACTIVATION_NAMES = {
 _SPELLED = {ours: theirs for theirs, ours in reversed(ACTIVATION_NAMES.items())} | {
     "gelu_tanh": "gelu_pytorch_tanh",
 }
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 LIMITS = {"layers": 10_000, "size": 2**31 - 1}
 
 
@@ -237,8 +238,7 @@ def _scaling(config: Config, rules: Config, context: int) -> spec.Scaling | None
                 high=rules.get("high_freq_factor", 4.0),
             )
         case _:
-            known = ["default", "linear", "dynamic", "yarn", "llama3"]
-            raise ConfigError(f"Unknown rope type {kind!r} in {rules.where}.{nearest(str(kind), known)}")
+            raise ConfigError(f"Unknown rope type {kind!r} in {rules.where}.{nearest(str(kind), ROPE_TYPES)}")
     rules.warn_unread()
     return scaling
 
