@@ -2,7 +2,7 @@
 
 The library lies in the user's cache folder under a name that holds the hash of everything that decides its content
 (sources, flags, compiler, OpenMP runtime), is written beside and renamed, so that processes may do this at the same
-time. Nothing is compiled for another processor than this one, and no flag depends on what the compiler thinks it runs on.
+time. The instruction sets are named by the caller, never guessed by the compiler: a folder may serve many machines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def load(name: str, sources: Sequence[str], choices: Sequence[Sequence[str]]) ->
     """
     compiler = find_compiler()[0]
     if compiler is None:
-        return _without(name, "there is no C++ compiler on the PATH")
+        _say_without(name, "there is no C++ compiler on the PATH")
+        return None
     why = "the compiler knows none of the flags tried"
     for flags in choices:
         try:
@@ -49,10 +50,11 @@ def load(name: str, sources: Sequence[str], choices: Sequence[Sequence[str]]) ->
             why = next((line for line in lines if "error" in line), lines[0])
         except (OSError, subprocess.TimeoutExpired) as error:
             why = " ".join(str(error).split())
-    return _without(name, f"compiling it failed ({why[:200]})")
+    _say_without(name, f"compiling it failed ({why[:200]})")
+    return None
 
 
-def _without(name: str, why: str) -> None:
+def _say_without(name: str, why: str) -> None:
     log.note(f"The native {name} is not used, and PyTorch's own does the work: {why}.", once=f"native {name}")
 
 

@@ -1,14 +1,27 @@
 """Scaled dot-product attention over keys at hand, in one place: plain PyTorch beside the fused operator.
 
 `mix_reference` is the definition (Vaswani et al. 2017, eq. 1, with soft-capped scores as in Gemma 2, §2); `mix` is the
-same through `scaled_dot_product_attention` where that can say it. Symbols: see shapes.py.
+same through a fused operator where one can say it: ours for bf16 on the CPU (flash.py), else
+`scaled_dot_product_attention`. Symbols: see shapes.py.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from openbook.nn.flash import flash, suits
+
+
+class Order(NamedTuple):
+    """What `seen` was made of, where keys and queries are the same tokens: see `flash`."""
+
+    causal: bool
+    window: int | None
+    segments: Tensor | None  # [B,T]
 
 
 def mix_reference(
@@ -54,10 +67,15 @@ def mix(
     softcap: float | None = None,
     dropout: float = 0.0,
     bias: Tensor | None = None,
+    order: Order | None = None,
 ) -> Tensor:
-    """The same as `mix_reference`, through the fused operator where it can say it (it has no soft cap)."""
+    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap)."""
     if softcap is not None:
         return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias)
+    if seen is None:
+        order = Order(causal, None, None)
+    if order is not None and bias is None and not dropout and suits(q, k, v, scale):
+        return flash(q, k, v, causal=order.causal, scale=scale, window=order.window, segments=order.segments)
     mask = seen if bias is None else bias.to(q.dtype)
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),

@@ -2,7 +2,7 @@
 
 `suits` says where it applies, `flash` is the operator; the definition they are held to is `mix_reference` in attend.py,
 where the choice is made. torch.compile sees one operator with a known output, autograd one function: the forward pass
-keeps out and lse (log sum exp of each query's scores), the backward pass makes the weights again. Symbols: see shapes.py.
+keeps out and lse (log sum exp of each query's scores), the backward pass makes the weights again. Symbols: shapes.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from openbook.native.attention import Attention, Problem, Strided, attention
 
 T = TypeVar("T", Tensor, Tensor | None)
 
-LEAST = 16  # tokens below which the fused operator of PyTorch has less to set up
+LEAST = 32  # tokens below which PyTorch's operator has less to set up
 LARGEST = 256  # features of a head
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _present() -> bool:
     return attention() is not None
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from openbook.nn.attend import mix
+from openbook.nn.attend import Order, mix
 from openbook.nn.spec import Pattern
 
 
@@ -177,9 +177,9 @@ class Dense:
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:  # noqa: ARG002
         seen = self.masks[scores.mask]
         causal = seen is None and scores.pattern.causal
-        return mix(
-            q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, self.biases if scores.bias else None
-        )
+        bias = self.biases if scores.bias else None
+        order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
+        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)
 
     def slot(self, index: int) -> None:  # noqa: ARG002
         return None
