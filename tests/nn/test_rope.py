@@ -1,0 +1,66 @@
+"""Rotary positions: turning keeps lengths, scores depend on distances alone, tables grow without changing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from openbook.nn import spec
+from openbook.nn.rope import RotaryTable, frequencies, rotate
+
+SCALINGS: list[spec.Scaling | None] = [
+    None,
+    spec.LinearScaling(factor=4.0),
+    spec.DynamicScaling(factor=2.0, original=16),
+    spec.YarnScaling(factor=4.0, original=16),
+    spec.WavelengthScaling(factor=8.0, original=64),
+]
+
+
+def turned(rope: spec.Rope, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    cos, sin = RotaryTable(rope).rows(positions, int(positions.max()) + 1, 64, torch.float32)
+    return rotate(x, cos, sin)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: type(scaling).__name__)
+@pytest.mark.parametrize("dim", [8, 4, 2])
+def test_scores_depend_on_distances_alone(scaling: spec.Scaling | None, dim: int) -> None:
+    if isinstance(scaling, spec.DynamicScaling) and dim == 2:
+        pytest.skip("dynamic scaling needs more than two features")
+    rope = spec.Rope(dim=dim, theta=1000.0, scaling=scaling)
+    q, k = torch.randn(1, 1, 2, 8), torch.randn(1, 1, 2, 8)
+    scores = [
+        (turned(rope, q, torch.tensor([[start + 7]])) * turned(rope, k, torch.tensor([[start]]))).sum(-1)
+        for start in (0, 3, 50)
+    ]
+    assert torch.allclose(scores[0], scores[1], atol=1e-4)
+    assert torch.allclose(scores[0], scores[2], atol=1e-4)
+    assert not torch.allclose(scores[0], (q * k).sum(-1), atol=1e-2)
+
+
+def test_lengths_stay_and_features_beyond_are_left_alone() -> None:
+    x = torch.randn(2, 5, 3, 10)
+    out = turned(spec.Rope(dim=6), x, torch.arange(5).expand(2, 5))
+    assert torch.allclose(out.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
+    assert torch.equal(out[..., 6:], x[..., 6:])
+    assert torch.equal(out[:, 0], x[:, 0])  # position 0 turns nothing
+    assert not torch.allclose(out[:, 1:, :, :6], x[:, 1:, :, :6])
+
+
+def test_a_table_grows_without_changing_what_it_said() -> None:
+    table, rope = RotaryTable(spec.Rope(dim=4)), spec.Rope(dim=4)
+    few = table.rows(torch.tensor([[3, 200]]), 201, 64, torch.float32)
+    many = table.rows(torch.tensor([[3, 200, 5000]]), 5001, 64, torch.float32)
+    assert torch.equal(few[0], many[0][:, :2])
+    assert torch.equal(few[1], many[1][:, :2])
+    assert torch.allclose(many[0][0, 2, 0, :2], (5000 * frequencies(rope, 64)).cos(), atol=1e-5)
+
+
+def test_dynamic_scaling_follows_the_fixed_length_alone() -> None:
+    table = RotaryTable(spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=2.0, original=16)))
+    positions = torch.tensor([[9]])
+    short = table.rows(positions, 10, 16, torch.float32)
+    assert torch.equal(short[0], table.rows(positions, 400, 16, torch.float32)[0])
+    longer = table.rows(positions, 400, 64, torch.float32)
+    assert not torch.equal(short[0], longer[0])
+    assert torch.equal(short[0], table.rows(positions, 10, 16, torch.float32)[0])
