@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.families import ALL, DECODERS, ENCODER_DECODERS, ENCODERS, Case, names, tokens
 
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
+from tests.families import ALL, DECODERS, ENCODER_DECODERS, ENCODERS, Case, names, tokens
 
 BOUND = 1e-5
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.families import ALL, Case, names, tokens
 
 from openbook.errors import OpenbookWarning
 from openbook.models.load import load, save
@@ -18,6 +17,7 @@ from openbook.models.registry import read, say
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 from openbook.nn.plain import from_plain, to_plain
+from tests.families import ALL, Case, names, tokens
 
 
 @pytest.fixture(scope="session")

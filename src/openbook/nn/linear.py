@@ -57,7 +57,7 @@ class Fused(nn.Module):
 
 
 def joint(x: Tensor, parts: tuple[nn.Module, ...], fused: Fused | None) -> tuple[Tensor, ...]:
-    """The outputs of several linear maps of the same `x`: one product where they are fused and no gradient is wanted."""
+    """Several linear maps of the same `x`: one product where they are fused and no gradient is wanted."""
     if fused is not None and not torch.is_grad_enabled():
         return fused(x).split(fused.sizes, dim=-1)
     return tuple(part(x) for part in parts)
