@@ -13,7 +13,7 @@ import torch
 from openbook.errors import ConfigError, OpenbookError, OpenbookWarning
 from openbook.models.load import load, save
 from openbook.models.make import make
-from openbook.models.registry import known, read
+from openbook.models.registry import known, read, say
 from openbook.nn.build import build
 from openbook.nn.plain import to_plain
 from tests.families import ALL, Case, names
@@ -231,3 +231,11 @@ def test_hostile_specs(changes: dict[str, Any], message: str) -> None:
 def test_a_spec_may_be_widened() -> None:
     _, model = read(spelled({"embed": {"type": "Embed", "vocab": 9, "dim": 5}}))
     assert make(model)(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 9)
+
+
+def test_one_layer_scaled_by_its_number_is_said_by_its_family() -> None:
+    config = {"model_type": "gpt2", "vocab_size": 9, "n_embd": 12, "n_layer": 1, "n_head": 3}
+    _, model = read({**config, "scale_attn_by_inverse_layer_idx": True})
+    family, written = say(model, "gpt2")
+    assert family.model_type == "gpt2"
+    assert read(written)[1] == model

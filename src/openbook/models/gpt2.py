@@ -39,17 +39,18 @@ def to_spec(config: Config) -> spec.Model:
         bias=True,
     )
     by_layer = config.get("scale_attn_by_inverse_layer_idx", False)
-    whole = dim // heads if config.get("scale_attn_weights", True) else 1
-    usual = whole > 1 and not by_layer
+    usual = (dim // heads) ** -0.5
+    scale = usual if config.get("scale_attn_weights", True) else 1.0
     blocks = []
     for number in range(layers):
+        own = scale / (number + 1) if by_layer else scale
         attention = spec.Attention(
             heads=heads,
             kv_heads=heads,
             head_dim=dim // heads,
             bias=True,
             out_bias=True,
-            scale=None if usual else whole**-0.5 / (number + 1 if by_layer else 1),
+            scale=None if own == usual else own,
             dropout=config.get("attn_pdrop", 0.1),
         )
         parts = (attention, mlp)
