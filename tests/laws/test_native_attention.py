@@ -340,6 +340,16 @@ def test_what_flash_cannot_say_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -
     assert not taken
 
 
+def test_without_amx_it_is_for_training(operator: native.Attention, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator, "unit", 1)
+    taken = spy(monkeypatch)
+    q, k, v, _ = Case().tensors()
+    mix(q, k, v, None, True, 0.1)
+    assert not taken
+    mix(q.requires_grad_(), k, v, None, True, 0.1)
+    assert taken
+
+
 # ------------------------------------------------------------------------------------------------ having it or not
 
 
