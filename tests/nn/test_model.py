@@ -61,11 +61,11 @@ def test_initial_weights(layer: spec.Layer) -> None:
         if name.endswith("norm.weight"):
             assert (parameter == 1).all()
         elif name.endswith((".layer.out.weight", ".layer.down.weight", "experts.down")):
-            assert float(parameter.std()) == pytest.approx(residual, rel=0.2)
+            assert float(parameter.detach().std()) == pytest.approx(residual, rel=0.2)
         elif name.endswith((".q.weight", ".up.weight", "experts.up", "tokens.weight", "language.weight")):
-            assert float(parameter.std()) == pytest.approx(0.02, rel=0.2)
+            assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.2)
     loss = torch.nn.functional.cross_entropy(model(torch.arange(40).unsqueeze(0))[0], torch.arange(40))
-    assert float(loss) == pytest.approx(math.log(50), rel=0.05)
+    assert float(loss.detach()) == pytest.approx(math.log(50), rel=0.05)
 
 
 def test_padding_starts_at_zero() -> None:
