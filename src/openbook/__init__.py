@@ -9,6 +9,8 @@ Names load their modules when first used, so that `import openbook` is quick and
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -17,6 +19,26 @@ if TYPE_CHECKING:
     from openbook.api import LanguageModel, Sampling, Tokenizer, generate, load, save
 
 __all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
+
+
+class _Package(ModuleType):
+    """This module; `generate` is both a function of the public face and a room of the house.
+
+    Importing the room would put it in the function's place, so the name is a property: the room, made callable.
+    """
+
+    @property
+    def generate(self) -> Any:
+        from openbook import api
+
+        return api.room
+
+    @generate.setter
+    def generate(self, room: ModuleType) -> None:
+        """What the import system does; the property finds the room by itself."""
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

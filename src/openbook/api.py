@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from openbook.chat.prompts import Prompts
 from openbook.errors import InputError
@@ -28,6 +30,20 @@ def generate(
         raise InputError("`prompts` is a list of texts: give [prompt] for a single one.")
     work = Prompts(model, tokenizer, list(prompts), Sampling() if sampling is None else sampling)
     return [text for _, _, text in work.finished()]
+
+
+class _Room(ModuleType):
+    """The package `openbook.generate`, which is also called like the function of its name."""
+
+    def __call__(
+        self, model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling | None = None
+    ) -> list[str]:
+        """See `openbook.api.generate`."""
+        return generate(model, tokenizer, prompts, sampling)
+
+
+room = sys.modules["openbook.generate"]
+room.__class__ = _Room
 
 
 def save(model: LanguageModel, tokenizer: Tokenizer | None, folder: str | Path) -> None:
