@@ -206,6 +206,14 @@ DECODERS: list[Case] = [
             "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
         },
     ),
+    _like(
+        "gemma3-full",
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        head_dim=12,
+        layer_types=["full_attention"] * 3,
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 50000.0}},
+    ),
     _like("mixtral", "MixtralConfig", "MixtralForCausalLM", num_local_experts=5, num_experts_per_tok=2),
     _like(
         "mixtral-window",

@@ -14,7 +14,7 @@ import torch
 
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
-from tests.families import ALL, DECODERS, ENCODER_DECODERS, ENCODERS, Case, names, tokens
+from tests.families import ALL, DECODERS, ENCODER_DECODERS, ENCODERS, SMALL_BERT, Case, names, tokens
 
 BOUND = 1e-5
 
@@ -133,6 +133,26 @@ def test_encoder_parts(case: Case, tmp_path: Path) -> None:
                 assert close(model.classify(hidden, "span"), torch.stack([out.start_logits, out.end_logits], dim=-1))
             case _:
                 assert close(model(ids, types=types), out.logits)
+
+
+@pytest.mark.parametrize("published", ["beside the weight", "as it once was"])
+def test_an_encoder_with_a_head_of_its_own(published: str, tmp_path: Path) -> None:
+    """Its bias is published beside the weight; before transformers 5 it was one tensor with `cls.predictions.bias`."""
+    from safetensors.torch import load_file, save_file
+
+    from openbook.models.load import save
+
+    values = {**SMALL_BERT, "tie_word_embeddings": False}
+    case = Case("bert-untied", "BertConfig", "BertForMaskedLM", values, "encoder")
+    folder = case.folder(tmp_path)
+    if published == "as it once was":
+        tensors = load_file(folder / "model.safetensors")
+        tensors["cls.predictions.bias"] = tensors.pop("cls.predictions.decoder.bias")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load(folder)
+    assert agrees(case, model)
+    save(model, tmp_path / "again")
+    assert agrees(case, load(tmp_path / "again"))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from openbook.errors import ConfigError, OpenbookError, OpenbookWarning
 from openbook.models.load import load, save
 from openbook.models.make import make
 from openbook.models.registry import known, read, say
+from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.plain import to_plain
 from tests.families import ALL, Case, names
@@ -80,6 +81,17 @@ def test_sizes_are_sizes(key: str, value: object) -> None:
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
     assert read({**CONFIG, "vocab_size": 37.0})[1] == read(CONFIG)[1]
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_no_kv_heads_is_one_for_each_head_but_silence_is_the_familys_rule(family: str) -> None:
+    config = {**CONFIG, "model_type": family, "architectures": None, "num_attention_heads": 16, "hidden_size": 64}
+    heads = []
+    for said_ in ({**config, "num_key_value_heads": None}, {k: v for k, v in config.items() if "key_value" not in k}):
+        attention = read(said_)[1].stack.blocks[0].branches[0].layer
+        assert isinstance(attention, spec.Attention)
+        heads.append(attention.kv_heads)
+    assert heads == [16, 8]
 
 
 def test_missing_size_names_the_nearest_key() -> None:

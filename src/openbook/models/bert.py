@@ -132,17 +132,24 @@ NAMES = (
     Name("bert.pooler.dense", "heads.pooler.linear"),
     Name("cls.predictions.transform.dense", "heads.language.transform.linear"),
     Name("cls.predictions.transform.LayerNorm", "heads.language.transform.norm"),
-    Name("cls.predictions.bias", "heads.language.bias"),
     Name("cls.predictions.decoder.weight", "heads.language.weight"),
     Name("cls.seq_relationship", "heads.next.linear"),
     Name("classifier", "heads.classes.linear"),
     Name("qa_outputs", "heads.span.linear"),
 )
+
+
+def names(model: spec.Model) -> tuple[Name, ...]:
+    """A head of its own has its bias beside its weight; `cls.predictions.bias` then computes nothing."""
+    own = model.language is not None and not model.language.tied
+    return (*NAMES, Name(f"cls.predictions.{'decoder.' if own else ''}bias", "heads.language.bias"))
+
+
 FAMILY = Family(
     model_type="bert",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda _: NAMES,
+    names=names,
     heads={
         "BertForMaskedLM": masked_language,
         "BertModel": pooler,
@@ -153,5 +160,5 @@ FAMILY = Family(
         "BertForQuestionAnswering": span,
     },
     prefix="bert.",
-    ignore=(r".*position_ids", r"cls\.predictions\.decoder\.(weight|bias)"),
+    ignore=(r".*position_ids", r"cls\.predictions\.(decoder\.weight|decoder\.bias|bias)"),
 )

@@ -80,10 +80,12 @@ def to_spec(config: Config) -> spec.Model:
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
     scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
+    said = write_windows(model)
     return (
         write_decoder(model, "hidden_activation")
-        | write_windows(model)
+        | said
         | {
+            "sliding_window": said["sliding_window"] or 4096,  # the reference wants a number where no layer has one
             "attention_bias": attention.bias,
             "query_pre_attn_scalar": round(scale**-2),
             "attn_logit_softcapping": attention.softcap,

@@ -6,18 +6,28 @@ from typing import Any
 
 from openbook.models.config import Config, read_rope
 from openbook.models.family import Family, classes_of_last, language, none
-from openbook.models.parts import BASE, GATED, IGNORE, PRE_NORMS, decoder, read_shape, write_decoder, write_windows
+from openbook.models.parts import (
+    BASE,
+    GATED,
+    IGNORE,
+    PRE_NORMS,
+    Shape,
+    decoder,
+    read_shape,
+    write_decoder,
+    write_windows,
+)
 from openbook.nn import spec
 
 
-def read_attention(config: Config, head_dim: int, context: int, window: int | None) -> spec.Attention:
+def read_attention(config: Config, shape: Shape, window: int | None) -> spec.Attention:
     """The attention Mistral and Mixtral share."""
     return spec.Attention(
-        heads=config.size("num_attention_heads"),
-        kv_heads=config.size("num_key_value_heads", 8),
-        head_dim=head_dim,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
         pattern=spec.Pattern(window=window),
-        rope=read_rope(config, head_dim, context),
+        rope=read_rope(config, shape.head_dim, shape.context),
         dropout=config.get("attention_dropout", 0.0),
     )
 
@@ -27,7 +37,7 @@ def to_spec(config: Config) -> spec.Model:
     window = config.get("sliding_window", None, int)
     if "sliding_window" not in config.data:
         window = 4096  # what a silent config.json has always meant; null means none
-    attention = read_attention(config, shape.head_dim, shape.context, window)
+    attention = read_attention(config, shape, window)
     mlp = spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu"))
     return decoder(shape, spec.Norm(eps=config.get("rms_norm_eps", 1e-6)), lambda _: attention, mlp)
 

@@ -14,7 +14,7 @@ from openbook.nn import spec
 
 def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=131072, kv_heads=8)
-    attention = read_attention(config, shape.head_dim, shape.context, config.get("sliding_window", None, int))
+    attention = read_attention(config, shape, config.get("sliding_window", None, int))
     moe = spec.MoE(
         experts=config.size("num_local_experts", 8),
         top_k=config.size("num_experts_per_tok", 2),

@@ -37,6 +37,8 @@ def read_shape(config: Config, context: int, kv_heads: int | None = None, head_d
             f"`num_attention_heads` must divide `hidden_size`: got {heads} and {dim} ({config.where}). "
             "Change one, or set `head_dim`."
         )
+    if "num_key_value_heads" in config.data:
+        kv_heads = None  # null means one for each head, whatever silence means
     shape = Shape(
         vocab=config.size("vocab_size"),
         dim=dim,
