@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from openbook.models.config import Config, read_rope
+from openbook.models.config import Config
 from openbook.models.family import Family, classes_of_last, language, none
 from openbook.models.parts import (
     BASE,
     GATED,
     IGNORE,
     PRE_NORMS,
-    Shape,
+    attention_of,
     decoder,
     read_shape,
     write_decoder,
@@ -20,24 +20,12 @@ from openbook.models.parts import (
 from openbook.nn import spec
 
 
-def read_attention(config: Config, shape: Shape, window: int | None) -> spec.Attention:
-    """The attention Mistral and Mixtral share."""
-    return spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        pattern=spec.Pattern(window=window),
-        rope=read_rope(config, shape.head_dim, shape.context),
-        dropout=config.get("attention_dropout", 0.0),
-    )
-
-
 def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=131072, kv_heads=8)
     window = config.get("sliding_window", None, int)
     if "sliding_window" not in config.data:
         window = 4096  # what a silent config.json has always meant; null means none
-    attention = read_attention(config, shape, window)
+    attention = attention_of(config, shape, window)
     mlp = spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu"))
     return decoder(shape, spec.Norm(eps=config.get("rms_norm_eps", 1e-6)), lambda _: attention, mlp)
 

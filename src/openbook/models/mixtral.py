@@ -6,15 +6,24 @@ from typing import Any
 
 from openbook.models.config import Config
 from openbook.models.family import Family, classes_of_last, language, layers_of, none
-from openbook.models.mistral import read_attention
 from openbook.models.names import Name
-from openbook.models.parts import BASE, BLOCK, IGNORE, PRE_NORMS, decoder, read_shape, write_decoder, write_windows
+from openbook.models.parts import (
+    BASE,
+    BLOCK,
+    IGNORE,
+    PRE_NORMS,
+    attention_of,
+    decoder,
+    read_shape,
+    write_decoder,
+    write_windows,
+)
 from openbook.nn import spec
 
 
 def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=131072, kv_heads=8)
-    attention = read_attention(config, shape, config.get("sliding_window", None, int))
+    attention = attention_of(config, shape, config.get("sliding_window", None, int))
     moe = spec.MoE(
         experts=config.size("num_local_experts", 8),
         top_k=config.size("num_experts_per_tok", 2),

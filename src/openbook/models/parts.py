@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from openbook.errors import ConfigError
-from openbook.models.config import Config, spell_activation, write_rope
+from openbook.models.config import Config, read_rope, spell_activation, write_rope
 from openbook.models.family import CannotSay, branches_of, layers_of
 from openbook.models.names import Name
 from openbook.nn import spec
@@ -51,6 +51,19 @@ def read_shape(config: Config, context: int, kv_heads: int | None = None, head_d
     )
     check_heads(shape.heads, shape.kv_heads, config.where)
     return shape
+
+
+def attention_of(config: Config, shape: Shape, window: int | None, **special: Any) -> spec.Attention:
+    """One layer's attention with rotary positions; `special` is what the family adds."""
+    return spec.Attention(
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        pattern=spec.Pattern(window=window),
+        rope=read_rope(config, shape.head_dim, shape.context),
+        dropout=config.get("attention_dropout", 0.0),
+        **special,
+    )
 
 
 def decoder(

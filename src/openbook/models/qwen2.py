@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from openbook.models.config import Config, read_rope
+from openbook.models.config import Config
 from openbook.models.family import Family, classes_of_last, language, none
 from openbook.models.parts import (
     BASE,
     GATED,
     IGNORE,
     PRE_NORMS,
-    Shape,
+    attention_of,
     decoder,
     read_shape,
     windows,
@@ -26,19 +26,6 @@ def read_windows(config: Config, layers: int) -> list[int | None]:
     first, window = config.get("max_window_layers", 28), config.get("sliding_window", 4096)
     used = config.get("use_sliding_window", False)
     return windows(config, layers, lambda number: used and number >= first, window if used else None)
-
-
-def attention_of(config: Config, shape: Shape, window: int | None, **special: Any) -> spec.Attention:
-    """One layer's attention; `special` is what the family adds."""
-    return spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        pattern=spec.Pattern(window=window),
-        rope=read_rope(config, shape.head_dim, shape.context),
-        dropout=config.get("attention_dropout", 0.0),
-        **special,
-    )
 
 
 def to_spec(config: Config) -> spec.Model:
