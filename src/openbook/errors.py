@@ -64,8 +64,13 @@ class MissingExtra(OpenbookError):
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     """A hint that names the options nearest to `name`: ` Did you mean 'a' or 'b'?`, or the whole list when short."""
     known = sorted(set(options))
-    close = get_close_matches(name, known, n=count, cutoff=0.5)
-    if close:
-        return " Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if close := alike(name, known, count):
+        return close
     shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f" Known: {shown}." if known else ""
+
+
+def alike(name: str, options: Iterable[str], count: int = 3) -> str:
+    """The first half of it: nothing where no option is near."""
+    close = get_close_matches(name, sorted(set(options)), n=count, cutoff=0.5)
+    return " Did you mean " + " or ".join(repr(c) for c in close) + "?" if close else ""

@@ -72,6 +72,25 @@ def test_tokenizer_then_shards(say: Any, text: Path, tmp_path: Path) -> None:
     assert first["tokens"] == counted["tokens"] + 2 * len(STORIES), "each document has a begin and an end"
 
 
+def test_a_tokenizer_that_is_there_stays(say: Any, text: Path, folder: Path, tmp_path: Path) -> None:
+    train = ("tokenizer", "train", text, "--vocab", 300, "--out")
+    before = (folder / "tokenizer.json").read_bytes()
+    assert "needs the tokenizer it has" in say(*train, folder, "--overwrite")[2]
+    assert (folder / "tokenizer.json").read_bytes() == before
+    assert say(*train, tmp_path / "tok")[0] == 0
+    status, _, err = say(*train, tmp_path / "tok")
+    assert status == 1
+    assert "--overwrite" in err
+    assert say(*train, tmp_path / "tok", "--overwrite")[0] == 0
+
+
+def test_a_run_that_is_not_finished_is_no_model_yet(say: Any, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    status, _, err = say("generate", tmp_path, "--prompt", "a")
+    assert status == 1
+    assert f"openbook pretrain {tmp_path / 'recipe.toml'}" in err
+
+
 @pytest.mark.parametrize(
     ("content", "says"), [(b"", "empty"), (b"\x00\x01\xff\xfe" * 100, "not"), (b'{"text": 3}\n', "text")]
 )
@@ -147,7 +166,7 @@ def test_generate_reads_standard_input(folder: Path) -> None:
     ("words", "status", "says"),
     [
         (["--prompt", "word " * 200], 1, "context"),
-        (["--prompt", "a", "--temperature", "-1"], 1, "`temperature`"),
+        (["--prompt", "a", "--temperature", "-1"], 2, "`temperature`"),
         (["--prompt", "a", "--top-p", "x"], 2, "--top-p"),
         (["--prompt", "a", "--max-token", "3"], 2, "Did you mean --max-tokens"),
         (["--prompt", "a", "--dtype", "float8"], 1, "float8"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from openbook import log
-from openbook.cli.loading import Machine, load_both
+from openbook.cli.loading import Machine, as_usage, load_both
 from openbook.errors import OpenbookError, Refusal, UsageError
 from openbook.options import Positional, parse
 
@@ -49,10 +49,11 @@ def main(args: Sequence[str], prog: str) -> int:
     from openbook.cli.dialogue import SETTINGS, Dialogue
     from openbook.generate.sampling import Sampling
 
-    sampling = Sampling(**{name: getattr(config, name) for name in SETTINGS})
-    model, tokenizer = load_both(config.dir, config)
+    with as_usage():
+        sampling = Sampling(**{name: getattr(config, name) for name in SETTINGS})
     if config.context is not None and config.context < 2:
         raise UsageError(f"`context` must be at least 2: got {config.context}.")
+    model, tokenizer = load_both(config.dir, config)
     local = Local(model, tokenizer, context=config.context)
     dialogue = Dialogue(
         local, sampling, system=config.system, name=config.dir, continues=local.continues or only_continues(tokenizer)

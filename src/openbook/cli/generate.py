@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from openbook.cli.filling import filled, refuse_others
-from openbook.cli.loading import Machine, load_both
+from openbook.cli.loading import Machine, as_usage, load_both
 from openbook.errors import InputError, UsageError
 from openbook.options import Positional, Repeated, parse
 
@@ -66,7 +66,8 @@ class Drawing:
 
         usual = 1.0 if self.beams == 1 else 0.0
         temperature = usual if self.temperature is None else self.temperature
-        return Sampling(**{**self.given(), "temperature": temperature}, **more)
+        with as_usage():
+            return Sampling(**{**self.given(), "temperature": temperature}, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

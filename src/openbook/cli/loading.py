@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from openbook.errors import CheckpointError, InputError, UsageError
 
 if TYPE_CHECKING:
     from openbook.nn.model import LanguageModel
@@ -22,6 +26,15 @@ class Machine:
     """CPU threads. Default: the physical cores."""
 
 
+@contextlib.contextmanager
+def as_usage() -> Iterator[None]:
+    """What options ask for and cannot be is wrong usage."""
+    try:
+        yield
+    except InputError as error:
+        raise UsageError(str(error)) from error
+
+
 def load_model(name: str, machine: Machine) -> LanguageModel:
     """The model of a folder, or of a name in the local Hugging Face cache, on its device."""
     from openbook import runtime
@@ -36,7 +49,13 @@ def load_both(name: str, machine: Machine) -> tuple[LanguageModel, Tokenizer]:
     from openbook.models.folder import resolve
     from openbook.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(resolve(name))
+    folder = resolve(name)
+    if not (folder / "config.json").exists() and (folder / "recipe.toml").exists():
+        raise CheckpointError(
+            f"'{name}' is a training run that is not finished; its model is written at the end. "
+            f"Go on with it: openbook pretrain {folder / 'recipe.toml'}"
+        )
+    tokenizer = Tokenizer.load(folder)
     model = load_model(name, machine)
     tokenizer.check_fits(model.spec.embed.vocab)
     return model, tokenizer

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openbook import log
+from openbook.errors import TokenizerError
 from openbook.options import Positional, parse
 
 
@@ -22,11 +23,14 @@ class Config:
     """Ids at most, the 256 bytes and the special tokens among them."""
     field: str = "text"
     """Field of a .jsonl record that holds the text."""
+    overwrite: bool = False
+    """Replace the tokenizer that is there."""
 
 
 def main(args: Sequence[str], prog: str) -> int:
     """The verb."""
     config = parse(Config, args, prog=prog)
+    _spare(config)
     from openbook.data.documents import documents
     from openbook.text.tokenizer import Tokenizer
 
@@ -35,6 +39,18 @@ def main(args: Sequence[str], prog: str) -> int:
     log.status("")
     print(f"{config.out}: {tokenizer.vocab} ids, {len(tokenizer.specials)} of them special tokens")
     return 0
+
+
+def _spare(config: Config) -> None:
+    """An error where a tokenizer would be lost, and with it every model that reads it."""
+    if (config.out / "config.json").exists():
+        raise TokenizerError(
+            f"'{config.out}' is a model's folder, and the model needs the tokenizer it has. Choose another --out."
+        )
+    if (config.out / "tokenizer.json").exists() and not config.overwrite:
+        raise TokenizerError(
+            f"'{config.out}' holds a tokenizer. Choose another --out, or give --overwrite to replace it."
+        )
 
 
 def _told(texts: Iterator[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from openbook.errors import ConfigError, OpenbookWarning, nearest
+from openbook.errors import ConfigError, OpenbookWarning, alike
 from openbook.models.config import INERT, Config
 from openbook.models.family import CannotSay, Family
 from openbook.nn import spec
@@ -49,10 +49,9 @@ def family_of(model_type: object, where: str = "config.json") -> Family:
     if isinstance(model_type, str) and model_type in _ADDED:
         return _ADDED[model_type]
     if not isinstance(model_type, str) or model_type not in _BUILT_IN:
-        hint = nearest(str(model_type), known())
         raise ConfigError(
-            f"The model type {model_type!r} of {where} is not one of the families here.{hint} "
-            f"All families: {', '.join(known())}."
+            f"The model type {model_type!r} of {where} is not one of the families here."
+            f"{alike(str(model_type), known())} All families: {', '.join(known())}."
         )
     family: Family = import_module(f"openbook.models.{_BUILT_IN[model_type]}").FAMILY
     return family
@@ -86,7 +85,7 @@ def _architecture(family: Family, config: Config) -> str:
     if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in family.heads:
         raise ConfigError(
             f"The architecture {named!r} of {config.where} is not known for '{family.model_type}'."
-            f"{nearest(str(named), family.heads)} All: {', '.join(family.heads)}."
+            f"{alike(str(named), family.heads)} All: {', '.join(family.heads)}."
         )
     first: str = named[0]
     return first
