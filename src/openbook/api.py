@@ -28,6 +28,10 @@ def generate(
     """
     if isinstance(prompts, str):
         raise InputError("`prompts` is a list of texts: give [prompt] for a single one.")
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise InputError(
+            f"`sampling` is a Sampling, such as ob.Sampling(max_tokens=64): got {type(sampling).__name__}."
+        )
     work = Prompts(model, tokenizer, list(prompts), Sampling() if sampling is None else sampling)
     return [text for _, _, text in work.finished()]
 

@@ -90,13 +90,11 @@ def keep_memory() -> bool:
 # ------------------------------------------------------------------------------------------------ compiler
 
 
-def compile_available() -> bool:
-    """Whether `torch.compile` can work here: a C++ compiler that runs, and Python's headers."""
-    return find_compiler()[1] is None
-
-
 def compile_obstacle() -> str | None:
-    """Why `torch.compile` cannot work here and what to do about it, in one sentence; None if it can."""
+    """Why `torch.compile` cannot work here and what to do about it, in one sentence; None if it can.
+
+    It needs a C++ compiler that runs, and Python's headers.
+    """
     return find_compiler()[1]
 
 

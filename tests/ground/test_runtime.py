@@ -76,7 +76,6 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch):
 
 def test_without_a_compiler_there_is_one_message(fresh_compiler: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh_compiler.setenv("PATH", str(tmp_path))
-    assert not runtime.compile_available()
     assert "no C++ compiler" in str(runtime.compile_obstacle())
 
 
