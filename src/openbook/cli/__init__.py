@@ -55,9 +55,10 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is loaded: threads that wait give the core back soon. Left to itself GNU's OpenMP spins for
-    # milliseconds, and two busy processes on the same cores then slow each other down threefold (docs/lab.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Before torch is loaded: how long waiting threads spin before they give the core back. Left to itself GNU's OpenMP
+    # spins for milliseconds, and two busy processes on the same cores slow each other down threefold; a decode step,
+    # made of many short parts, needs some of it (docs/lab.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000" if args[:1] == ["pretrain"] else "20000")
     log.show_warnings_plainly()
     try:
         status = _dispatch(args)

@@ -46,7 +46,8 @@ inline float rounded(float x) {  // what storing and reading back gives
     return widen(stored);
 }
 
-constexpr int MOST = 4;  // rows
+constexpr int MOST = 4;      // rows
+constexpr int AHEAD = 4096;  // bytes: the processor's own prefetching stops at the end of a page
 
 // out[r] = w · x[r] for R rows of n numbers.
 template <int R, class T>
@@ -74,6 +75,8 @@ inline void dots(const bf16* w, const bf16* x, int64_t stride, int64_t n, float*
     for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
     int64_t i = 0;
     for (; i + 64 <= n; i += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + i) + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(w + i) + AHEAD + 64, _MM_HINT_T0);
         __m512bh a = (__m512bh)_mm512_loadu_si512(w + i), b = (__m512bh)_mm512_loadu_si512(w + i + 32);
         for (int r = 0; r < R; ++r) {
             const bf16* row = x + r * stride + i;
