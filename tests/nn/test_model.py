@@ -204,3 +204,11 @@ def test_specs_are_plain_data_and_back(case: Case) -> None:
     plain = json.loads(json.dumps(to_plain(model)))
     assert from_plain(plain, spec.Model) == model
     assert len(json.dumps(plain)) < 4000  # runs of equal blocks are written once
+
+
+def test_an_id_outside_the_vocabulary_is_said() -> None:
+    from openbook.models.make import make, spec_of
+
+    model = make(spec_of("llama", {"vocab": 20, "dim": 8, "layers": 1, "heads": 2, "hidden": 8, "context": 8}))
+    with pytest.raises(InputError, match="vocabulary of 20: got ids from 1 to 20"):
+        model(torch.tensor([[1, 20]]))

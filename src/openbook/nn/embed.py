@@ -37,7 +37,11 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, longest: int, types: Tensor | None, dtype: torch.dtype) -> Tensor:
         """`longest` bounds the positions (host knowledge), so that a row too long is a clear error, not a crash."""
-        x = self.tokens(ids)
+        try:
+            x = self.tokens(ids)
+        except IndexError as error:
+            found = f"{int(ids.min())} to {int(ids.max())}"
+            raise InputError(f"An id is outside the vocabulary of {self.spec.vocab}: got ids from {found}.") from error
         if self.spec.scale != 1.0:
             x = x * torch.tensor(self.spec.scale, dtype=x.dtype)
         if self.positions is not None:
