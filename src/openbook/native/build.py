@@ -39,7 +39,7 @@ def load(name: str, sources: Sequence[str], choices: Sequence[Sequence[str]]) ->
     """
     compiler = find_compiler()[0]
     if compiler is None:
-        _say_without(name, "there is no C++ compiler on the PATH")
+        log.note("There is no C++ compiler on the PATH: everything works, uncompiled and slower.", once="uncompiled")
         return None
     why = "the compiler knows none of the flags tried"
     for flags in choices:
