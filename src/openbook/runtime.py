@@ -75,7 +75,7 @@ def keep_memory() -> bool:
     """Let this process keep the memory it frees, so that large tensors do not fault their pages in at every step.
 
     glibc gives every block beyond 32 MB back to the system and asks for it again: in a training step on the CPU that
-    costs a third of the time. Returns whether there was anything to set (Linux with glibc).
+    costs a fifth to a third of the time (docs/lab.md). Returns whether there was anything to set (Linux with glibc).
     """
     import ctypes
 
