@@ -11,7 +11,7 @@ Symbols: N sequences of this step, P pages each (padded), S = N·P·page keys, L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from openbook.errors import InputError
 from openbook.generate.cache import HOLE, Keeper
 from openbook.nn.attend import mix
 from openbook.nn.spec import Pattern
-from openbook.nn.state import PerToken, PositionBias, Scores, visible
+from openbook.nn.state import PerToken, PositionBias, Recurrence, Scores, Source, SourceKeys, visible
 
 
 class Paged:
@@ -80,7 +80,7 @@ class PagedStep:
         self.positions = torch.tensor([places], device=device)
         self.segments = segments
         self.longest = max(places, default=0) + 1
-        self.length = pool.length
+        self.length: int | tuple[int, ...] = pool.length
         self.slots = torch.tensor(slots, device=device)
         most = max(len(pool.tables[name]) for name in names)
         self.table = torch.tensor([pool.tables[n] + [0] * (most - len(pool.tables[n])) for n in names], device=device)
@@ -109,11 +109,16 @@ class PagedStep:
     def bias(self, module: PositionBias, mask: int) -> None:  # noqa: ARG002 (the layer's pattern says it)
         self._module = module
 
-    def slot(self, index: int) -> None:
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
         raise AssertionError(f"layer {index}: refused when the pool was made")
 
-    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:  # noqa: ARG002
-        raise AssertionError(f"layer {index}: refused when the pool was made")
-
-    def remember(self, index: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def look(
+        self,
+        index: int,
+        q: Tensor,
+        source: Source | None,
+        keys: SourceKeys,
+        scale: float,
+        dropout: float,  # noqa: ARG002
+    ) -> Tensor:
         raise AssertionError(f"layer {index}: refused when the pool was made")

@@ -111,24 +111,25 @@ class StateSpace(Stateful):
         return PerSequence(shapes=((inner, self.spec.kernel - 1), (inner, self.spec.state)))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        segments = ctx.state.segments
-        kept = ctx.state.slot(self.index)
         inner, gate = self.project(x).chunk(2, dim=-1)  # [B,T,C] twice
+        mixed = ctx.state.recur(self.index, inner, self._recur)
+        return self.out(mixed.to(x.dtype) * F.silu(gate))
+
+    def _recur(
+        self, inner: Tensor, kept: tuple[Tensor, ...] | None, segments: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What stands between the projections: [B,T,C] and the state before → [B,T,C] in fp32 and the state after."""
+        history_shape, state_shape = ((inner.shape[0], *shape) for shape in self.declare().shapes)
         if segments is not None:
             inner = inner * (segments != 0).unsqueeze(-1)
-        history = inner.new_zeros(*self._shape(x, 0)) if kept is None else kept[0].to(inner.dtype)
+        history = inner.new_zeros(history_shape) if kept is None else kept[0].to(inner.dtype)
         padded = torch.cat([history.transpose(1, 2), inner], dim=1)  # [B,kernel-1+T,C]
         inner = self.act(self._convolve(padded, segments))
-        start = torch.zeros(*self._shape(x, 1), device=x.device) if kept is None else kept[1]
+        start = torch.zeros(state_shape, device=inner.device) if kept is None else kept[1]
         decay, inputs, read = self._discretise(inner, segments)
         states = scan(decay, inputs, start)  # [B,T,C,N]
         mixed = torch.einsum("btcn,btn->btc", states, read) + inner.float() * self.skip.float()
-        if kept is not None:
-            ctx.state.keep(self.index, (self._tail(padded, segments), states[:, -1]))
-        return self.out(mixed.to(x.dtype) * F.silu(gate))
-
-    def _shape(self, x: Tensor, which: int) -> tuple[int, ...]:
-        return (x.shape[0], *self.declare().shapes[which])
+        return mixed, (self._tail(padded, segments), states[:, -1])
 
     def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
         """Causal depth-wise convolution of [B,kernel-1+T,C] → [B,T,C] that does not look across segments."""
