@@ -30,6 +30,10 @@ class Chooser:
 
     def _for(self, rows: Sequence[Row]) -> Sampler:
         sampler = self._sampler
-        if sampler is None or len(sampler.rows) != len(rows) or any(a is not b for a, b in zip(sampler.rows, rows, strict=True)):
+        if (
+            sampler is None
+            or len(sampler.rows) != len(rows)
+            or any(a is not b for a, b in zip(sampler.rows, rows, strict=True))
+        ):
             sampler = self._sampler = Sampler(rows, self.vocab, self.device)
         return sampler

@@ -15,26 +15,26 @@ same to the last bit whatever runs beside it, however its prompt is cut, after a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from openbook.errors import InputError, Refusal
+from openbook.errors import InputError
 from openbook.generate.choose import Chooser
 from openbook.generate.feed import SCORED, quiet
-from openbook.generate.job import Job, Listener, root_of
+from openbook.generate.job import Job, Listener, Reading, root_of
 from openbook.generate.memory import memory_for
 from openbook.generate.output import Line, TokenBytes, logprobs
 from openbook.generate.packed import Biases, Packed, Sources, source_slots
 from openbook.generate.plan import Ask, Plan, Work
 from openbook.generate.plan import Sequence as Run
-from openbook.generate.requests import Generation, Token, accept
+from openbook.generate.requests import Finish, Generation, Token, accept
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full, Scheduler
 from openbook.generate.store import PAGE, Store
+from openbook.generate.turn import Turn
 from openbook.nn.model import LanguageModel
 
 KV = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -163,7 +163,9 @@ class Engine:
             first=self._number,
         )  # fmt: skip
         if sampling.stop and self.token_bytes is None:
-            raise InputError("`stop` strings are matched on the bytes of tokens: hand in `token_bytes`, or use `stop_ids`.")
+            raise InputError(
+                "`stop` strings are matched on the bytes of tokens: hand in `token_bytes`, or use `stop_ids`."
+            )
         now = self.clock()
         job = Job(request, [Line(request, choice) for choice in range(sampling.n)], listener, adapter)
         if not request.room and sampling.prompt_logprobs is None:
@@ -194,7 +196,10 @@ class Engine:
 
     def cancel(self, job: Job) -> list[Token]:
         """Ends what is not done of a request, as it is."""
-        return self._close(job, "cancelled")
+        events = self._close(job, "cancelled")
+        self.tell(events)
+        self._sweep()
+        return events
 
     @property
     def idle(self) -> bool:
@@ -207,7 +212,9 @@ class Engine:
         """Runs prompts to their end: `n` generations for each, in the order of prompts and choices."""
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         if len(samplings) != len(prompts):
-            raise InputError(f"There are {len(prompts)} prompts and {len(samplings)} samplings: give one, or one for each.")
+            raise InputError(
+                f"There are {len(prompts)} prompts and {len(samplings)} samplings: give one, or one for each."
+            )
         jobs: list[Job] = []
         try:
             for prompt, own in zip(prompts, samplings, strict=True):
@@ -257,16 +264,116 @@ class Engine:
             self.store.clear_slots(plan.slot_clears)
             with quiet(self.model):
                 events += self._run(plan)
-        for event in events:
-            listener = self.jobs[event.prompt].listener if event.prompt in self.jobs else None
-            if listener is not None:
-                listener(event)
+        self.tell(events)
         self._sweep()
         return events
 
+    def tell(self, events: Iterable[Token]) -> None:
+        """Hands tokens to those who listen."""
+        for event in events:
+            job = self.jobs.get(event.prompt)
+            if job is not None and job.listener is not None:
+                job.listener(event)
+
+    def _sweep(self) -> None:
+        """Forgets requests that are done."""
+        for key in [key for key, job in self.jobs.items() if not job.open]:
+            self.jobs.pop(key).ended = True
+
+    def _close(self, job: Job, finish: Finish, error: str | None = None) -> list[Token]:
+        """Ends all choices of a request that are not done; gives back what they held."""
+        for sequence in job.sequences.values():
+            self._release(sequence)
+        job.sequences.clear()
+        return [job.end(line, finish, error) for line in job.lines if not line.done]
+
+    def _release(self, sequence: Run) -> None:
+        self.scheduler.finish(sequence)
+        self._sourced.pop(sequence, None)
+
     def _run(self, plan: Plan) -> list[Token]:
+        failed: dict[Run, str] = {}
         try:
-            logits, failed = self._forward(plan.works), {}
+            reading = self._forward(plan.works)
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
-            logits, failed = self._one_by_one(plan.works)
-        return self._choose(plan, logits, failed)
+            reading, failed = self._one_by_one(plan.works)
+        began = time.perf_counter()
+        turn = Turn(self, plan, reading)
+        events = turn.take()
+        self.stats.choose += time.perf_counter() - began
+        for sequence, why in failed.items():
+            self.stats.failures += 1
+            events += self._close(self.jobs[sequence.ask.key], "error", why)
+        return events
+
+    def _one_by_one(self, works: Sequence[Work]) -> tuple[Reading, dict[Run, str]]:
+        """The same step, each sequence alone: what could be read, and why the rest could not."""
+        failed: dict[Run, str] = {}
+        parts: list[Tensor] = []
+        spans: list[tuple[int, int]] = []
+        rows = 0
+        for work in works:
+            try:
+                reading = self._forward([work])
+            except Exception as error:
+                failed[work.sequence] = f"{type(error).__name__}: {error}"
+                spans.append((0, 0))
+                continue
+            parts.append(reading.logits)
+            spans.append((rows, reading.spans[0][1]))
+            rows += len(reading.logits)
+        return Reading(torch.cat(parts) if parts else torch.empty(0), spans), failed
+
+    def _forward(self, works: Sequence[Work]) -> Reading:
+        """Runs the model over the tokens of a step; logits of the rows that are wanted."""
+        began = time.perf_counter()
+        jobs = [self.jobs[work.sequence.ask.key] for work in works]
+        state = Packed(self.store, works, [job.request.rotary for job in jobs], self._biases)
+        state.sources = self._sources(works, jobs)
+        rows: list[int] = []
+        spans = []
+        for number, work in enumerate(works):
+            wanted = 1 + len(work.sequence.drafts) if work.final and jobs[number].request.room else 0
+            spans.append((len(rows), wanted))
+            rows += range(state.starts[number + 1] - wanted, state.starts[number + 1])
+        packed = time.perf_counter()
+        self.stats.pack += packed - began
+        hidden = self.model.hidden(state.ids, cache=state)[0]  # [T,D]
+        logits = self.model.head(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, dtype=torch.int64)])
+        for number, (work, job) in enumerate(zip(works, jobs, strict=True)):
+            if job.request.sampling.prompt_logprobs is not None:
+                self._hear(job, work, hidden[state.starts[number] : state.starts[number + 1]])
+        state.settle()
+        for work in works:
+            if work.sequence.source_table:
+                self._sourced[work.sequence] = list(work.sequence.source_table)
+        self.stats.model += time.perf_counter() - packed
+        return Reading(logits.float(), spans)
+
+    def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:
+        """The encoder's output of sources that are not in their pages yet; each is read alone, whatever comes beside it."""
+        new = [
+            (work.sequence, job.request.source)
+            for work, job in zip(works, jobs, strict=True)
+            if job.request.source is not None and self._sourced.get(work.sequence) != work.sequence.source_table
+        ]
+        if not new:
+            return None
+        ids = [torch.tensor([source], device=self.model.device) for _, source in new]
+        hidden = torch.cat([self.model.encode_source(one) for one in ids], dim=1)
+        tables = [sequence.source_table for sequence, _ in new]
+        return Sources(hidden, source_slots(tables, [one.shape[1] for one in ids], self.store.page).to(hidden.device))
+
+    def _hear(self, job: Job, work: Work, hidden: Tensor) -> None:
+        """Notes how likely the tokens of a prompt are, from hidden states [T,D] of a chunk of it."""
+        prompt, top = job.request.prompt, job.request.sampling.prompt_logprobs
+        end = min(work.start + work.count, len(prompt) - 1)
+        while job.heard - 1 < end and job.heard > work.start:
+            place = job.heard - 1  # the token that says how likely the next one was
+            some = hidden[place - work.start : min(place + SCORED, end) - work.start]
+            after = prompt[place + 1 : place + 1 + len(some)]
+            found = logprobs(self.model.head(some), after, [top] * len(after))
+            for line in job.lines:
+                if line.result.prompt_logprobs is not None:
+                    line.result.prompt_logprobs += found
+            job.heard += len(after)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
+
+from torch import Tensor
 
 from openbook.generate.output import Line
 from openbook.generate.plan import Sequence
 from openbook.generate.requests import Finish, Generation, Request, Token
 
 Listener = Callable[[Token], object]
+
+
+class Reading(NamedTuple):
+    """What a step's forward pass gave: logits [R,V], and for each sequence of the step (first row, rows)."""
+
+    logits: Tensor
+    spans: list[tuple[int, int]]
 
 
 @dataclass(eq=False)

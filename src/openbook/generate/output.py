@@ -34,9 +34,7 @@ class Line:
         )
         self.done = False
 
-    def take(
-        self, token: int, token_bytes: TokenBytes | None, logprob: Logprob | None, version: int = 0
-    ) -> Token:
+    def take(self, token: int, token_bytes: TokenBytes | None, logprob: Logprob | None, version: int = 0) -> Token:
         """Notes that `token` was written: does it end this row, and which bytes are certain now?"""
         result, request, text = self.result, self.request, b""
         count = len(result.ids)
