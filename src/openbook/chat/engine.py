@@ -146,8 +146,8 @@ class Engine(Local):
     ) -> list[Output]:
         """Continues every prompt; `n` outputs for each, in the order of prompts and choices.
 
-        `on_output` hears of each as it is finished, whatever its order. Errors as in `ob.generate`; a request that fails
-        on its own has an output with finish "error".
+        `on_output` hears of each as it is finished, whatever its order. Errors as in `ob.generate`; a request that
+        fails on its own has an output with finish "error".
         """
         if isinstance(prompts, str):
             raise InputError("`prompts` is a list of texts: give [prompt] for a single one.")

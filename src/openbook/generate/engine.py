@@ -8,8 +8,8 @@
 
 Ids and bytes only; `chat/engine.py` puts text around it and `live.py` a thread. A model is served in its serving form
 (`nn/serving.py`): activations in fp32, weights plain, packed bf16 or packed int8, operators whose rows do not depend on
-each other. Where the native operators are there, the engine is `exact`: a request's tokens and log-probabilities are the
-same to the last bit whatever runs beside it, however its prompt is cut, after a prefix hit, after preemption.
+each other. Where the native operators are there, the engine is `exact`: tokens and log-probabilities of a request are
+the same to the last bit whatever runs beside it, however its prompt is cut, after a prefix hit, after preemption.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ class Engine:
         return Reading(logits.float(), spans)
 
     def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:
-        """The encoder's output of sources that are not in their pages yet; each is read alone, whatever comes beside it."""
+        """The encoder's output of sources that are not in their pages yet; each is read alone."""
         new = [
             (work.sequence, job.request.source)
             for work, job in zip(works, jobs, strict=True)

@@ -60,5 +60,5 @@ class Job:
 
 
 def root_of(parts: tuple[object, ...]) -> bytes:
-    """What a prefix hit must agree in beside the tokens: tenant, adapter, version of the weights, rotary length, source."""
+    """What a prefix hit must agree in beside the tokens: tenant, adapter, weights, rotary length, source."""
     return blake2b(repr(parts).encode(), digest_size=16).digest()

@@ -1,7 +1,7 @@
 """An engine at work in a thread of its own: async streams of tokens, submitted and cancelled from anywhere.
 
-The engine belongs to the thread. What others want of it (a request, a cancel, new weights) is a call that runs between two
-steps; what the engine has to say comes back through the caller's event loop. Closing a stream cancels its request.
+The engine belongs to the thread. What others want of it (a request, a cancel, new weights) is a call that runs between
+two steps; what the engine has to say comes back through the caller's event loop. Closing a stream cancels its request.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Live:
         priority: int = 0,
         timeout: float | None = None,
     ) -> AsyncIterator[tuple[Job, Token]]:
-        """The tokens of one request as they come, each with its request. Errors of the request come at the first step."""
+        """The tokens of one request as they come, each with its request. Its errors come at the first one."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Token] = asyncio.Queue()
 

@@ -13,7 +13,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def memory_for(asked: int | str | None) -> int:
-    """Bytes: a number, a size such as "2GiB", "512 MB" or "1.5G" (powers of 1,024), or None for a share of what is free."""
+    """Bytes: a number, a size such as "2GiB" or "1.5 GB" (powers of 1,024), or None for a share of what is free."""
     if asked is None:
         return max(1 << 20, min(MOST, int(SHARE * hardware.memory()[1])))
     size = _parsed(asked) if isinstance(asked, str) else asked

@@ -4,8 +4,8 @@
     walk of each page group        tables [N,P], starts [N+1], lengths [N], slots [T]: see nn/paged.py
     groups of equal length         how recurrent layers take packed tokens: each group is a [B,t] batch of its own
 
-All of it is made once, before the layers run. What recurrent layers leave behind is written only when the whole step has
-succeeded (`settle`), so that a step that fails half-way can be run again; keys and values may be written twice.
+All of it is made once, before the layers run. What recurrent layers leave behind is written only when the whole step
+has succeeded (`settle`), so that a step that fails half-way can be run again; keys and values may be written twice.
 
 Symbols: N sequences of the step, T tokens, P pages of the longest sequence.
 """

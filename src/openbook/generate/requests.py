@@ -46,9 +46,9 @@ class Generation:
     """One finished output.
 
     `ids` holds all output ids, the id that stopped it included. `finish`: "stop" (a stop id, end id or stop string:
-    `stopped_by` says which), "length" (`max_tokens`, or the context is full), "cancelled", "deadline" (its time was over)
-    or "error" (`error` says which). With a stop string the
-    last `excess` bytes of the ids' bytes are not text: the stop and what its last token held beyond it.
+    `stopped_by` says which), "length" (`max_tokens`, or the context is full), "cancelled", "deadline" (its time was
+    over) or "error" (`error` says which). With a stop string the last `excess` bytes of the ids' bytes are not text: the
+    stop and what its last token held beyond it.
     """
 
     prompt: int
@@ -88,7 +88,10 @@ def accept(
     context: int | None = None,
     first: int = 0,
 ) -> list[Request]:
-    """Numbers the requests from `first` on. Checks prompts against the model: `Refusal` for a model that cannot write, `InputError` for a bad prompt."""
+    """Checks prompts against the model and numbers the requests from `first` on.
+
+    `Refusal` for a model that cannot write, `InputError` for a bad prompt.
+    """
     if model.spec.language is None:
         raise Refusal("This model has no language head: it cannot write. Its heads: " + ", ".join(model.heads) + ".")
     if not model.spec.causal:

@@ -5,8 +5,8 @@
     slot     the recurrent state of a sequence, one tensor for each declared shape and layer
     source   keys and values of an encoder's output, in pages of a group of its own
 
-One budget of bytes holds for all of it and is kept by `pages.Pool`, which counts and knows no tensor; here address space
-is reserved for the most pages a group could ever have, and memory is touched only where pages are written.
+One budget of bytes holds for all of it and is kept by `pages.Pool`, which counts and knows no tensor; here address
+space is reserved for the most pages a group could ever have, and memory is touched only where pages are written.
 """
 
 from __future__ import annotations

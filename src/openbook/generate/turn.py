@@ -1,4 +1,4 @@
-"""What becomes of a step's logits: the next token of each output, forks of a prompt that has several, ends, the commit."""
+"""What becomes of a step's logits: the next token of each output, forks of a prompt with several, ends, the commit."""
 
 from __future__ import annotations
 
