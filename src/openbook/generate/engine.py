@@ -15,78 +15,32 @@ the same to the last bit whatever runs beside it, however its prompt is cut, aft
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from openbook.errors import InputError
+from openbook.errors import InputError, nearest
 from openbook.generate.choose import Chooser
-from openbook.generate.feed import SCORED, quiet
-from openbook.generate.job import Job, Listener, Reading, root_of
+from openbook.generate.feed import quiet
+from openbook.generate.forward import Reader
+from openbook.generate.job import Job, Listener, root_of
 from openbook.generate.memory import memory_for
-from openbook.generate.output import Line, TokenBytes, logprobs
-from openbook.generate.packed import Biases, Packed, Sources, source_slots
-from openbook.generate.plan import Ask, Plan, Work
+from openbook.generate.output import Line, TokenBytes
+from openbook.generate.plan import Ask, Plan
 from openbook.generate.plan import Sequence as Run
 from openbook.generate.requests import Finish, Generation, Token, accept
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full, Scheduler
-from openbook.generate.store import PAGE, Store
+from openbook.generate.settings import Settings, Stats
+from openbook.generate.store import Store
 from openbook.generate.turn import Turn
+from openbook.native import paged as paged_native
+from openbook.native import rows as native
 from openbook.nn.model import LanguageModel
+from openbook.nn.serving import assign, form_of, logical, restore, serve_form
 
 KV = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How an engine shares one model."""
-
-    memory: int | str | None = None
-    """Bytes for keys, values and states ("2GiB"); None: a part of what is free."""
-    rows: int = 64
-    """Sequences in one step at most."""
-    tokens: int = 512
-    """Tokens in one step at most: prompts are read in chunks of what the running sequences leave."""
-    page: int = PAGE
-    """Tokens of a page."""
-    kv: str | None = None
-    """Keys and values in float32, bfloat16 or int8; None: float32 where the weights are, else bfloat16."""
-    context: int | None = None
-    """Tokens of prompt and output together; None: the model's own."""
-    prefix_cache: bool = True
-    """Whether pages of earlier prompts are reused."""
-    prefix_ttl: float | None = None
-    """Seconds that unused pages are kept; None: until memory is wanted."""
-    prefix_minimum: int = 0
-    """Shorter prefixes (in tokens) are not kept."""
-    waiting: int = 1024
-    """Requests that wait at most."""
-    waiting_tokens: int = 1 << 20
-    """Prompt tokens that wait at most."""
-
-
-@dataclass
-class Stats:
-    """What an engine has done; seconds by part of a step."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    preemptions: int = 0
-    failures: int = 0
-    schedule: float = 0.0
-    pack: float = 0.0
-    model: float = 0.0
-    choose: float = 0.0
-    commit: float = 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 class Engine:
@@ -107,7 +61,7 @@ class Engine:
         token_bytes: TokenBytes | None = None,
     ) -> None:
         self.settings = settings or Settings()
-        self.model = model
+        self.model = self._formed(model)
         self.eos, self.start = tuple(eos), tuple(start)
         self.token_bytes = token_bytes
         s = self.settings
@@ -128,14 +82,33 @@ class Engine:
         self.version = 0
         self.jobs: dict[int, Job] = {}
         self._number = 0
-        self._biases = Biases()
-        self._sourced: dict[Run, list[int]] = {}  # whose source's keys are in these pages
-        self._chooser = Chooser(model.spec.embed.vocab, model.device)
+        self.reader = Reader(model, self.store, self.jobs, self.stats)
+        self.chooser = Chooser(model.spec.embed.vocab, model.device)
         self.clock = time.monotonic
+
+    def _formed(self, model: LanguageModel) -> LanguageModel:
+        """The model in its serving form: as it was given (int8, say), or by the type of its weights."""
+        self.form = form_of(model)
+        self._restores = self.form is None and model.device.type == "cpu"
+        if self._restores:
+            self.form = "fp32" if model.embed.tokens.weight.dtype == torch.float32 else "bf16"
+            serve_form(model, self.form)
+        return model
+
+    def restore(self) -> LanguageModel:
+        """The model as it was before this engine took it, where it was this engine that changed its form."""
+        if self._restores:
+            restore(self.model)
+        return self.model
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers are the same to the last bit whatever runs beside them; else they are close (`EPSILON`)."""
+        return self.form is not None and native.library() is not None and paged_native.library() is not None
 
     def _kv(self) -> torch.dtype:
         if self.settings.kv is None:
-            return torch.float32 if self.model.dtype == torch.float32 else torch.bfloat16
+            return torch.float32 if self.form == "fp32" else torch.bfloat16
         if self.settings.kv not in KV:
             raise InputError(f"`kv` must be one of {', '.join(KV)}: got {self.settings.kv!r}.")
         return KV[self.settings.kv]
@@ -193,6 +166,35 @@ class Engine:
         self._number += 1
         self.jobs[job.key] = job
         return job
+
+    def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Raises what `submit` would raise for a request that cannot be served at all."""
+        accept(self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context)
+
+    def push(self, weights: Mapping[str, Tensor]) -> int:
+        """Puts new weights in place by their logical names, between two steps; the number of this version.
+
+        All or nothing: names and shapes are checked first. What runs goes on from the keys and values it has; nothing
+        that the old weights computed is found by later requests. Every token says which version made it.
+        """
+        held = logical(self.model)
+        for name, tensor in weights.items():
+            if name not in held:
+                raise InputError(f"This model has no parameter '{name}'.{nearest(name, list(held))}")
+            if held.shape(name) != tensor.shape:
+                raise InputError(f"`{name}` has the shape {tuple(held.shape(name))}: got {tuple(tensor.shape)}.")
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"`{name}` holds numbers that are not finite: nothing was changed.")
+        for name, tensor in weights.items():
+            assign(self.model, name, tensor)
+        self.version += 1
+        self.reader.biases.forget()
+        for job in self.jobs.values():
+            for sequence in job.sequences.values():
+                sequence.ask.keep = sequence.ask.share = False
+            for line in job.lines:
+                line.result.versions = line.result.versions or [self.version - 1] * len(line.result.ids)
+        return self.version
 
     def cancel(self, job: Job) -> list[Token]:
         """Ends what is not done of a request, as it is."""
@@ -256,7 +258,7 @@ class Engine:
             else:
                 events += self._close(job, "error", "The engine's memory does not hold this request.")
         for sequence in plan.preempted:
-            self._sourced.pop(sequence, None)
+            self.reader.sourced.pop(sequence, None)
             self.stats.preemptions += 1
         if plan.works:
             self.store.copy_pages(plan.copies)
@@ -283,20 +285,21 @@ class Engine:
     def _close(self, job: Job, finish: Finish, error: str | None = None) -> list[Token]:
         """Ends all choices of a request that are not done; gives back what they held."""
         for sequence in job.sequences.values():
-            self._release(sequence)
+            self.release(sequence)
         job.sequences.clear()
         return [job.end(line, finish, error) for line in job.lines if not line.done]
 
-    def _release(self, sequence: Run) -> None:
+    def release(self, sequence: Run) -> None:
+        """Gives back what a sequence held."""
         self.scheduler.finish(sequence)
-        self._sourced.pop(sequence, None)
+        self.reader.sourced.pop(sequence, None)
 
     def _run(self, plan: Plan) -> list[Token]:
         failed: dict[Run, str] = {}
         try:
-            reading = self._forward(plan.works)
+            reading = self.reader.read(plan.works)
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
-            reading, failed = self._one_by_one(plan.works)
+            reading, failed = self.reader.read_each(plan.works)
         began = time.perf_counter()
         turn = Turn(self, plan, reading)
         events = turn.take()
@@ -305,75 +308,3 @@ class Engine:
             self.stats.failures += 1
             events += self._close(self.jobs[sequence.ask.key], "error", why)
         return events
-
-    def _one_by_one(self, works: Sequence[Work]) -> tuple[Reading, dict[Run, str]]:
-        """The same step, each sequence alone: what could be read, and why the rest could not."""
-        failed: dict[Run, str] = {}
-        parts: list[Tensor] = []
-        spans: list[tuple[int, int]] = []
-        rows = 0
-        for work in works:
-            try:
-                reading = self._forward([work])
-            except Exception as error:
-                failed[work.sequence] = f"{type(error).__name__}: {error}"
-                spans.append((0, 0))
-                continue
-            parts.append(reading.logits)
-            spans.append((rows, reading.spans[0][1]))
-            rows += len(reading.logits)
-        return Reading(torch.cat(parts) if parts else torch.empty(0), spans), failed
-
-    def _forward(self, works: Sequence[Work]) -> Reading:
-        """Runs the model over the tokens of a step; logits of the rows that are wanted."""
-        began = time.perf_counter()
-        jobs = [self.jobs[work.sequence.ask.key] for work in works]
-        state = Packed(self.store, works, [job.request.rotary for job in jobs], self._biases)
-        state.sources = self._sources(works, jobs)
-        rows: list[int] = []
-        spans = []
-        for number, work in enumerate(works):
-            wanted = 1 + len(work.sequence.drafts) if work.final and jobs[number].request.room else 0
-            spans.append((len(rows), wanted))
-            rows += range(state.starts[number + 1] - wanted, state.starts[number + 1])
-        packed = time.perf_counter()
-        self.stats.pack += packed - began
-        hidden = self.model.hidden(state.ids, cache=state)[0]  # [T,D]
-        logits = self.model.head(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, dtype=torch.int64)])
-        for number, (work, job) in enumerate(zip(works, jobs, strict=True)):
-            if job.request.sampling.prompt_logprobs is not None:
-                self._hear(job, work, hidden[state.starts[number] : state.starts[number + 1]])
-        state.settle()
-        for work in works:
-            if work.sequence.source_table:
-                self._sourced[work.sequence] = list(work.sequence.source_table)
-        self.stats.model += time.perf_counter() - packed
-        return Reading(logits.float(), spans)
-
-    def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:
-        """The encoder's output of sources that are not in their pages yet; each is read alone."""
-        new = [
-            (work.sequence, job.request.source)
-            for work, job in zip(works, jobs, strict=True)
-            if job.request.source is not None and self._sourced.get(work.sequence) != work.sequence.source_table
-        ]
-        if not new:
-            return None
-        ids = [torch.tensor([source], device=self.model.device) for _, source in new]
-        hidden = torch.cat([self.model.encode_source(one) for one in ids], dim=1)
-        tables = [sequence.source_table for sequence, _ in new]
-        return Sources(hidden, source_slots(tables, [one.shape[1] for one in ids], self.store.page).to(hidden.device))
-
-    def _hear(self, job: Job, work: Work, hidden: Tensor) -> None:
-        """Notes how likely the tokens of a prompt are, from hidden states [T,D] of a chunk of it."""
-        prompt, top = job.request.prompt, job.request.sampling.prompt_logprobs
-        end = min(work.start + work.count, len(prompt) - 1)
-        while job.heard - 1 < end and job.heard > work.start:
-            place = job.heard - 1  # the token that says how likely the next one was
-            some = hidden[place - work.start : min(place + SCORED, end) - work.start]
-            after = prompt[place + 1 : place + 1 + len(some)]
-            found = logprobs(self.model.head(some), after, [top] * len(after))
-            for line in job.lines:
-                if line.result.prompt_logprobs is not None:
-                    line.result.prompt_logprobs += found
-            job.heard += len(after)

@@ -33,6 +33,7 @@ class Job:
     adapter: str | None = None
     sequences: dict[int, Sequence] = field(default_factory=dict)  # choice → the sequence that writes it
     heard: int = 1  # prompt tokens whose log-probability is known; nothing precedes the first
+    forked: bool = False  # whether its choices have begun
     ended: bool = False
 
     @property

@@ -47,8 +47,8 @@ class Generation:
 
     `ids` holds all output ids, the id that stopped it included. `finish`: "stop" (a stop id, end id or stop string:
     `stopped_by` says which), "length" (`max_tokens`, or the context is full), "cancelled", "deadline" (its time was
-    over) or "error" (`error` says which). With a stop string the last `excess` bytes of the ids' bytes are not text: the
-    stop and what its last token held beyond it.
+    over) or "error" (`error` says which). With a stop string the last `excess` bytes of the ids' bytes are not text:
+    the stop and what its last token held beyond it.
     """
 
     prompt: int

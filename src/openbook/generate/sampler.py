@@ -177,7 +177,7 @@ class Sampler:
         """Takes the chosen ids into the history. Raises where a row had none to choose from."""
         for row, token in zip(self.rows, tokens, strict=True):
             if token < 0:
-                raise _nothing(row)
+                raise nothing_left(row)
             row.add(token)
         for group in self.groups:
             group.saw()
@@ -193,7 +193,7 @@ class Sampler:
         self._regroup()
 
 
-def _nothing(row: Row) -> OpenbookError:
+def nothing_left(row: Row) -> OpenbookError:
     s = row.sampling
     limits = [
         f"{name}={getattr(s, name)!r}" for name in ("logit_bias", "banned", "no_repeat_ngram", "min_tokens")

@@ -77,8 +77,8 @@ class Turn:
                 self.events.append(entry.job.end(line, "error", str(nothing_left(line.row))))
             else:
                 self.events.append(line.take(token, engine.token_bytes, logprob, engine.version))
-                if line.result.versions is not None or engine.version:
-                    line.note_version(engine.version)
+                if line.result.versions is not None:
+                    line.result.versions.append(engine.version)
             if own:
                 sequence.ids.append(max(token, 0))
             elif not line.done:
@@ -96,8 +96,8 @@ class Turn:
             child.choice = line.result.choice
             child.ids[-1] = token
             job.sequences[child.choice] = child
-            if sequence in engine.sourced:
-                engine.sourced[child] = engine.sourced[sequence]
+            if sequence in engine.reader.sourced:
+                engine.reader.sourced[child] = engine.reader.sourced[sequence]
         for job, choice in self.finished:
             engine.release(job.sequences.pop(choice))
         engine.stats.commit += time.perf_counter() - began

@@ -12,8 +12,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from openbook.nn import paged_reference as reference
-from openbook.nn.pages import Layout, Pages, Walk
 from openbook.nn.paged_reference import Rule
+from openbook.nn.pages import Layout, Pages, Walk
 
 __all__ = ["Layout", "Pages", "Walk", "attend", "write", "write_and_attend"]
 
