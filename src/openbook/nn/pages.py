@@ -1,15 +1,16 @@
 """Pages of keys and values: what a page of one layer looks like, the storage of one layer, and a step's way over it.
 
-A page holds `page` tokens of every key/value head, cut into blocks of 32 tokens. A block of one head is one run of bytes,
-laid out so that the matrix units of a CPU read it as it lies (native/paged.cpp); `Pages.keys`, `.values` and `.scales`
-are views of the same bytes by strides, for everybody else:
+A page holds `page` tokens of every key/value head, cut into blocks of 32 tokens. A block of one head is one run of
+bytes, laid out so that the matrix units of a CPU read it as it lies (native/paged.cpp); `Pages.keys`, `.values` and
+`.scales` are views of the same bytes by strides, for everybody else:
 
-    bfloat16   keys [2 halves of 16 keys, dim/32, 16 pairs of dims, 16 keys, 2]   values [value/16, 16 pairs of keys, 16, 2]
+    bfloat16   keys [2 halves of 16 keys, dim/32, 16 pairs of dims, 16 keys, 2]
+               values [value/16, 16 pairs of keys, 16 values, 2]
     int8       the same as whole numbers, and a scale of each token for keys and for values
-    float32    keys [dim, 32 keys]   values [32 keys, value]
+    float32    keys [dim, 32 keys], values [32 keys, value]
 
-Dims are padded with zeros to 32 (keys) and 16 (values). A latent page (DeepSeek-AI 2024, multi-head latent attention) has
-one head whose value is a prefix of its key, and stores it once. Paging itself: Kwon et al. 2023. Symbols: shapes.py.
+Dims are padded with zeros to 32 (keys) and 16 (values). A latent page (multi-head latent attention, DeepSeek-AI 2024)
+has one head whose value is a prefix of its key, and stores it once. Paging itself: Kwon et al. 2023. Symbols: shapes.py.
 """
 
 from __future__ import annotations
