@@ -104,7 +104,7 @@ class Engine:
     @property
     def exact(self) -> bool:
         """Whether answers are the same to the last bit whatever runs beside them; else they are close (`EPSILON`)."""
-        return self.form is not None and native.library() is not None and paged_native.library() is not None
+        return self.form is not None and native.library() is not None and paged_native.paged() is not None
 
     def _kv(self) -> torch.dtype:
         if self.settings.kv is None:
