@@ -13,17 +13,30 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Work = Callable[[], float]  # does one round and returns how much was done, in the measurement's unit
+Case = Callable[[str], tuple[float, float]]  # does one round of a named case: how much was done, in how many seconds
+Results = dict[str, dict[str, Any]]  # contender → what is known of it, with `rates`, `loads`, `median` and `best`
+
+
+@dataclass(frozen=True)
+class Contender:
+    """How a contender is started: arguments of this same script, another Python if it lives in one, its environment."""
+
+    arguments: Sequence[str]
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def arguments(about: str, **defaults: Any) -> argparse.Namespace:
     """The command line of a measurement: --out, --rounds, and its own defaults as options."""
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
@@ -32,57 +45,140 @@ def arguments(about: str, **defaults: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
+# ------------------------------------------------------------------------------------------------ in a contender
+
+
 def serve(setup: Callable[[str], tuple[Work, dict[str, Any]]], which: str) -> None:
-    """The life of a contender: set up, say so, then one round for every line on standard input."""
+    """The life of a contender with one case, whose rounds are timed here."""
+
+    def timed(which: str) -> tuple[Case, dict[str, Any]]:
+        work, about = setup(which)
+
+        def case(_: str) -> tuple[float, float]:
+            start = time.perf_counter()
+            amount = work()
+            return amount, time.perf_counter() - start
+
+        return case, about
+
+    serve_cases(timed, which)
+
+
+def serve_cases(setup: Callable[[str], tuple[Case, dict[str, Any]]], which: str) -> None:
+    """The life of a contender: set up, say so, then one round of the case that a line on standard input names.
+
+    What libraries print goes to standard error: standard output belongs to the harness.
+    """
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
     began = time.perf_counter()
-    work, about = setup(which)
-    _say({"ready": round(time.perf_counter() - began, 2), **about})
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        amount = work()
-        _say({"seconds": time.perf_counter() - start, "amount": amount})
+    case, about = setup(which)
+    say({"ready": round(time.perf_counter() - began, 2), **about})
+    for line in sys.stdin:
+        amount, seconds = case(line.strip())
+        say({"seconds": seconds, "amount": amount})
 
 
-def _say(message: dict[str, Any]) -> None:
-    print("@" + json.dumps(message), flush=True)
+# ------------------------------------------------------------------------------------------------ around them
 
 
-def _hear(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("@"):
-            found: dict[str, Any] = json.loads(line[1:])
-            return found
-    raise SystemExit(f"A contender ended with status {process.wait()}.")
+class _Running:
+    """A contender's process; what it prints is shown only if it dies."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.log: IO[str] = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [contender.python, sys.argv[0], *contender.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            bufsize=1,
+            env={**os.environ, **contender.environment},
+        )
+
+    def hear(self) -> dict[str, Any]:
+        """Its next message. Raises RuntimeError with its last words where there is none."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            status = self.process.wait()
+            self.log.seek(0)
+            words = [text for text in self.log.read().splitlines() if text.strip()]
+            raise RuntimeError(f"it ended with status {status}: " + "\n      ".join(words[-6:]))
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def ask(self, case: str) -> dict[str, Any]:
+        """One round of a case."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(case + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `hear` says why
+        return self.hear()
+
+    def end(self) -> None:
+        """No more of it."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
 
 
-def compare(contenders: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
+def compare(contenders: Mapping[str, Sequence[str]], rounds: int) -> Results:
     """Run `contenders` (name → arguments of this same script) in turn; rates, medians and loads of each."""
-    processes, results = {}, {}
-    script = [sys.executable, sys.argv[0]]
-    try:
-        for name, more in contenders.items():
-            processes[name] = subprocess.Popen(
-                [*script, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-            )
-            results[name] = {**_hear(processes[name]), "rates": [], "loads": []}
-            print(f"  {name}: ready after {results[name]['ready']} s", file=sys.stderr)
-        for _ in range(rounds):
-            for name, process in processes.items():
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
-                answer = _hear(process)
-                results[name]["rates"].append(round(answer["amount"] / answer["seconds"], 3))
-                results[name]["loads"].append(round(os.getloadavg()[0], 2))
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
-    for result in results.values():
-        result["median"] = statistics.median(result["rates"])
-        result["best"] = max(result["rates"])
+    started = {name: Contender(more) for name, more in contenders.items()}
+    results = compare_cases(started, [""], rounds)[""]
+    if lost := [name for name in contenders if name not in results]:
+        raise SystemExit(f"Without {', '.join(lost)} there is nothing to compare.")
     return results
+
+
+def compare_cases(contenders: Mapping[str, Contender], cases: Sequence[str], rounds: int) -> dict[str, Results]:
+    """Every contender in every case, in turn, round after round. One that fails is left out, with a line saying why."""
+    running: dict[str, _Running] = {}
+    results: dict[str, Results] = {case: {} for case in cases}
+    try:
+        for name, contender in contenders.items():
+            running[name] = _Running(contender)
+            try:
+                about = running[name].hear()
+            except RuntimeError as error:
+                _lose(name, error, running, results)
+                continue
+            print(f"  {name}: ready after {about['ready']} s", file=sys.stderr)
+            for case in cases:
+                results[case][name] = {**about, "rates": [], "loads": []}
+        for case in cases * rounds:
+            for name in list(running):
+                try:
+                    answer = running[name].ask(case)
+                except RuntimeError as error:
+                    _lose(name, error, running, results)
+                    continue
+                results[case][name]["rates"].append(round(answer["amount"] / answer["seconds"], 3))
+                results[case][name]["loads"].append(round(os.getloadavg()[0], 2))
+    finally:
+        for child in running.values():
+            child.end()
+    for one in results.values():
+        for result in one.values():
+            result["median"] = statistics.median(result["rates"])
+            result["best"] = max(result["rates"])
+    return results
+
+
+def _lose(name: str, error: RuntimeError, running: dict[str, _Running], results: dict[str, Results]) -> None:
+    print(f"  {name}: left out, {error}", file=sys.stderr)
+    running.pop(name).end()
+    for one in results.values():
+        one.pop(name, None)
 
 
 def machine() -> dict[str, Any]:
@@ -105,14 +201,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, title: str, unit: str, cases: dict[str, dict[str, dict[str, Any]]], out: Path, peer: str) -> None:
-    """Print a table of medians and ratios to `peer`, and keep everything as OUT/NAME.json."""
-    print(f"\n{title}: {unit}, median of interleaved rounds (ratio to {peer})")
+def best_peer(results: Results) -> str | None:
+    """The fastest contender that is not ours."""
+    peers = [name for name in results if not name.startswith("ours")]
+    return max(peers, key=lambda name: results[name]["median"], default=None)
+
+
+def report(name: str, title: str, unit: str, cases: dict[str, Results], out: Path, peer: str, **more: Any) -> None:
+    """Print a table of medians and ratios to `peer` ("best": the fastest one), and keep everything as OUT/NAME.json."""
+    print(f"\n{title}: {unit}, median of interleaved rounds (ratio to {'the best peer' if peer == 'best' else peer})")
     for case, results in cases.items():
-        base = results[peer]["median"]
-        cells = [f"{who} {r['median']:,.1f} ({r['median'] / base:.2f}×)" for who, r in results.items()]
+        against = best_peer(results) if peer == "best" else peer
+        base = results[against]["median"] if against else None
+        cells = [
+            f"{who} {r['median']:,.1f}" + (f" ({r['median'] / base:.2f}×)" if base else "")
+            for who, r in results.items()
+        ]
         print(f"  {case:<22} " + "   ".join(cells))
     out.mkdir(parents=True, exist_ok=True)
-    kept = {"title": title, "unit": unit, "peer": peer, "machine": machine(), "cases": cases}
+    kept = {"title": title, "unit": unit, "peer": peer, "machine": machine(), **more, "cases": cases}
     (out / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     print(f"  kept in {out / f'{name}.json'}; load now {os.getloadavg()[0]:.2f}")
