@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from torch import Tensor
 
 from openbook.chat.local import Local, start_of
+from openbook.chat.messages import Message
 from openbook.errors import InputError, OpenbookError
 from openbook.generate.engine import Engine as Core
 from openbook.generate.engine import Settings
@@ -56,21 +58,20 @@ class Output:
 class _Batch:
     """Requests of one call: as many as the engine's queue takes, the rest when there is room."""
 
-    def __init__(self, live: Live, adapter: str | None) -> None:
+    def __init__(self, live: Live) -> None:
         self.live = live
-        self.adapter = adapter
         self.jobs: dict[int, Job] = {}
         self.open = 0  # choices that are not done
         self._news: SimpleQueue[tuple[int, int]] = SimpleQueue()  # prompts and choices that are done
 
-    def submit(self, number: int, prompt: list[int], sampling: Sampling) -> bool:
+    def submit(self, number: int, prompt: list[int], sampling: Sampling, adapter: str | None) -> bool:
         """Hands in a prompt; False where it has to wait until something else is done."""
 
         def heard(token: Token) -> None:
             if token.finish is not None:
                 self._news.put((number, token.choice))
 
-        submit = partial(self.live.engine.submit, prompt, sampling, adapter=self.adapter, listener=heard)
+        submit = partial(self.live.engine.submit, prompt, sampling, adapter=adapter, listener=heard)
         try:
             job = self.jobs[number] = self.live.call(submit).result()
         except Full:
@@ -138,13 +139,13 @@ class Engine(Local):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[int]],
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
-        adapter: str | None = None,
+        adapter: str | Sequence[str | None] | None = None,
         on_output: Callable[[Output], object] | None = None,
     ) -> list[Output]:
-        """Continues every prompt; `n` outputs for each, in the order of prompts and choices.
+        """Continues every prompt, texts or lists of ids; `n` outputs for each, in the order of prompts and choices.
 
         `on_output` hears of each as it is finished, whatever its order. Errors as in `ob.generate`; a request that
         fails on its own has an output with finish "error".
@@ -157,8 +158,9 @@ class Engine(Local):
             raise InputError(
                 f"There are {len(prompts)} prompts and {len(samplings)} samplings: give one, or one for each."
             )
-        batch = _Batch(self.live, adapter)
-        waiting = deque(enumerate((self._prompt(prompt), own) for prompt, own in zip(prompts, samplings, strict=True)))
+        adapters = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
+        batch = _Batch(self.live)
+        waiting = deque(enumerate(zip(map(self._ids_of, prompts), samplings, adapters, strict=True)))
         done: dict[tuple[int, int], Output] = {}
         try:
             while waiting or batch.open:
@@ -173,6 +175,9 @@ class Engine(Local):
             batch.cancel()
             raise
         return [done[key] for key in sorted(done)]
+
+    def _ids_of(self, prompt: str | Sequence[int]) -> list[int]:
+        return self._prompt(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _output(self, number: int, job: Job, result: Generation) -> Output:
         said = b"".join(map(self._bytes, result.ids))
@@ -192,6 +197,12 @@ class Engine(Local):
             score=result.score,
             error=result.error,
         )
+
+    def prompt_of(self, asked: str | Sequence[Mapping[str, Any] | Message]) -> list[int]:
+        """The ids that a text, or a conversation, begins with."""
+        if isinstance(asked, str):
+            return self._prompt(asked)
+        return self._ids([Message.of(message) for message in asked])
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
