@@ -132,6 +132,23 @@ bool run(const Problem& p, bool writes, bool attends) {
     return fine;
 }
 
+// Whether the tables stay within the step and the pages.
+bool sound(const Problem& p, bool writes, bool attends) {
+    bool fine = true;
+    for (int64_t t = 0; writes && t < p.tokens; t++) fine = fine && p.slots[t] < p.count * p.page;
+    if (!attends || !p.sequences) return fine;
+    fine = fine && p.starts[0] >= 0 && p.starts[p.sequences] <= p.tokens;
+    for (int64_t i = 0; i < p.sequences && fine; i++) {
+        fine = p.starts[i] <= p.starts[i + 1];
+        if (p.starts[i] == p.starts[i + 1]) continue;
+        const int64_t pages = padded(p.lengths[i], p.page) / p.page;
+        fine = fine && pages <= p.width;
+        for (int64_t j = 0; j < pages && fine; j++)
+            fine = p.table[i * p.width + j] >= 0 && p.table[i * p.width + j] < p.count;
+    }
+    return fine;
+}
+
 bool matrices_allowed() {
 #if defined(OPENBOOK_EMULATE_AMX)
     return true;
@@ -157,10 +174,11 @@ int openbook_paged_unit() {
 #endif
 }
 
-// Write new tokens (`what` & 1), then attend (`what` & 2). 0: done; 1: no memory.
+// Write new tokens (`what` & 1), then attend (`what` & 2). 0: done; 1: no memory; 2: the tables point elsewhere.
 int openbook_paged(const openbook::Problem* p, int what) {
     using namespace openbook;
     const bool writes = what & 1, attends = what & 2;
+    if (!sound(*p, writes, attends)) return 2;
     if (p->kind == FLOAT) return !run<Single, false>(*p, writes, attends);
 #ifdef OPENBOOK_AMX
     if (p->unit == MATRICES) return !run<Pair, true>(*p, writes, attends);

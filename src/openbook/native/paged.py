@@ -30,7 +30,8 @@ class Problem(ctypes.Structure):
 
     _fields_ = [
         ("pages", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("kind", "page", "heads", "kv_heads", "key_dim", "value_dim", "latent")),
+        *((name, ctypes.c_int64) for name in ("count", "kind", "page", "heads")),
+        *((name, ctypes.c_int64) for name in ("kv_heads", "key_dim", "value_dim", "latent")),
         *((name, ctypes.c_int64) for name in ("tokens", "sequences", "width")),
         *((name, ctypes.c_void_p) for name in ("table", "starts", "lengths", "slots")),
         *((name, ctypes.c_int64) for name in ("input", "threads", "unit")),
@@ -55,7 +56,9 @@ class Paged:
     def run(self, problem: Problem, what: int) -> None:
         """Write new tokens to pages (`WRITE`), attend (`ATTEND`), or both."""
         problem.unit = self.unit
-        if self.function(ctypes.byref(problem), what):
+        failure = self.function(ctypes.byref(problem), what)
+        assert failure != 2, "the tables of a walk stay within the step and its pages"
+        if failure:
             raise MemoryError("no memory for the working space of paged attention")
 
 

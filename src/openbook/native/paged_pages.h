@@ -30,7 +30,7 @@ struct Strided {  // [T, heads, dim], the last dimension dense; strides in numbe
 
 struct Problem {  // mirrored in native/paged.py
     char* pages;
-    int64_t kind, page, heads, kv_heads, key_dim, value_dim, latent;
+    int64_t count, kind, page, heads, kv_heads, key_dim, value_dim, latent;
     int64_t tokens, sequences, width;  // T, N, P
     const int32_t *table, *starts, *lengths, *slots;
     int64_t input, threads, unit;  // input: the kind of q, k, v and out

@@ -94,6 +94,7 @@ def _problem(pages: Pages) -> Problem:
     layout = pages.layout
     return Problem(
         pages.data.data_ptr(),
+        pages.count,
         KINDS[layout.dtype],
         layout.page,
         layout.kv_heads,

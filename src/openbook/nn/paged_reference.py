@@ -1,9 +1,9 @@
 """Paged attention in plain PyTorch: the definition that native/paged.cpp is held to, and what works everywhere.
 
-The softmax is taken piece by piece with a running greatest score (Dao et al. 2022), over pieces of 128 keys that lie on
-a fixed grid, and begins anew every 512 keys, whose results are joined in order: what a query gets depends on nothing but
-itself and the keys it sees. With bf16 and int8 pages queries and weights are rounded to bf16, as the matrix units take
-them. Memory is linear in the length: a piece of scores is all that is ever made. Symbols: shapes.py.
+The softmax is taken piece by piece with a running greatest score (Dao et al. 2022), over pieces of 128 keys that lie
+on a fixed grid, and begins anew every 512 keys, whose results are joined in order: what a query gets depends on nothing
+but itself and the keys it sees. With bf16 and int8 pages queries and weights are rounded to bf16, as the matrix units
+take them. Memory is linear in the length: a piece of scores is all that is ever made. Symbols: shapes.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ bytes, laid out so that the matrix units of a CPU read it as it lies (native/pag
     float32    keys [dim, 32 keys], values [32 keys, value]
 
 Dims are padded with zeros to 32 (keys) and 16 (values). A latent page (multi-head latent attention, DeepSeek-AI 2024)
-has one head whose value is a prefix of its key, and stores it once. Paging itself: Kwon et al. 2023. Symbols: shapes.py.
+has one head whose value is a prefix of its key, and stores it once. Paging itself: Kwon et al. 2023.
+Symbols: shapes.py.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Pages:
     def read(self, pages: list[int], length: int) -> tuple[Tensor, Tensor]:
         """The first `length` tokens that stand in these pages: keys [length,G,K] and values [length,G,V], fp32."""
         each = self.layout.blocks
-        table = torch.tensor(pages, device=self.data.device).unsqueeze(1) * each
+        table = torch.tensor(pages, dtype=torch.int64, device=self.data.device).unsqueeze(1) * each
         blocks = (table + torch.arange(each, device=self.data.device)).flatten()[: -(-length // BLOCK)]
         keys, values, scales = self.gather(blocks)
         if scales is not None:
