@@ -48,10 +48,10 @@ def model_of(name: str) -> LanguageModel:
 def prompts_of(name: str, count: int, lengths: Sequence[int] = (9, 17, 3, 24, 12, 30), seed: int = 0) -> list[list[int]]:
     """Random prompts of uneven lengths."""
     vocab = CASES[name].values["vocab_size"]
+    most = (model_of(name).spec.context or 1000) - 13
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(3, vocab, (lengths[i % len(lengths)],), generator=generator).tolist() for i in range(count)
-    ]
+    sizes = [min(lengths[i % len(lengths)], most) for i in range(count)]
+    return [torch.randint(3, vocab, (size,), generator=generator).tolist() for size in sizes]
 
 
 def engine_of(name: str, *, memory: int = MEMORY, **settings: object) -> Engine:

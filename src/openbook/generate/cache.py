@@ -137,6 +137,8 @@ class Contiguous:
     the model must grow along each row: they decide what sees what.
     """
 
+    brings_sources = False
+
     def __init__(
         self,
         states: Sequence[Declaration],

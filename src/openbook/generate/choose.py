@@ -11,29 +11,21 @@ from openbook.generate.sampler import Row, Sampler
 
 
 class Chooser:
-    """Keeps the sampler of the last step: in steady decoding its rows are the same again."""
+    """One sampler for all steps: rows that were there in the last one keep what is known of them."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
-        self.vocab = vocab
-        self.device = device
-        self._sampler: Sampler | None = None
+        self._sampler = Sampler([], vocab, device)
+
+    def process(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Logits [N,V] as the settings and histories of their rows change them, before any draw."""
+        self._sampler.update(rows)
+        return self._sampler.process(logits)
 
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The next id of each row by logits [N,V], taken into its history; -1 where none could be chosen."""
-        sampler = self._for(rows)
-        tokens: list[int] = sampler.choose(logits).tolist()
-        sampler.commit([max(token, 0) for token in tokens])
+        self._sampler.update(rows)
+        tokens: list[int] = self._sampler.choose(logits).tolist()
         for row, token in zip(rows, tokens, strict=True):
-            if token < 0:
-                row.output.pop()
+            if token >= 0:
+                row.add(token)
         return tokens
-
-    def _for(self, rows: Sequence[Row]) -> Sampler:
-        sampler = self._sampler
-        if (
-            sampler is None
-            or len(sampler.rows) != len(rows)
-            or any(a is not b for a, b in zip(sampler.rows, rows, strict=True))
-        ):
-            sampler = self._sampler = Sampler(rows, self.vocab, self.device)
-        return sampler

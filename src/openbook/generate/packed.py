@@ -68,6 +68,8 @@ class Biases:
 class Packed:
     """The state of one packed step (see `openbook.nn.state.State`), and the cache that hands it out."""
 
+    brings_sources = True
+
     def __init__(self, store: Store, works: Many[Work], rotary: Many[int], biases: Biases) -> None:
         self.store = store
         self.works = works

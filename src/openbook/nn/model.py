@@ -141,7 +141,7 @@ class LanguageModel(nn.Module):
             state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
         seen = None
         if self.source is not None:
-            if encoded is None:
+            if encoded is None and (cache is None or not cache.brings_sources):
                 raise InputError("This is an encoder-decoder: give it `source` ids or `encoded` states.")
             seen = _source_visible(source_segments, segments)
         elif encoded is not None:

@@ -211,6 +211,8 @@ class Dense:
 class Cache(Protocol):
     """What a model needs of a cache: a state for the next tokens of its rows."""
 
+    brings_sources: bool  # whether the state knows what encoders said, so that nobody has to hand it in
+
     def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> State:
         """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`."""
         ...
