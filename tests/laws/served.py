@@ -45,7 +45,9 @@ def model_of(name: str) -> LanguageModel:
         return load(CASES[name].folder(Path(root)))
 
 
-def prompts_of(name: str, count: int, lengths: Sequence[int] = (9, 17, 3, 24, 12, 30), seed: int = 0) -> list[list[int]]:
+def prompts_of(
+    name: str, count: int, lengths: Sequence[int] = (9, 17, 3, 24, 12, 30), seed: int = 0
+) -> list[list[int]]:
     """Random prompts of uneven lengths."""
     vocab = CASES[name].values["vocab_size"]
     most = (model_of(name).spec.context or 1000) - 13
@@ -82,5 +84,7 @@ def reference(name: str, prompts: list[list[int]], sampling: Sampling) -> list[S
     model = model_of(name)
     start = START[model.spec.source is not None]
     return [
-        Said.of(found) for p in prompts for found in generate_ids(model, [p], sampling, start=start, cached=False, batch=1)
+        Said.of(found)
+        for p in prompts
+        for found in generate_ids(model, [p], sampling, start=start, cached=False, batch=1)
     ]

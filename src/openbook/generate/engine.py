@@ -263,7 +263,6 @@ class Engine:
         if plan.works:
             self.store.copy_pages(plan.copies)
             self.store.copy_slots(plan.slot_copies)
-            self.store.clear_slots(plan.slot_clears)
             with quiet(self.model):
                 events += self._run(plan)
         self.tell(events)
@@ -300,6 +299,7 @@ class Engine:
             reading = self.reader.read(plan.works)
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
             reading, failed = self.reader.read_each(plan.works)
+        self.store.copy_slots(plan.saves)
         began = time.perf_counter()
         turn = Turn(self, plan, reading)
         events = turn.take()

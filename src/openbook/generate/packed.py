@@ -105,7 +105,7 @@ class Packed:
             if work.count == 1:
                 flat.append(work.sequence.ids[work.start])
             else:
-                flat += work.sequence.ids[work.start : work.start + work.count]
+                flat += work.tokens
         return torch.tensor([flat], device=self.store.device)
 
     def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> Packed:

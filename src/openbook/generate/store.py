@@ -23,7 +23,6 @@ from openbook.nn.paged import Layout, Pages
 from openbook.nn.state import Declaration, PerSequence, PerSource, PerToken
 
 PAGE = 32  # tokens
-SLOTS = 4096  # most slots; each is a whole sequence
 
 
 class Store:
@@ -48,11 +47,10 @@ class Store:
             assert group is not None
             self.pages[index] = Pages(layout, max(1, memory // group.nbytes), self.device)
         self.slots: dict[int, tuple[Tensor, ...]] = {}
-        count = min(SLOTS, memory // self.shape.slot_bytes) if self.shape.slot_bytes else 0
+        count = memory // self.shape.slot_bytes if self.shape.slot_bytes else 0
         for index, state in enumerate(self.states):
             if isinstance(state, PerSequence):
                 self.slots[index] = tuple(torch.empty(count, *shape, device=self.device) for shape in state.shapes)
-        self.slot_count = count
 
     def _shape(self) -> Shape:
         totals = [0] * len(self.windows)
@@ -83,18 +81,11 @@ class Store:
                     self.pages[index].copy([source], [target])
 
     def copy_slots(self, copies: Sequence[tuple[int, int]]) -> None:
-        """(source, target) each, one after the other."""
+        """(source, target) each, one after the other; source -1: zeros, for sequences that begin."""
         for source, target in copies:
             for tensors in self.slots.values():
                 for tensor in tensors:
-                    tensor[target] = tensor[source]
-
-    def clear_slots(self, numbers: Sequence[int]) -> None:
-        """Slots of sequences that begin."""
-        for tensors in self.slots.values():
-            for tensor in tensors:
-                for number in numbers:
-                    tensor[number] = 0
+                    tensor[target] = tensor[source] if source >= 0 else 0
 
 
 def layout_of(state: Declaration, page: int, dtype: torch.dtype) -> Layout:

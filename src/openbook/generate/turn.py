@@ -92,8 +92,7 @@ class Turn:
         began = time.perf_counter()
         engine.scheduler.commit(self.plan)
         for sequence, job, line, token in self.forks:
-            child = engine.scheduler.fork(sequence)
-            child.choice = line.result.choice
+            child = engine.scheduler.fork(sequence, line.result.choice)
             child.ids[-1] = token
             job.sequences[child.choice] = child
             if sequence in engine.reader.sourced:
