@@ -23,10 +23,11 @@ from torch import Tensor
 from openbook.errors import InputError, nearest
 from openbook.generate.choose import Chooser
 from openbook.generate.feed import quiet
+from openbook.generate.drafting import LookupDrafter, Speculator
 from openbook.generate.forward import Reader
 from openbook.generate.job import Job, Listener, root_of
 from openbook.generate.memory import memory_for
-from openbook.generate.output import Line, TokenBytes
+from openbook.generate.output import Lines, TokenBytes
 from openbook.generate.plan import Ask, Plan
 from openbook.generate.plan import Sequence as Run
 from openbook.generate.requests import Finish, Generation, Token, accept
@@ -59,6 +60,7 @@ class Engine:
         eos: Sequence[int] = (),
         start: Sequence[int] = (),
         token_bytes: TokenBytes | None = None,
+        draft: LanguageModel | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.model = self._formed(model)
@@ -79,6 +81,8 @@ class Engine:
             minimum=s.prefix_minimum,
         )
         self.stats = Stats()
+        self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
+        self.speculator = self._speculator(draft)
         self.version = 0
         self.jobs: dict[int, Job] = {}
         self._number = 0
@@ -135,12 +139,8 @@ class Engine:
             self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context,
             first=self._number,
         )  # fmt: skip
-        if sampling.stop and self.token_bytes is None:
-            raise InputError(
-                "`stop` strings are matched on the bytes of tokens: hand in `token_bytes`, or use `stop_ids`."
-            )
         now = self.clock()
-        job = Job(request, [Line(request, choice) for choice in range(sampling.n)], listener, adapter)
+        job = Job(request, self.lines.begin(request), listener, adapter)
         if not request.room and sampling.prompt_logprobs is None:
             for line in job.lines:
                 line.done = True
@@ -247,6 +247,8 @@ class Engine:
 
     def step(self) -> list[Token]:
         """One step for all that can run; the tokens it wrote, and the ends of requests that ended without one."""
+        if self.speculator is not None:
+            self._draft(self.speculator)
         began = time.perf_counter()
         plan = self.scheduler.next(self.clock())
         self.stats.schedule += time.perf_counter() - began
@@ -291,7 +293,30 @@ class Engine:
     def release(self, sequence: Run) -> None:
         """Gives back what a sequence held."""
         self.scheduler.finish(sequence)
+        if self.speculator is not None:
+            self.speculator.forget(sequence)
         self.reader.sourced.pop(sequence, None)
+
+    def _speculator(self, draft: LanguageModel | None) -> Speculator | None:
+        s = self.settings
+        if s.speculation not in (None, "lookup"):
+            raise InputError(
+                f'`speculation` must be "lookup" or None (or give a `draft` model): got {s.speculation!r}.'
+            )
+        if draft is not None:
+            return Speculator(ModelDrafter(draft, self.model, self.memory), s.drafts)
+        return None if s.speculation is None else Speculator(LookupDrafter(), s.drafts)
+
+    def _draft(self, speculator: Speculator) -> None:
+        """Drafts for those that are about to write."""
+        ready = []
+        for sequence in self.scheduler.running:
+            job = self.jobs[sequence.ask.key]
+            if sequence.computed == len(sequence.ids) - 1 and not sequence.paused and job.forked and not job.beams:
+                ready.append((sequence, job.lines[sequence.choice]))
+        if ready:
+            with quiet(self.model):
+                speculator.propose(ready)
 
     def _run(self, plan: Plan) -> list[Token]:
         failed: dict[Run, str] = {}
@@ -299,11 +324,10 @@ class Engine:
             reading = self.reader.read(plan.works)
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
             reading, failed = self.reader.read_each(plan.works)
-        self.store.copy_slots(plan.saves)
         began = time.perf_counter()
-        turn = Turn(self, plan, reading)
-        events = turn.take()
+        events = Turn(self, plan, reading).take()
         self.stats.choose += time.perf_counter() - began
+        self.stats.steps += 1
         for sequence, why in failed.items():
             self.stats.failures += 1
             events += self._close(self.jobs[sequence.ask.key], "error", why)

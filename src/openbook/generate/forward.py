@@ -34,6 +34,7 @@ class Reader:
         """The same step, each sequence alone: what could be read, and why the rest could not."""
         failed: dict[Run, str] = {}
         parts: list[Tensor] = []
+        states: list[Packed] = []
         spans: list[tuple[int, int]] = []
         rows = 0
         for work in works:
@@ -44,9 +45,10 @@ class Reader:
                 spans.append((0, 0))
                 continue
             parts.append(reading.logits)
+            states += reading.states
             spans.append((rows, reading.spans[0][1]))
             rows += len(reading.logits)
-        return Reading(torch.cat(parts) if parts else torch.empty(0), spans), failed
+        return Reading(torch.cat(parts) if parts else torch.empty(0), spans, states), failed
 
     def read(self, works: Sequence[Work]) -> Reading:
         """Runs the model over the tokens of a step; logits of the rows that are wanted."""
@@ -67,12 +69,11 @@ class Reader:
         for number, (work, job) in enumerate(zip(works, jobs, strict=True)):
             if job.request.sampling.prompt_logprobs is not None:
                 self._hear(job, work, hidden[state.starts[number] : state.starts[number + 1]])
-        state.settle()
         for work in works:
             if work.sequence.source_table:
                 self.sourced[work.sequence] = list(work.sequence.source_table)
         self.stats.model += time.perf_counter() - packed
-        return Reading(logits.float(), spans)
+        return Reading(logits.float(), spans, [state])
 
     def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:
         """The encoder's output of sources that are not in their pages yet; each is read alone."""

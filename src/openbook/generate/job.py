@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from openbook.generate.output import Line
+from openbook.generate.packed import Packed
 from openbook.generate.plan import Sequence
 from openbook.generate.requests import Finish, Generation, Request, Token
 
@@ -17,10 +18,11 @@ Listener = Callable[[Token], object]
 
 
 class Reading(NamedTuple):
-    """What a step's forward pass gave: logits [R,V], and for each sequence of the step (first row, rows)."""
+    """What a step's forward pass gave: logits [R,V], for each sequence of the step (first row, rows), and its states."""
 
     logits: Tensor
     spans: list[tuple[int, int]]
+    states: list[Packed]
 
 
 @dataclass(eq=False)
@@ -33,6 +35,7 @@ class Job:
     adapter: str | None = None
     sequences: dict[int, Sequence] = field(default_factory=dict)  # choice → the sequence that writes it
     heard: int = 1  # prompt tokens whose log-probability is known; nothing precedes the first
+    beams: bool = False
     forked: bool = False  # whether its choices have begun
     ended: bool = False
 

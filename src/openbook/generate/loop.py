@@ -20,7 +20,7 @@ from torch import Tensor
 from openbook.errors import InputError
 from openbook.generate.beam import search
 from openbook.generate.feed import Feeder, feeder, quiet
-from openbook.generate.output import Line, TokenBytes, logprobs
+from openbook.generate.output import Lines, TokenBytes, logprobs
 from openbook.generate.requests import Generation, Request, Token, accept
 from openbook.generate.sampler import Sampler
 from openbook.generate.sampling import Sampling
@@ -40,11 +40,13 @@ class Writer:
         cached: bool = True,
         chunk: int | None = None,
         token_bytes: TokenBytes | None = None,
+        eos: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.requests = requests
         self.token_bytes = token_bytes
-        self.lines = [Line(request, choice) for request in requests for choice in range(request.sampling.n)]
+        begin = Lines(model.spec.embed.vocab, token_bytes, eos)
+        self.lines = [line for request in requests for line in begin.begin(request)]
         self.generations = [line.result for line in self.lines]
         self._options = (cached, chunk)
         self._feed: Feeder | None = None

@@ -5,11 +5,13 @@ Shared by the loop and the engine. Generation knows no strings: stop strings are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from openbook.errors import InputError
+from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.requests import Generation, Logprob, Request, Token
 from openbook.generate.sampler import Row
 from openbook.generate.stops import Watch
@@ -20,10 +22,11 @@ TokenBytes = Callable[[int], bytes]
 class Line:
     """One row of a running batch: a choice of a request and what becomes of it."""
 
-    def __init__(self, request: Request, choice: int) -> None:
+    def __init__(self, request: Request, choice: int, vocab: int, constraint: Constraint | None = None) -> None:
         sampling = request.sampling
         self.request = request
-        self.row = Row(sampling, request.prompt, request.stop_ids, choice)
+        self.vocab = vocab
+        self.row = Row(sampling, request.prompt, request.stop_ids, choice, constraint=constraint)
         self.watch = Watch(sampling.stop_bytes)
         self.result = Generation(
             prompt=request.number,
@@ -37,7 +40,7 @@ class Line:
     def take(self, token: int, token_bytes: TokenBytes | None, logprob: Logprob | None, version: int = 0) -> Token:
         """Notes that `token` was written: does it end this row, and which bytes are certain now?"""
         result, request, text = self.result, self.request, b""
-        count = len(result.ids)
+        count, constraint = len(result.ids), self.row.constraint
         stopping = count >= request.sampling.min_tokens
         if stopping and token in request.stop_ids:
             result.finish, result.stopped_by, self.done = "stop", token, True
@@ -46,6 +49,8 @@ class Line:
             if self.watch.found is not None:
                 result.finish, result.stopped_by, self.done = "stop", self.watch.found, True
                 result.excess = self.watch.excess
+        if not self.done and constraint is not None and constraint.finished:
+            result.finish, self.done = "stop", True
         if not self.done and count >= request.room:
             result.finish, self.done = "length", True
         if self.done:
@@ -54,6 +59,31 @@ class Line:
             result.logprobs.append(logprob)
         finish = result.finish if self.done else None
         return Token(result.prompt, result.choice, count - 1, token, text, logprob, finish, version)
+
+
+class Lines:
+    """Begins the outputs of requests; compiles their grammars over the tokenizer's bytes, which are read once."""
+
+    def __init__(self, vocab: int, token_bytes: TokenBytes | None, eos: Collection[int]) -> None:
+        self.vocab = vocab
+        self.token_bytes = token_bytes
+        self.eos = eos
+        self._vocabulary: Vocabulary | None = None
+
+    def begin(self, request: Request) -> list[Line]:
+        """A line for each choice. `InputError` for a grammar that cannot be honoured, or what needs bytes without them."""
+        sampling = request.sampling
+        if self.token_bytes is None and (sampling.stop or sampling.grammar is not None):
+            raise InputError(
+                "`stop` strings and a `grammar` are matched on the bytes of tokens: hand in `token_bytes` "
+                "(or use `stop_ids`)."
+            )
+        if sampling.grammar is None or self.token_bytes is None:
+            return [Line(request, choice, self.vocab) for choice in range(sampling.n)]
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary([self.token_bytes(i) for i in range(self.vocab)], self.eos)
+        first = Constraint.compile(self._vocabulary, sampling.grammar, request.stop_ids)
+        return [Line(request, choice, self.vocab, first.copy() if choice else first) for choice in range(sampling.n)]
 
 
 def logprobs(logits: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:

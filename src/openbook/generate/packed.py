@@ -12,6 +12,7 @@ Symbols: N sequences of the step, T tokens, P pages of the longest sequence.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Many
 from typing import NamedTuple
 
@@ -202,11 +203,14 @@ class Packed:
             mixed[part.rows] = out
         return mixed.unsqueeze(0)
 
-    def settle(self) -> None:
-        """The step has succeeded: recurrent states are what it left."""
+    def settle(self, without: Collection[int] = ()) -> None:
+        """The step has succeeded: recurrent states are what it left, but for these slots, which stay as they were."""
         for index, slots, after in self._pending:
+            keep: Tensor | None = None
+            if without:
+                keep = torch.tensor([i for i, slot in enumerate(slots.tolist()) if slot not in without])
             for tensor, new in zip(self.store.slots[index], after, strict=True):
-                tensor[slots] = new
+                tensor[slots if keep is None else slots[keep]] = new if keep is None else new[keep]
         self._pending = []
 
     def look(

@@ -29,6 +29,10 @@ class Settings:
     """Seconds that unused pages are kept; None: until memory is wanted."""
     prefix_minimum: int = 0
     """Shorter prefixes (in tokens) are not kept."""
+    speculation: str | None = None
+    """"lookup": drafts from the text itself. A draft model is handed to the engine."""
+    drafts: int = 6
+    """Drafts of a sequence in one step at most."""
     waiting: int = 1024
     """Requests that wait at most."""
     waiting_tokens: int = 1 << 20
