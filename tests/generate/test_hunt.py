@@ -65,7 +65,7 @@ def test_beams_keep_the_grammar_and_invent_nothing(beams: int) -> None:
     sampling = Sampling(beams=beams, n=beams, temperature=0.0, grammar=Choice(texts))
     constraint = Constraint.compile(vocabulary, Choice(texts))
     found = drive(sampling, 9, constraint)
-    truth = [tuple([*(ord(c) - 96 for c in text), END]) for text in texts]
+    truth = [(*(ord(c) - 96 for c in text), END) for text in texts]
     assert {tuple(g.ids) for g in found} <= set(truth)
     assert len({tuple(g.ids) for g in found}) == len(found) == min(beams, 3)
 
