@@ -36,7 +36,7 @@ class LanguageHead(nn.Module):
         self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
         self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
         self.packed: Packed | RowLinear | None = (
-            None  # a linear map that stands for the matrix (nn/serving.py); without bias
+            None  # the matrix in another form (nn/serving.py)
         )
 
     def matrix(self, tied: Tensor) -> Tensor:

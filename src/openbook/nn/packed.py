@@ -72,11 +72,11 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 class Packed(nn.Module):
     """y = x Wᵀ + b with a packed W [out,in]. `smooth` [in] multiplies x first (and W was divided by it)."""
 
-    def __init__(self, kind: str, outs: int, ins: int, bias: Tensor | None, smooth: Tensor | None) -> None:
+    def __init__(self, kind: str, shape: torch.Size, bias: Tensor | None, smooth: Tensor | None) -> None:
         super().__init__()
         check_kind(kind)
         self.kind = kind
-        self.shape = torch.Size((outs, ins))
+        self.shape = shape
         self.dtype = torch.float32  # what the weight came in
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
         self.tiles: Tensor
@@ -90,7 +90,7 @@ class Packed(nn.Module):
     @classmethod
     def of(cls, weight: Tensor, kind: str, bias: Tensor | None = None, smooth: Tensor | None = None) -> Packed:
         """The packed form of `weight` [out,in]."""
-        made = cls(kind, *weight.shape, bias, smooth)
+        made = cls(kind, weight.shape, bias, smooth)
         made.dtype = weight.dtype
         tiles, scale = encode(weight.detach(), kind, made.smooth)
         made.register_buffer("tiles", tiles, False)
@@ -100,9 +100,8 @@ class Packed(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the matrix with its scales."""
-        return sum(
-            t.numel() * t.element_size() for t in (self.tiles, self.scale, self.smooth, self.bias) if t is not None
-        )
+        parts = (self.tiles, self.scale, self.smooth, self.bias)
+        return sum(t.numel() * t.element_size() for t in parts if t is not None)
 
     def unpack(self) -> Tensor:
         """W [out,in] in fp32: exact for bf16; for int8 what the products compute with, smoothing undone."""
@@ -139,7 +138,7 @@ class Packed(nn.Module):
 
     def reference(self, x: Tensor) -> Tensor:
         """The same arithmetic in PyTorch; int8: the same bits."""
-        return reference(self.kind, x, unpack(self.tiles, *self.shape), self.scale, self.smooth, self.bias)
+        return reference(x, unpack(self.tiles, *self.shape), self.scale, self.smooth, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.shape[1]} → {self.shape[0]}"
@@ -205,7 +204,7 @@ class PackedStack(nn.Module):
         for expert, end in enumerate(ends.tolist()):
             scale = None if self.scale is None else self.scale[expert]
             matrix = unpack(self.tiles[expert], *self.shape[1:])
-            out[start:end] = reference(self.kind, rows[start:end], matrix, scale, None, None)
+            out[start:end] = reference(rows[start:end], matrix, scale, None, None)
             start = max(start, end)
         return out
 
@@ -276,9 +275,7 @@ def run_grouped(library: ctypes.CDLL, matrix: native.Matrix, rows: Tensor, ends:
     return y
 
 
-def reference(
-    kind: str, x: Tensor, matrix: Tensor, scale: Tensor | None, smooth: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def reference(x: Tensor, matrix: Tensor, scale: Tensor | None, smooth: Tensor | None, bias: Tensor | None) -> Tensor:
     """Rows times an unpacked matrix (bf16, or uint8 of whole numbers + 128)."""
     if smooth is not None:
         x = x * smooth
