@@ -35,6 +35,15 @@ class Norm(ctypes.Structure):
     )
 
 
+class Scan(ctypes.Structure):
+    """rows.cpp's `struct Scan`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "tokens", "channels", "states", "stride")),
+        *((name, ctypes.c_void_p) for name in ("x", "step", "write", "read", "decay", "skip", "mark", "kept", "y")),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The row operators; None (said once) where they cannot be had."""
@@ -59,6 +68,8 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.openbook_rows_grouped.argtypes = [address, address, word, word, address, address, word]
     found.openbook_rows_normalise.argtypes = [address, word, word, address, address, word]
     found.openbook_rows_activate.argtypes = [word, word, address, address, word]
+    found.openbook_rows_scan.argtypes = [address, word]
+    found.openbook_rows_scan.restype = None
     for function in (found.openbook_rows_product, found.openbook_rows_grouped):
         function.restype = ctypes.c_int
     for function in (found.openbook_rows_normalise, found.openbook_rows_activate):

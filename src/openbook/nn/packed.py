@@ -19,16 +19,10 @@ from torch import Tensor, nn
 from openbook.errors import ConfigError
 from openbook.native import rows as native
 from openbook.nn.linear import Linear
+from openbook.nn.rows import usable
 
 KINDS = ("bf16", "int8")
 WIDTH = {"bf16": 2, "int8": 4}  # inputs of an output that lie together
-
-
-def usable(x: Tensor) -> ctypes.CDLL | None:
-    """The native operators, where they can take `x` [..,D]: fp32 on the CPU, no gradients wanted."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    return native.library()
 
 
 # ---------------------------------------------------------------------------------------------- packing
