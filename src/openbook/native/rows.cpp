@@ -1,6 +1,7 @@
 // Row-exact operators: products, norms and activations whose result for a row depends on that row alone, bit for bit.
 
-#include "product.h"
+#include "agree.h"
+#include "served.h"
 
 namespace openbook {
 
@@ -48,10 +49,11 @@ using namespace openbook;
 
 extern "C" {
 
-int64_t openbook_rows_machine(int64_t wanted) {
-    if (wanted >= 0) machine = wanted;
-    return machine;
-}
+// Make AMX the machine (2) if the system allows it, or vectors (1); answers which it is now.
+int64_t openbook_rows_machine(int64_t wanted) { return machine = wanted == TILES && tiles_allowed() ? TILES : WIDE; }
+
+// 0: AMX gives what the vectors give; else it may not be used. The first trial may end the process.
+int openbook_rows_trial() { return tiles_allowed() && agree(INT8) && agree(BF16) ? 0 : 1; }
 
 int openbook_rows_product(const Matrix* w, int64_t rows, const float* x, float* y, int64_t threads) {
     return guarded([&] { product(*w, nullptr, 1, rows, x, y, threads); });
@@ -60,6 +62,14 @@ int openbook_rows_product(const Matrix* w, int64_t rows, const float* x, float* 
 int openbook_rows_grouped(const Matrix* w, const int32_t* ends, int64_t experts, int64_t rows, const float* x, float* y,
                           int64_t threads) {
     return guarded([&] { product(*w, ends, experts, rows, x, y, threads); });
+}
+
+int openbook_rows_before(const Block* block, const Step* step, int64_t threads) {
+    return guarded([&] { before(*block, *step, threads, machine); });
+}
+
+int openbook_rows_after(const Block* block, const Step* step, int64_t threads) {
+    return guarded([&] { after(*block, *step, threads, machine); });
 }
 
 void openbook_rows_normalise(const Norm* norm, int64_t rows, int64_t dim, const float* x, float* y, int64_t threads) {

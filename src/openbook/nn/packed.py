@@ -209,6 +209,10 @@ class RowLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias)
 
+    def matrix(self) -> native.Matrix:
+        """The matrix as the native operators want it."""
+        return plain_matrix(self.weight, self.bias)
+
     @classmethod
     def of(cls, weight: nn.Parameter, bias: nn.Parameter | None) -> RowLinear:
         """With these parameters, in fp32: the same ones if they are."""
@@ -234,9 +238,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     usual = weight.dtype == torch.float32 and weight.is_contiguous() and (bias is None or bias.dtype == torch.float32)
     if library is None or not usual:
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return run(library, plain_matrix(weight, bias), x)
+
+
+def plain_matrix(weight: Tensor, bias: Tensor | None) -> native.Matrix:
+    """A plain fp32 matrix as the native operators want it."""
     outs, ins = weight.shape
     address = None if bias is None else bias.data_ptr()
-    return run(library, native.Matrix(weight.data_ptr(), None, None, address, native.KINDS["fp32"], ins, outs), x)
+    return native.Matrix(weight.data_ptr(), None, None, address, native.KINDS["fp32"], ins, outs)
 
 
 def grouped(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor | None:

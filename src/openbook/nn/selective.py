@@ -181,9 +181,7 @@ class StateSpace(Stateful):
             total = total + seen * weight[:, place]
         return total
 
-    def _discretise(
-        self, step: Tensor, inner: Tensor, write: Tensor, segments: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _discretise(self, step: Tensor, inner: Tensor, write: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
         """decay and inputs [B,T,C,N] in fp32."""
         decay = torch.exp(step.unsqueeze(-1) * -self.log_decay.float().exp())
         inputs = (step * inner.float()).unsqueeze(-1) * write.float().unsqueeze(2)
