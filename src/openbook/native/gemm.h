@@ -124,14 +124,20 @@ inline void prepare(const Matrix& w, const float* x, int64_t row, const Rows& to
 template <int M, int N>
 inline void float_sums(const float* w, int64_t in, const char* a, int64_t stride, float (&sums)[M][N]) {
     Lanes acc[M][N] = {};
-    each(in, [&](int64_t i, int64_t count) {
+    const auto step = [&](int64_t i, auto get) __attribute__((always_inline)) {
         Lanes right[N];
-        for (int n = 0; n < N; n++) right[n] = load(w + n * in + i, count);
+        for (int n = 0; n < N; n++) right[n] = get(w + n * in + i);
         for (int m = 0; m < M; m++) {
-            const Lanes left = load((const float*)(a + m * stride) + i, count);
+            const Lanes left = get((const float*)(a + m * stride) + i);
             for (int n = 0; n < N; n++) acc[m][n] = fma(right[n], left, acc[m][n]);
         }
-    });
+    };
+    int64_t i = 0;
+    for (; i + LANES <= in; i += LANES) {
+        for (int n = 0; n < N; n++) __builtin_prefetch((const char*)(w + n * in + i) + AHEAD);
+        step(i, [](const float* from) { return load(from); });
+    }
+    if (i < in) step(i, [&](const float* from) { return load(from, in - i); });
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) sums[m][n] = total(acc[m][n]);
 }

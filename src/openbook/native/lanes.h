@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -74,8 +75,11 @@ inline Lanes load_all(float x, int64_t count) {  // x, and zeros behind `count`
 
 template <class Vector>
 inline auto total(Vector x) {  // always in the same order: halves
-    auto sum = x[0];
-    decltype(sum) part[LANES];
+#if defined(__AVX512F__)
+    if constexpr (std::is_same<Vector, Lanes>::value) return _mm512_reduce_add_ps((__m512)x);
+#endif
+    using Element = typename std::remove_reference<decltype(x[0])>::type;
+    Element part[LANES];
     memcpy(part, &x, sizeof part);
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; i++) part[i] += part[i + width];
@@ -117,7 +121,7 @@ inline Lanes tanh(Lanes x) {
                               -5.392212421e-02f, 1.333299577e-01f, -3.333332539e-01f};
     const Lanes small = fma(z * x, polynomial(z, P), x);
     const Lanes large = signed_as(1.0f - 2.0f / (exp(size + size) + 1.0f), x);
-    return size < 0.7f ? small : large + (x - x);  // + 0, or NaN for NaN
+    return x != x ? x : size < 0.7f ? small : large;
 }
 
 inline Lanes erf(Lanes x) {
@@ -129,7 +133,7 @@ inline Lanes erf(Lanes x) {
                               -2.261200175e-02f, 1.052029058e-01f, 6.356565356e-01f, 1.128544927e+00f};
     const Lanes t = size > 4.2f ? all(4.2f) : size;  // beyond it erf is 1
     const Lanes large = signed_as(1.0f - exp(-t * polynomial(t, Q)), x);
-    return size < 0.95f ? small : large + (x - x);
+    return x != x ? x : size < 0.95f ? small : large;
 }
 
 inline Lanes softplus(Lanes x) {  // log(1 + eˣ) = max(x, 0) + 2 artanh(y / (2 + y)), y = e^-|x|; x itself beyond 20
@@ -137,7 +141,7 @@ inline Lanes softplus(Lanes x) {  // log(1 + eˣ) = max(x, 0) + 2 artanh(y / (2 
     static const float P[] = {1.215046719e-01f, 1.071382910e-01f, 1.430844218e-01f, 1.999943852e-01f,
                               3.333333731e-01f};
     const Lanes tail = 2.0f * fma(z * s, polynomial(s, P), z);
-    return x > 20.0f ? x : (x > 0.0f ? x : all(0.0f)) + tail + (x - x);
+    return x != x ? x : x > 20.0f ? x : (x > 0.0f ? x : all(0.0f)) + tail;
 }
 
 enum Function { SILU, GELU, GELU_TANH, QUICK_GELU, RELU, SQUARED_RELU, TANH, SIGMOID, SOFTPLUS, EXP };

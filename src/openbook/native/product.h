@@ -84,30 +84,44 @@ inline void by_tiles(const Matrix& w, const Rows& a, Span rows, Span columns, co
 
 constexpr int64_t FEW = 4;  // rows up to which vectors are no slower than tiles; int8 only: its sums are exact
 
-// This thread's part of y = W x + b for `count` prepared rows from `first` on. The parts depend on the sizes alone.
-inline void multiply(const Matrix& w, const Rows& a, Span rows, const Team& team, int64_t machine, const Output& out) {
-    const int64_t count = rows.last - rows.first, blocks = w.blocks();
-    if (count <= 0) return;
-    // Where there are more threads than blocks, the rows are parted too.
-    const int64_t across = std::min(team.count, blocks);
+struct Part {
+    Span rows, columns;  // columns in blocks of 16
+};
+
+// A thread's part of a product; it depends on the sizes alone. Where there are more threads than blocks, the rows are
+// parted too.
+inline Part part(const Matrix& w, Span rows, const Team& team) {
+    const int64_t count = rows.last - rows.first, across = std::min(team.count, w.blocks());
     const int64_t down = std::max<int64_t>(1, std::min(team.count / across, count / 32));
-    if (team.id >= across * down) return;
-    const Span columns = share(blocks, team.id % across, across);
-    Span mine = share((count + 31) / 32, team.id / across, down);
-    mine = {rows.first + 32 * mine.first, std::min(rows.first + 32 * mine.last, rows.last)};
+    if (count <= 0 || team.id >= across * down) return {};
+    const Span mine = share((count + 31) / 32, team.id / across, down);
+    return {{rows.first + 32 * mine.first, std::min(rows.first + 32 * mine.last, rows.last)},
+            share(w.blocks(), team.id % across, across)};
+}
+
+// This thread's part of y = W x + b for prepared rows.
+inline void multiply(const Matrix& w, const Rows& a, Span rows, const Team& team, int64_t machine, const Output& out) {
+    const int64_t count = rows.last - rows.first;
+    const Part mine = part(w, rows, team);
 #ifdef OPENBOOK_AMX
-    if (machine == TILES && w.kind != FLOAT && (w.kind == BF16 || count > FEW)) return by_tiles(w, a, mine, columns, out);
+    if (machine == TILES && w.kind != FLOAT && (w.kind == BF16 || count > FEW)) 
+        return by_tiles(w, a, mine.rows, mine.columns, out);
 #endif
-    by_vectors(w, a, mine, columns, out);
+    by_vectors(w, a, mine.rows, mine.columns, out);
 }
 
 // Working memory of the calling thread, kept from call to call.
 class Scratch {
     char* place = nullptr;
     size_t size = 0, used = 0;
+    bool own = true;
 
   public:
-    ~Scratch() { free(place); }
+    Scratch() = default;
+    explicit Scratch(char* place) : place(place), own(false) {}  // memory that somebody else reserved
+    ~Scratch() {
+        if (own) free(place);
+    }
     void reserve(size_t bytes) {
         used = 0;
         if (bytes <= size) return;

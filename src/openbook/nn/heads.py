@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openbook.nn import lean, spec
-from openbook.nn.activation import ACTIVATIONS
+from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.linear import Linear, cast
 from openbook.nn.norm import Normalise
 from openbook.nn.packed import Packed, RowLinear
@@ -35,9 +35,7 @@ class LanguageHead(nn.Module):
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
         self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
         self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
-        self.packed: Packed | RowLinear | None = (
-            None  # a linear map that stands for the matrix (nn/serving.py); without bias
-        )
+        self.packed: Packed | RowLinear | None = None  # the matrix in another form (nn/serving.py)
 
     def matrix(self, tied: Tensor) -> Tensor:
         """The matrix [V,D] as a tensor, in whatever form it is kept."""
@@ -54,7 +52,7 @@ class LanguageHead(nn.Module):
     def after(self, logits: Tensor) -> Tensor:
         """What comes after the matrix: the soft cap."""
         cap = self.spec.softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else activate("tanh", logits / cap) * cap
 
     def forward(self, hidden: Tensor, tied: Tensor) -> Tensor:
         if self.packed is not None:
@@ -75,7 +73,7 @@ class PoolerHead(nn.Module):
         self.linear = Linear(dim, dim, bias=True)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.linear(hidden[:, 0]))
+        return activate("tanh", self.linear(hidden[:, 0]))
 
 
 class ClassHead(nn.Module):

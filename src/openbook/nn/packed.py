@@ -19,16 +19,10 @@ from torch import Tensor, nn
 from openbook.errors import ConfigError
 from openbook.native import rows as native
 from openbook.nn.linear import Linear
+from openbook.nn.rows import usable
 
 KINDS = ("bf16", "int8")
 WIDTH = {"bf16": 2, "int8": 4}  # inputs of an output that lie together
-
-
-def usable(x: Tensor) -> ctypes.CDLL | None:
-    """The native operators, where they can take `x` [..,D]: fp32 on the CPU, no gradients wanted."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    return native.library()
 
 
 # ---------------------------------------------------------------------------------------------- packing
@@ -72,11 +66,11 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 class Packed(nn.Module):
     """y = x Wᵀ + b with a packed W [out,in]. `smooth` [in] multiplies x first (and W was divided by it)."""
 
-    def __init__(self, kind: str, outs: int, ins: int, bias: Tensor | None, smooth: Tensor | None) -> None:
+    def __init__(self, kind: str, shape: torch.Size, bias: Tensor | None, smooth: Tensor | None) -> None:
         super().__init__()
         check_kind(kind)
         self.kind = kind
-        self.shape = torch.Size((outs, ins))
+        self.shape = shape
         self.dtype = torch.float32  # what the weight came in
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
         self.tiles: Tensor
@@ -90,7 +84,7 @@ class Packed(nn.Module):
     @classmethod
     def of(cls, weight: Tensor, kind: str, bias: Tensor | None = None, smooth: Tensor | None = None) -> Packed:
         """The packed form of `weight` [out,in]."""
-        made = cls(kind, *weight.shape, bias, smooth)
+        made = cls(kind, weight.shape, bias, smooth)
         made.dtype = weight.dtype
         tiles, scale = encode(weight.detach(), kind, made.smooth)
         made.register_buffer("tiles", tiles, False)
@@ -100,9 +94,8 @@ class Packed(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of the matrix with its scales."""
-        return sum(
-            t.numel() * t.element_size() for t in (self.tiles, self.scale, self.smooth, self.bias) if t is not None
-        )
+        parts = (self.tiles, self.scale, self.smooth, self.bias)
+        return sum(t.numel() * t.element_size() for t in parts if t is not None)
 
     def unpack(self) -> Tensor:
         """W [out,in] in fp32: exact for bf16; for int8 what the products compute with, smoothing undone."""
@@ -139,7 +132,7 @@ class Packed(nn.Module):
 
     def reference(self, x: Tensor) -> Tensor:
         """The same arithmetic in PyTorch; int8: the same bits."""
-        return reference(self.kind, x, unpack(self.tiles, *self.shape), self.scale, self.smooth, self.bias)
+        return reference(x, unpack(self.tiles, *self.shape), self.scale, self.smooth, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.shape[1]} → {self.shape[0]}"
@@ -205,7 +198,7 @@ class PackedStack(nn.Module):
         for expert, end in enumerate(ends.tolist()):
             scale = None if self.scale is None else self.scale[expert]
             matrix = unpack(self.tiles[expert], *self.shape[1:])
-            out[start:end] = reference(self.kind, rows[start:end], matrix, scale, None, None)
+            out[start:end] = reference(rows[start:end], matrix, scale, None, None)
             start = max(start, end)
         return out
 
@@ -215,6 +208,10 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias)
+
+    def matrix(self) -> native.Matrix:
+        """The matrix as the native operators want it."""
+        return plain_matrix(self.weight, self.bias)
 
     @classmethod
     def of(cls, weight: nn.Parameter, bias: nn.Parameter | None) -> RowLinear:
@@ -241,9 +238,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     usual = weight.dtype == torch.float32 and weight.is_contiguous() and (bias is None or bias.dtype == torch.float32)
     if library is None or not usual:
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return run(library, plain_matrix(weight, bias), x)
+
+
+def plain_matrix(weight: Tensor, bias: Tensor | None) -> native.Matrix:
+    """A plain fp32 matrix as the native operators want it."""
     outs, ins = weight.shape
     address = None if bias is None else bias.data_ptr()
-    return run(library, native.Matrix(weight.data_ptr(), None, None, address, native.KINDS["fp32"], ins, outs), x)
+    return native.Matrix(weight.data_ptr(), None, None, address, native.KINDS["fp32"], ins, outs)
 
 
 def grouped(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor | None:
@@ -276,9 +278,7 @@ def run_grouped(library: ctypes.CDLL, matrix: native.Matrix, rows: Tensor, ends:
     return y
 
 
-def reference(
-    kind: str, x: Tensor, matrix: Tensor, scale: Tensor | None, smooth: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def reference(x: Tensor, matrix: Tensor, scale: Tensor | None, smooth: Tensor | None, bias: Tensor | None) -> Tensor:
     """Rows times an unpacked matrix (bf16, or uint8 of whole numbers + 128)."""
     if smooth is not None:
         x = x * smooth

@@ -113,7 +113,7 @@ def _replace(model: LanguageModel, path: str, choice: Choice) -> None:
         module.packed = _formed(weight, None, choice)
         if choice.kind != "fp32":
             module.weight = None
-        elif module.weight is not None:
+        elif module.weight is not None and isinstance(module.packed, RowLinear):
             module.weight = module.packed.weight
         return
     assert isinstance(module, Linear)
