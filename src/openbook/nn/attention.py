@@ -41,7 +41,7 @@ class SelfAttention(Stateful):
 
     def declare(self) -> PerToken:
         size = self.spec.head_dim
-        kv_heads = self.k.weight.shape[0] // size
+        kv_heads = self.k.shape[0] // size
         return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.window)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -77,7 +77,7 @@ class SourceAttention(Stateful):
 
     def declare(self) -> PerSource:
         size = self.spec.head_dim
-        return PerSource(kv_heads=self.k.weight.shape[0] // size, key_dim=size, value_dim=size)
+        return PerSource(kv_heads=self.k.shape[0] // size, key_dim=size, value_dim=size)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         size = self.spec.head_dim
