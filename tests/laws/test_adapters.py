@@ -19,7 +19,10 @@ from openbook.adapters.merge import merge, unmerge
 from openbook.errors import CheckpointError, ConfigError, InputError, OpenbookWarning, Refusal
 from openbook.models.load import load
 from openbook.models.make import fuse
+from openbook.nn.linear import Linear
 from openbook.nn.model import LanguageModel
+from openbook.nn.packed import Packed
+from openbook.nn.serving import assign, logical, serve_form
 from tests.families import tokens
 from tests.laws.adapters import KINDS, Kind
 
@@ -165,6 +168,51 @@ def test_pushed_weights_and_dora(root: Path) -> None:
         assert apart(run(model, kind), run(copied, kind)) > BOUND
         bank.refresh()
         assert torch.equal(run(model, kind), run(copied, kind))
+
+
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("kinds", MIXES, ids=lambda kinds: kinds[0].base.name)
+@torch.no_grad()
+def test_in_the_form_for_serving_rows_are_exact(kinds: list[Kind], form: str, root: Path) -> None:
+    """Bit for bit: what a row gets from an adapted map does not depend on the rows beside it."""
+    model = serve_form(load(kinds[0].base.folder(root)), form)
+    bank = Bank(model)
+    for kind in kinds:
+        bank.load(kind.name, kind.folder(root))
+    adapted = [model.get_submodule(path) for path in bank.paths]
+    for module in [one for one in adapted if isinstance(one, Packed | Linear)]:
+        x = torch.randn(23, module.shape[1])
+        shuffled = torch.randperm(23)
+        rows = {kind.name: shuffled[i * 6 : i * 6 + 2 * i + 1] for i, kind in enumerate(kinds)}
+        with bank.using(list(rows.items())):
+            together = module(x)
+        assert torch.equal(together[shuffled[18:]], module(x)[shuffled[18:]])
+        for name, index in rows.items():
+            for row in index:
+                with bank.using([(name, EVERY)]):
+                    assert torch.equal(module(x[row : row + 1])[0], together[row])
+
+
+@torch.no_grad()
+def test_pushed_and_restored_with_adapters(root: Path) -> None:
+    kind = of("llama")[0]
+    model = serve_form(load(kind.base.folder(root)), "fp32")
+    bank = Bank(model)
+    bank.load("a", kind.folder(root))
+    with bank.using([("a", EVERY)]):
+        assert apart(run(model, kind), expected(kind)) <= BOUND
+        name = "stack.blocks.0.branches.0.layer.q.weight"
+        pushed = logical(model)[name] * 1.5
+        assign(model, name, pushed)
+        changed = run(model, kind)
+        assert torch.equal(logical(model)[name], pushed)
+    bank.unload("a")
+    fresh = load(kind.base.folder(root))
+    fresh.get_parameter(name).copy_(pushed)
+    other = Bank(fresh)
+    other.load("a", kind.folder(root))
+    with other.using([("a", EVERY)]):
+        assert apart(run(fresh, kind), changed) <= BOUND
 
 
 def test_a_bank_knows_its_adapters(root: Path) -> None:

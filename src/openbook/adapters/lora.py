@@ -111,6 +111,11 @@ class Bank:
         """The adapters there are."""
         return sorted(self._versions)
 
+    @property
+    def paths(self) -> list[str]:
+        """The modules that have adapters."""
+        return list(self._hooks)
+
     def version(self, name: str) -> int:
         """A number that no other loading has had: what was computed under another one is of another adapter."""
         self._known(name)

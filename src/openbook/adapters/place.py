@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from openbook.adapters.folder import ALL_LINEAR, WEIGHTS, Adapter
@@ -19,6 +18,8 @@ from openbook.models.registry import say
 from openbook.nn.linear import Linear
 from openbook.nn.model import LanguageModel
 from openbook.nn.norm import Normalise
+from openbook.nn.packed import Packed
+from openbook.nn.serving import logical
 
 KINDS = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.bias", "bias")
 
@@ -50,19 +51,21 @@ class Site:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear map that an adapter can stand on."""
-    return isinstance(module, Linear)
+    return isinstance(module, Linear | Packed)
 
 
 def weight_of(module: nn.Module) -> Tensor:
     """The matrix [out,in] of a linear map, in fp32."""
+    if isinstance(module, Packed):
+        return module.unpack()
     assert isinstance(module, Linear)
     return module.weight.detach().float()
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear map."""
-    assert isinstance(module, Linear)
-    outs, ins = module.weight.shape
+    assert isinstance(module, Linear | Packed)
+    outs, ins = module.shape
     return outs, ins
 
 
@@ -74,11 +77,9 @@ def bias_of(module: nn.Module) -> Tensor | None:
 def sites(model: LanguageModel) -> tuple[dict[str, Site], str]:
     """Published module name → site; and the prefix of the family's base model."""
     family, _ = say(model.spec, model.config.get("model_type"), model.config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    held = logical(model)
+    shapes = {name: held.shape(name) for name in held}
     modules = dict(model.named_modules())
-    for path, module in modules.items():
-        if is_linear(module):
-            shapes[f"{path}.weight"] = torch.Size(shape_of(module))
     found: dict[str, list[tuple[int, str]]] = {}
     refused: dict[str, str] = {}
     biased = set()
