@@ -116,7 +116,7 @@ def _line(index: int, value: object, sampling: Sampling, engine: Engine) -> Line
             raise InputError(f"unknown key `{key}`.{nearest(key, [*known, *OTHERS])}")
     if ("prompt" in value) == ("messages" in value):
         raise InputError("give `prompt` (a text) or `messages` (a conversation), one of them.")
-    changed = {key: _plain(value[key]) for key in value if key in known}
+    changed: dict[str, Any] = {key: _plain(value[key]) for key in value if key in known}
     own = replace(sampling, **changed, **_grammar(value))
     asked = value["prompt"] if "prompt" in value else value["messages"]
     if "prompt" in value and not isinstance(asked, str):

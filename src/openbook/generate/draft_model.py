@@ -1,7 +1,7 @@
 """Drafts of a smaller model of the same vocabulary, which keeps pages of its own (Leviathan et al. 2023).
 
-The draft model reads what a sequence has gained since its last drafts, then writes a few ids, each step for all sequences
-at once. Where its memory does not suffice a sequence gets no drafts, and nothing else happens: drafts are never owed.
+The draft model reads what a sequence has gained since its last drafts, then writes a few ids, each step for all
+sequences at once. Where its memory does not suffice a sequence gets no drafts, and nothing else happens.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ class ModelDrafter:
         limit = self.draft.spec.context
         fit = []
         for sequence, line, count in zip(sequences, lines, counts, strict=True):
-            own = self._known.pop(sequence, None) or Sequence(
-                Ask(key=0, ids=[], room=0, root=b""), len(self.pool.groups)
-            )
+            own = self._known.pop(sequence, None) or self._new()
             self._known[sequence] = own
             self._agree(own, sequence)
             rotary = rotary_of(self.draft, len(line.request.prompt) + line.request.room)
@@ -63,6 +61,9 @@ class ModelDrafter:
             fit.append(count if limit is None else min(count, limit - len(sequence.ids)))
         with quiet(self.draft):
             return DraftModel(self._next).propose([line.row for line in lines], fit)
+
+    def _new(self) -> Sequence:
+        return Sequence(Ask(key=0, ids=[], room=0, root=b""), len(self.pool.groups))
 
     def _agree(self, own: Sequence, sequence: Sequence) -> None:
         """What the draft has read counts as far as it is what was written; at least one token is left to read."""

@@ -1,4 +1,4 @@
-"""Drafts for the sequences of an engine: who gets how many before a step, and what is learned from what became of them."""
+"""Drafts for the sequences of an engine: who gets how many before a step, and what is learned from their fate."""
 
 from __future__ import annotations
 

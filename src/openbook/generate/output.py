@@ -71,7 +71,7 @@ class Lines:
         self._vocabulary: Vocabulary | None = None
 
     def begin(self, request: Request) -> list[Line]:
-        """A line for each choice. `InputError` for a grammar that cannot be honoured, or what needs bytes without them."""
+        """A line for each choice. `InputError` for a grammar that cannot be honoured, or for want of bytes."""
         sampling = request.sampling
         if self.token_bytes is None and (sampling.stop or sampling.grammar is not None):
             raise InputError(

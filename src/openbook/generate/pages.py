@@ -2,8 +2,8 @@
 
     one budget     pages of every group, source pages, slots and snapshots cost bytes of the same memory
     shared pages   carry a count of those who use them; who must write into one gets a copy first (`grow`)
-    prefix cache   a full page is known by a digest of all that came before it and of its own ids; a hit compares the ids
-                   too, so it is exact. Entries that nobody uses wait in the order of their last use to be forgotten
+    prefix cache   a full page is known by a digest of all that came before it and of its own ids; a hit compares the
+                   ids too, so it is exact. Entries that nobody uses are forgotten in the order of their last use
     windows        pages that a window cannot see any more are given back; what the cache still has of them goes first
     snapshots      of recurrent state, at a page border: without one, keys alone are no hit for a model with slots
 
@@ -87,7 +87,7 @@ class Pool:
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def spare(self, nbytes: int) -> bool:
-        """Makes room for `nbytes` by forgetting what nobody uses; False, and all as it was or freer, if there is none."""
+        """Makes room for `nbytes` by forgetting what nobody uses; False if that does not suffice."""
         while self.bytes + nbytes > self.memory:
             if self.idle:
                 self._forget(next(iter(self.idle.values())))
@@ -145,7 +145,7 @@ class Pool:
         return total
 
     def grow(self, sequence: Sequence, end: int) -> bool:
-        """Gives a sequence pages for tokens up to `end`, and copies of shared ones it will write; or changes nothing."""
+        """Gives a sequence pages for tokens up to `end`, copies of shared ones it will write; or changes nothing."""
         page = self.shape.page
         first, last = sequence.computed // page, (end - 1) // page
         need: list[tuple[int, int]] = []  # (group, place in its table)

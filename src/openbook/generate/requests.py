@@ -173,8 +173,8 @@ def rotary_of(model: LanguageModel, total: int) -> int:
 def replay(generations: Sequence[Generation]) -> Iterator[Token]:
     """The tokens of finished outputs, as if they came now."""
     for generation in generations:
-        for index, token in enumerate(generation.ids):
-            last = index == len(generation.ids) - 1
+        for place, token in enumerate(generation.ids):
+            last = place == len(generation.ids) - 1
             yield Token(
-                generation.prompt, generation.choice, index, token, finish=generation.finish if last else None
+                generation.prompt, generation.choice, place, token, finish=generation.finish if last else None
             )  # fmt: skip

@@ -76,8 +76,8 @@ class Scheduler:
         need = self.pool.cost(most, ask.source, self.shape.page)
         if need > self.pool.memory:
             raise InputError(
-                f"This request needs {need:,} bytes of the engine's memory ({most} tokens of prompt and output) and there "
-                f"are {self.pool.memory:,}. Give the engine more `memory`, or ask for fewer tokens."
+                f"This request needs {need:,} bytes of the engine's memory ({most} tokens of prompt and output) and "
+                f"there are {self.pool.memory:,}. Give the engine more `memory`, or ask for fewer tokens."
             )
         if self.waiting >= self.waiting_limit or self.waiting_tokens + len(ask.ids) > self.waiting_tokens_limit:
             raise Full(
@@ -142,7 +142,7 @@ class Scheduler:
     cancel = finish
 
     def fork(self, parent: Sequence, choice: int) -> Sequence:
-        """A sequence that goes on from where `parent` is, sharing its pages; where there is no slot for it, it waits."""
+        """A sequence that goes on from where `parent` is, sharing its pages; without a slot for it, it waits."""
         child = Sequence(parent.ask, len(self.shape.groups), choice)
         child.ids = list(parent.ids)
         child.paused = parent.paused
