@@ -14,6 +14,7 @@ from openbook.generate.sampling import Sampling
 from tests.laws.served import NAMES, Said, drawn, engine_of, greedy, prompts_of, reference, said
 
 CLOSE = 2e-4  # of log-probabilities, between the paths of fp32
+PAGE = 32
 
 
 def alone(name: str, prompts: list[list[int]], sampling: Sampling) -> list[Said]:
@@ -38,7 +39,7 @@ def test_batch_mates_chunks_and_prefix_hits_change_nothing(name: str, sampling: 
     engine = engine_of(name, tokens=64)
     said(engine, prompts, sampling)
     assert said(engine, prompts, sampling) == expected
-    if not engine.start:  # an encoder-decoder's prompts are sources
+    if max(map(len, prompts)) > PAGE and not engine.start:  # an encoder-decoder's prompts are sources
         assert engine.stats.cached_tokens > 0
 
 
@@ -52,7 +53,7 @@ def test_preemption_changes_nothing(name: str) -> None:
     one = sum(group.nbytes for group in shape.groups) + (shape.source.nbytes if shape.source else 0)
     few = engine_of(name, memory=5 * one + 3 * shape.slot_bytes if shape.groups else 3 * shape.slot_bytes)
     assert said(few, prompts, sampling) == expected
-    if shape.groups and not few.start:
+    if shape.groups and not few.start and max(map(len, prompts)) > PAGE:
         assert few.stats.preemptions > 0
 
 
