@@ -16,6 +16,9 @@ Symbols: shapes.py.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +27,7 @@ from torch import Tensor
 from openbook.errors import InputError
 
 BLOCK = 32  # tokens
+LARGE = 1 << 22  # bytes of memory worth large pages
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
@@ -88,6 +92,16 @@ class Layout:
         return self.blocks * self.kv_heads * self.block_bytes
 
 
+def reserve(size: int, device: torch.device | str) -> Tensor:
+    """So many bytes that nobody has touched; on Linux in large pages of memory, for a walk jumps between distant places."""
+    if torch.device(device).type != "cpu" or not sys.platform.startswith("linux") or size < LARGE:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    room = mmap.mmap(-1, size)
+    with contextlib.suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)
+
+
 class Pages:
     """The storage of one layer: `count` pages. Memory is reserved, and not touched until it is written."""
 
@@ -95,7 +109,7 @@ class Pages:
         self.layout = layout
         self.count = count
         heads, size = layout.kv_heads, layout.block_bytes
-        self.data = torch.empty(count * layout.blocks, heads, size, dtype=torch.uint8, device=device)
+        self.data = reserve(count * layout.nbytes, device).view(count * layout.blocks, heads, size)
         keys = self.data[..., : layout.key_bytes].view(layout.dtype)
         values = self.data[..., layout.key_bytes : layout.key_bytes + layout.value_bytes].view(layout.dtype)
         if layout.dtype == torch.float32:
