@@ -30,10 +30,10 @@ struct Strided {  // [T, heads, dim], the last dimension dense; strides in numbe
 
 struct Problem {  // mirrored in native/paged.py
     char* pages;
-    int64_t count, kind, page, heads, kv_heads, key_dim, value_dim, latent;
-    int64_t tokens, sequences, width;  // T, N, P
+    int64_t count, kind, page, kv_heads, key_dim, value_dim, latent;
     const int32_t *table, *starts, *lengths, *slots;
-    int64_t input, threads, unit;  // input: the kind of q, k, v and out
+    int64_t sequences, width;                         // N, P
+    int64_t tokens, heads, input, threads, unit;      // input: the kind of q, k, v and out
     Strided q, k, v, out;
     int64_t causal, window;  // window 0: none
     double scale, softcap;   // softcap 0: none

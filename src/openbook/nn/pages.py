@@ -17,6 +17,7 @@ Symbols: shapes.py.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import sys
 from dataclasses import dataclass
@@ -161,9 +162,16 @@ class Pages:
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """The tables of one group of pages for one step; int32, where the pages are."""
+    """The tables of one group of pages for one step; int32 and dense, where the pages are."""
 
     table: Tensor  # [N,P] page numbers of each sequence in order; given back or unused: 0, never looked at
     starts: Tensor  # [N+1] rows starts[i]:starts[i+1] of the step belong to sequence i
     lengths: Tensor  # [N] tokens of the sequence at the end of this step, or of its source (cross attention)
     slots: Tensor  # [T] where each new token is written: page·size + offset; -1: nowhere
+
+    @functools.cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the tables are, N and P: the same for all layers of a step."""
+        tables = (self.table, self.starts, self.lengths, self.slots)
+        assert all(x.dtype == torch.int32 and x.is_contiguous() for x in tables), "tables of a walk are dense int32"
+        return *(x.data_ptr() for x in tables), *self.table.shape
