@@ -1,10 +1,11 @@
-"""Paged attention alone: the native operator beside its PyTorch definition and beside gathering pages for PyTorch's own.
+"""Paged attention alone: the native operator beside its PyTorch definition and beside gathering for PyTorch's own.
 
     python bench/paged_attention.py [--rounds 20] [--out runs/bench]
 
 A call is what a layer of the engine asks for: write the new tokens, then mix. The pages of several layers are walked in
-turn, so that they come from memory and not from the caches, as in a model. Times are milliseconds for a layer, the least
-and the median of all rounds, contenders in turn. "GB/s" is what was read of the pages, beside what this machine reads.
+turn, so that they come from memory and not from the caches, as in a model. Times are milliseconds for a layer, the
+least and the median of all rounds, contenders in turn. "GB/s" is what was read of the pages, beside what this machine
+reads.
 Gathering is given its best: all heads of a token in one row, the heads that share keys as the rows of one, no mask.
 
 The second part is the memory that prefilling one sequence of 9 heads takes beyond its pages and queries, its result
@@ -86,7 +87,7 @@ def contenders(case: dict[str, Any], dtype: torch.dtype) -> dict[str, Mixer]:
         paged_reference.write(pages, k, v, walk.slots)
         return paged_reference.attend(pages, walk, q, rule)
 
-    def gather(pages: Pages, walk: Walk, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def gather(_: Pages, __: Walk, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         sides = []
         for side, x in zip(rows, (k, v), strict=True):
             side[last] = x.flatten(1)

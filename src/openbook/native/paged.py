@@ -11,7 +11,7 @@ from openbook.hardware import cpu_features
 from openbook.native import build
 from openbook.native.attention import AMX, AVX512
 
-SOURCES = ("paged.cpp", "paged_walk.h", "paged_pages.h", "vector.h", "tiles.h", "emulate.h")
+SOURCES = ("paged.cpp", "paged_walk.h", "paged_products.h", "paged_pages.h", "vector.h", "tiles.h", "emulate.h")
 AVX2 = ("-mavx2", "-mfma")
 ALWAYS = ("-ffp-contract=off",)
 EMULATED = (*AVX512, "-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")  # for tests

@@ -94,7 +94,7 @@ class Layout:
 
 
 def reserve(size: int, device: torch.device | str) -> Tensor:
-    """So many bytes that nobody has touched; on Linux in large pages of memory, for a walk jumps between distant places."""
+    """So many bytes that nobody has touched; on Linux in large pages of memory, for a walk jumps far and often."""
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux") or size < LARGE:
         return torch.empty(size, dtype=torch.uint8, device=device)
     room = mmap.mmap(-1, size)
