@@ -71,6 +71,7 @@ bool run(const Problem& p, bool writes, bool attends) {
     if (attends) clear_others(p, s);
     const bool split = tasks.chunks > 1;
     bool fine = true;
+    int64_t claimed = 0;
 #pragma omp parallel num_threads((int)p.threads) reduction(&& : fine)
     {
 #ifdef OPENBOOK_AMX
@@ -78,10 +79,11 @@ bool run(const Problem& p, bool writes, bool attends) {
 #endif
         Walker<Word, matrices> walker(p, s);
         walker.rows = attends ? tasks.rows : 16;
-        float *room, *mine, *other;
+        char* room;
+        float *mine, *other;
         fine = scratch.lend([&] {
             walker.take();
-            scratch.take(room, padded(std::max(s.key_dim, s.value_dim), 32));
+            scratch.take(room, 8 * padded(std::max(s.key_dim, s.value_dim), 64));
             scratch.take(mine, attends ? tasks.states : 0);
             scratch.take(other, attends ? tasks.states : 0);
         });
@@ -93,25 +95,33 @@ bool run(const Problem& p, bool writes, bool attends) {
         if (attends) {
             const int64_t width = 16 * s.value_tiles;
             State total(mine, tasks.rows, width), part(other, tasks.rows, width);
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < tasks.tiles * tasks.chunks; i++) {
-                if (!fine) continue;
+            const int64_t count = tasks.tiles * tasks.chunks;
+            const auto claim = [&] {  // the next task; it is claimed before it is due, so that its keys can be asked for
+                int64_t mine;
+#pragma omp atomic capture
+                mine = claimed++;
+                return mine;
+            };
+            for (int64_t i = fine ? claim() : count, next; i < count; i = next) {
+                next = claim();
                 const Item item = tasks.item(p, walker.group, i / tasks.chunks);
+                const Item after = tasks.item(p, walker.group, std::min(next, count - 1) / tasks.chunks);
                 walker.pack(item);
                 if (split) {
                     State own(tasks.partial + i * tasks.states, tasks.rows, width);
-                    walker.take_chunk(item, i % tasks.chunks, own);
+                    walker.take_chunk(item, i % tasks.chunks, own, item);
                     continue;
                 }
                 const int64_t first = walker.begin(item) / CHUNK;
-                walker.take_chunk(item, first, total);
+                walker.take_chunk(item, first, total, after);
                 for (int64_t chunk = first + 1; chunk * CHUNK < walker.end(item); chunk++) {
-                    walker.take_chunk(item, chunk, part);
+                    walker.take_chunk(item, chunk, part, after);
                     total.join(part, item.count);
                 }
                 walker.finish(item, total);
             }
             if (split) {
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
                 for (int64_t i = 0; i < tasks.tiles; i++) {
                     if (!fine) continue;

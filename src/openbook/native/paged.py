@@ -1,4 +1,4 @@
-"""The interface of paged.cpp: its two structures and the loaded library. Addresses and numbers; no torch."""
+"""The interface of paged.cpp: its structure and the loaded library. Addresses and numbers; no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openbook.hardware import cpu_features
 from openbook.native import build
 from openbook.native.attention import AMX, AVX512
 
-SOURCES = ("paged.cpp", "paged_walk.h", "paged_pages.h", "vector.h", "tiles.h", "amx.h")
+SOURCES = ("paged.cpp", "paged_walk.h", "paged_products.h", "paged_pages.h", "vector.h", "tiles.h", "amx.h")
 AVX2 = ("-mavx2", "-mfma")
 ALWAYS = ("-ffp-contract=off",)
 EMULATED = (*AVX512, "-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")  # for tests
@@ -19,29 +19,29 @@ FLOAT, BF16, INT8 = 0, 1, 2  # kinds of numbers
 WRITE, ATTEND = 1, 2  # what to do
 
 
-class Strided(ctypes.Structure):
-    """Numbers [T, heads, dim] at `data`, the last dimension dense; strides in numbers."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("token", ctypes.c_int64), ("head", ctypes.c_int64)]
+_WORD, _ADDRESS, _NUMBER = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
 
 class Problem(ctypes.Structure):
     """What paged.cpp works on; its `struct Problem` field by field."""
 
-    _fields_ = [
-        ("pages", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("count", "kind", "page", "heads")),
-        *((name, ctypes.c_int64) for name in ("kv_heads", "key_dim", "value_dim", "latent")),
-        *((name, ctypes.c_int64) for name in ("tokens", "sequences", "width")),
-        *((name, ctypes.c_void_p) for name in ("table", "starts", "lengths", "slots")),
-        *((name, ctypes.c_int64) for name in ("input", "threads", "unit")),
-        *((name, Strided) for name in ("q", "k", "v", "out")),
-        *((name, ctypes.c_int64) for name in ("causal", "window")),
-        *((name, ctypes.c_double) for name in ("scale", "softcap")),
-        ("bias", ctypes.c_void_p),
-        ("bias_length", ctypes.c_int64),
-        ("sinks", ctypes.c_void_p),
-    ]
+    _fields_ = (
+        ("pages", _ADDRESS),
+        *((name, _WORD) for name in ("count", "kind", "page", "kv_heads", "key_dim", "value_dim", "latent")),
+        *((name, _ADDRESS) for name in ("table", "starts", "lengths", "slots")),
+        *((name, _WORD) for name in ("sequences", "width")),
+        *((name, _WORD) for name in ("tokens", "heads", "input", "threads", "unit")),
+        *(
+            (name + part, kind)
+            for name in ("q", "k", "v", "out")  # [T, heads, dim], the last dimension dense; strides in numbers
+            for part, kind in (("", _ADDRESS), ("_token", _WORD), ("_head", _WORD))
+        ),
+        *((name, _WORD) for name in ("causal", "window")),
+        *((name, _NUMBER) for name in ("scale", "softcap")),
+        ("bias", _ADDRESS),
+        ("bias_length", _WORD),
+        ("sinks", _ADDRESS),
+    )
 
 
 class Paged:
@@ -55,7 +55,6 @@ class Paged:
 
     def run(self, problem: Problem, what: int) -> None:
         """Write new tokens to pages (`WRITE`), attend (`ATTEND`), or both."""
-        problem.unit = self.unit
         failure = self.function(ctypes.byref(problem), what)
         assert failure != 2, "the tables of a walk stay within the step and its pages"
         if failure:

@@ -30,10 +30,10 @@ struct Strided {  // [T, heads, dim], the last dimension dense; strides in numbe
 
 struct Problem {  // mirrored in native/paged.py
     char* pages;
-    int64_t count, kind, page, heads, kv_heads, key_dim, value_dim, latent;
-    int64_t tokens, sequences, width;  // T, N, P
+    int64_t count, kind, page, kv_heads, key_dim, value_dim, latent;
     const int32_t *table, *starts, *lengths, *slots;
-    int64_t input, threads, unit;  // input: the kind of q, k, v and out
+    int64_t sequences, width;                         // N, P
+    int64_t tokens, heads, input, threads, unit;      // input: the kind of q, k, v and out
     Strided q, k, v, out;
     int64_t causal, window;  // window 0: none
     double scale, softcap;   // softcap 0: none
@@ -124,55 +124,71 @@ inline float quantise(float* x, int64_t count) {
     return scale;
 }
 
-// One key or value as it is stored, `count` numbers of it; `place(i)` says where number i goes.
-template <typename Place>
-inline void scatter(const float* x, int64_t count, Kind kind, Place place) {
+// `count` numbers of row x of a tensor as they are stored, zeros up to `full`.
+inline void fetch(const char* x, int64_t input, Kind kind, int64_t count, int64_t full, float* scale, char* to) {
+    const int64_t size = kind == FLOAT ? 4 : kind == BF16 ? 2 : 1;
     if (kind == FLOAT)
-        for (int64_t i = 0; i < count; i++) *(float*)place(i, 4) = x[i];
+        for (int64_t i = 0; i < count; i++) ((float*)to)[i] = number(x, input, i);
+    else if (kind == BF16 && input == BF16) memcpy(to, x, 2 * count);
     else if (kind == BF16)
-        for (int64_t i = 0; i < count; i++) *(uint16_t*)place(i, 2) = narrow(x[i]);
-    else
-        for (int64_t i = 0; i < count; i++) *(int8_t*)place(i, 1) = (int8_t)x[i];
+        for (int64_t i = 0; i < count; i++) ((uint16_t*)to)[i] = narrow(((const float*)x)[i]);
+    else {
+        float* room = (float*)(to + padded(full, 64));
+        for (int64_t i = 0; i < count; i++) room[i] = number(x, input, i);
+        *scale = quantise(room, count);
+        for (int64_t i = 0; i < count; i++) to[i] = (char)(int8_t)room[i];
+    }
+    memset(to + count * size, 0, (full - count) * size);
 }
 
-// Token t of head g. `room`: floats for one padded key or value.
-inline void write_token(const Problem& p, const Shape& s, int64_t t, int64_t g, float* room) {
+template <typename Pair>
+inline void write_key(const Shape& s, int64_t key, const char* room, char* keys) {
+    char* to = keys + sizeof(Pair) * (key / 16 * s.chunks * 256 + key % 16);
+    for (int64_t w = 0; w < 16 * s.chunks; w++) memcpy(to + 16 * sizeof(Pair) * w, room + sizeof(Pair) * w, sizeof(Pair));
+}
+template <typename Number>
+inline void write_value(const Shape& s, int64_t key, const char* room, char* values) {
+    for (int64_t t = 0; t < s.value_tiles; t++) {
+        Number* to = (Number*)values + 512 * t + key / 2 * 32 + key % 2;
+        for (int64_t i = 0; i < 16; i++) to[2 * i] = ((const Number*)room)[16 * t + i];
+    }
+}
+
+// Token t of head g. `room`: for one padded key or value, as it is and in fp32.
+inline void write_token(const Problem& p, const Shape& s, int64_t t, int64_t g, char* room) {
     const int64_t slot = p.slots[t];
     if (slot < 0) return;
     char* keys = p.pages + (slot / BLOCK * p.kv_heads + g) * s.block;
     char* values = keys + s.key_bytes;
     float* scales = (float*)(values + s.value_bytes);
     const int64_t key = slot % BLOCK, size = p.input == FLOAT ? 4 : 2;
-    const auto fetch = [&](const Strided& x, int64_t dim, int64_t full) {
-        const char* row = x.data + (t * x.token + g * x.head) * size;
-        for (int64_t i = 0; i < dim; i++) room[i] = number(row, p.input, i);
-        for (int64_t i = dim; i < full; i++) room[i] = 0;
-    };
-    const int64_t full = s.kind == FLOAT ? s.key_dim : 32 * s.chunks;
-    fetch(p.k, s.key_dim, full);
-    if (s.kind == INT8) scales[key] = quantise(room, s.key_dim);
-    scatter(room, full, s.kind, [&](int64_t i, int64_t bytes) {
-        if (s.kind == FLOAT) return keys + 128 * i + 4 * key;
-        return keys + bytes * (key / 16 * s.chunks * 512 + i / 2 * 32 + 2 * (key % 16) + i % 2);
-    });
+    const char* row = p.k.data + (t * p.k.token + g * p.k.head) * size;
+    fetch(row, p.input, s.kind, s.key_dim, s.kind == FLOAT ? s.key_dim : 32 * s.chunks, scales + key, room);
+    if (s.kind == BF16) write_key<uint32_t>(s, key, room, keys);
+    else if (s.kind == INT8) write_key<uint16_t>(s, key, room, keys);
+    else
+        for (int64_t i = 0; i < s.key_dim; i++) *(float*)(keys + 128 * i + 4 * key) = ((const float*)room)[i];
     if (s.latent) return;
-    fetch(p.v, s.value_dim, 16 * s.value_tiles);
-    if (s.kind == INT8) scales[BLOCK + key] = quantise(room, s.value_dim);
-    scatter(room, 16 * s.value_tiles, s.kind, [&](int64_t i, int64_t bytes) {
-        if (s.kind == FLOAT) return values + key * s.value_step + 4 * i;
-        return values + bytes * (i / 16 * 512 + key / 2 * 32 + 2 * (i % 16) + key % 2);
-    });
+    row = p.v.data + (t * p.v.token + g * p.v.head) * size;
+    fetch(row, p.input, s.kind, s.value_dim, 16 * s.value_tiles, scales + BLOCK + key, room);
+    if (s.kind == BF16) write_value<uint16_t>(s, key, room, values);
+    else if (s.kind == INT8) write_value<int8_t>(s, key, room, values);
+    else memcpy(values + key * s.value_step, room, s.value_step);
 }
 
 // ---------------------------------------------------------------------------------------------- blocks as multiplied
 
-inline void expand(const char* from, int64_t count, uint16_t* to) {  // whole numbers as bf16, which holds them
+// Whole numbers as bf16, which holds them; asks for as many at `next`.
+inline void expand(const char* from, int64_t count, uint16_t* to, const char* next) {
     const int8_t* whole = (const int8_t*)from;
-    for (int64_t i = 0; i < count; i++) {
-        const float x = whole[i];
-        uint32_t bits;
-        memcpy(&bits, &x, 4);
-        to[i] = (uint16_t)(bits >> 16);
+    for (int64_t line = 0; line < count; line += 64) {
+        expect(next + line);
+        for (int64_t i = line; i < line + 64; i++) {
+            const float x = whole[i];
+            uint32_t bits;
+            memcpy(&bits, &x, 4);
+            to[i] = (uint16_t)(bits >> 16);
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "paged_pages.h"
+#include "paged_products.h"
 
 namespace openbook {
 
@@ -50,138 +50,6 @@ struct Item {  // rows first..first+count-1 of sequence `sequence` (query · gro
     int64_t sequence, head, first, count;
 };
 
-struct Piece {  // blocks from..to-1 of the piece of keys that begins at key `base`
-    int64_t base, from, to, valid;
-    const char *keys[RUN], *values[RUN];
-    const float *key_scales[RUN], *value_scales[RUN];
-    int64_t keys_in(int64_t b) const { return std::min(BLOCK, valid - BLOCK * b); }
-};
-
-// ---------------------------------------------------------------------------------------------- products
-
-// Scores of R rows and B blocks of keys.
-template <class Word, int R, int B>
-inline void score_some(const Shape& s, const char* q, const char* const* keys, float* scores) {
-    Floats sums[R][2 * B];
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < 2 * B; i++) sums[r][i] = all(0);
-    for (int64_t w = 0; w < s.words; w++) {
-        Floats right[2 * B];
-        for (int i = 0; i < 2 * B; i++) right[i] = load(keys[i / 2] + i % 2 * s.key_half + w * s.key_step);
-        for (int r = 0; r < R; r++) {
-            int32_t left;
-            memcpy(&left, q + r * s.row + 4 * w, 4);
-            for (int i = 0; i < 2 * B; i++) sums[r][i] = Word::dot(sums[r][i], left, right[i]);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < 2 * B; i++) store(scores + r * PIECE + 16 * i, sums[r][i]);
-}
-
-template <class Word, int R>
-inline void score_rows(const Shape& s, const char* q, const Piece& piece, float* scores) {
-    constexpr int B = R <= 2 ? 4 : R <= 4 ? 2 : 1;
-    int64_t b = piece.from;
-    for (; b + B <= piece.to; b += B) score_some<Word, R, B>(s, q, piece.keys + b, scores + BLOCK * b);
-    if (B > 1)
-        for (; b < piece.to; b++) score_some<Word, R, 1>(s, q, piece.keys + b, scores + BLOCK * b);
-}
-
-// Weights of R rows times J tiles of values, added to `mixed`.
-template <class Word, int R, int J>
-inline void mix_some(const Shape& s, const char* weights, const Piece& piece, int64_t tile, float* mixed) {
-    constexpr int64_t row = PIECE * 4 / Word::numbers;
-    const int64_t width = 16 * s.value_tiles;
-    Floats sums[R][J];
-    for (int r = 0; r < R; r++)
-        for (int j = 0; j < J; j++) sums[r][j] = load(mixed + r * width + 16 * (tile + j));
-    const auto step = [&](int64_t b, int64_t w, auto change) {
-        Floats right[J];
-        for (int j = 0; j < J; j++)
-            right[j] = change(load(piece.values[b] + (tile + j) * s.value_tile + w * s.value_step));
-        for (int r = 0; r < R; r++) {
-            int32_t left;
-            memcpy(&left, weights + r * row + 4 * (b * (BLOCK / Word::numbers) + w), 4);
-            for (int j = 0; j < J; j++) sums[r][j] = Word::dot(sums[r][j], left, right[j]);
-        }
-    };
-    for (int64_t b = piece.from; b < piece.to; b++) {
-        const int64_t keys = piece.keys_in(b), whole = keys / Word::numbers;
-        for (int64_t w = 0; w < whole; w++) step(b, w, [](Floats x) { return x; });
-        if (keys % Word::numbers) step(b, whole, [](Floats x) { return Word::first(x); });
-    }
-    for (int r = 0; r < R; r++)
-        for (int j = 0; j < J; j++) store(mixed + r * width + 16 * (tile + j), sums[r][j]);
-}
-
-template <class Word, int R>
-inline void mix_rows(const Shape& s, const char* weights, const Piece& piece, float* mixed) {
-    constexpr int J = R <= 4 ? 4 : 2;
-    int64_t tile = 0;
-    for (; tile + J <= s.value_tiles; tile += J) mix_some<Word, R, J>(s, weights, piece, tile, mixed);
-    for (; tile < s.value_tiles; tile++) mix_some<Word, R, 1>(s, weights, piece, tile, mixed);
-}
-
-// work(row, R) for groups of 8 rows and what is left.
-template <class Work>
-inline void by_eights(int64_t rows, Work work) {
-    int64_t r = 0;
-    for (; r + 8 <= rows; r += 8) work(r, std::integral_constant<int, 8>());
-    switch (rows - r) {
-        case 1: return work(r, std::integral_constant<int, 1>());
-        case 2: return work(r, std::integral_constant<int, 2>());
-        case 3: return work(r, std::integral_constant<int, 3>());
-        case 4: return work(r, std::integral_constant<int, 4>());
-        case 5: return work(r, std::integral_constant<int, 5>());
-        case 6: return work(r, std::integral_constant<int, 6>());
-        case 7: return work(r, std::integral_constant<int, 7>());
-    }
-}
-
-#ifdef OPENBOOK_AMX
-
-template <int M>
-inline void score_tiles(const Shape& s, char* q, const Piece& piece, float* scores) {
-    for (int64_t b = piece.from; b < piece.to; b++)
-        amx_block<M, 2>(scores + BLOCK * b, PIECE, {q, 16 * s.row, 64, s.row},
-                        {(char*)piece.keys[b], s.key_half, TILE}, s.chunks, false);
-}
-
-// Tiles 0 to 3 are sums (0,0), (0,1), (1,0), (1,1); 4 and 5 weights; 6 and 7 values.
-template <int M, int N>
-inline void mix_tiles(const Shape& s, const char* weights, const Piece& piece, int64_t tile, float* mixed) {
-    const int64_t width = 16 * s.value_tiles, stride = 4 * width, row = 2 * PIECE;
-    float *upper = mixed + 16 * tile, *lower = upper + 16 * width;
-    TILE_LOAD(0, upper, stride);
-    if (N > 1) TILE_LOAD(1, upper + 16, stride);
-    if (M > 1) TILE_LOAD(2, lower, stride);
-    if (M > 1 && N > 1) TILE_LOAD(3, lower + 16, stride);
-    for (int64_t b = piece.from; b < piece.to; b++) {
-        const char* right = piece.values[b] + tile * TILE;
-        TILE_LOAD(6, right, 64);
-        TILE_LOAD(4, weights + 64 * b, row);
-        TILE_MULTIPLY(0, 4, 6);
-        if (N > 1) TILE_LOAD(7, right + TILE, 64);
-        if (N > 1) TILE_MULTIPLY(1, 4, 7);
-        if (M > 1) TILE_LOAD(5, weights + 64 * b + 16 * row, row);
-        if (M > 1) TILE_MULTIPLY(2, 5, 6);
-        if (M > 1 && N > 1) TILE_MULTIPLY(3, 5, 7);
-    }
-    TILE_STORE(0, upper, stride);
-    if (N > 1) TILE_STORE(1, upper + 16, stride);
-    if (M > 1) TILE_STORE(2, lower, stride);
-    if (M > 1 && N > 1) TILE_STORE(3, lower + 16, stride);
-}
-
-template <int M>
-inline void mix_all_tiles(const Shape& s, const char* weights, const Piece& piece, float* mixed) {
-    int64_t tile = 0;
-    for (; tile + 2 <= s.value_tiles; tile += 2) mix_tiles<M, 2>(s, weights, piece, tile, mixed);
-    if (tile < s.value_tiles) mix_tiles<M, 1>(s, weights, piece, tile, mixed);
-}
-
-#endif
-
 // ---------------------------------------------------------------------------------------------- the walk
 
 template <class Word, bool matrices>
@@ -191,9 +59,12 @@ struct Walker {
     int64_t group, rows;                       // heads that share a key/value head; rows of scratch
     char *q, *weights, *wide_keys, *wide_values;
     float* scores;
+    float factor;  // scores times this are exponents of 2
+    bool simple;   // that is all that happens to scores
 
     Walker(const Problem& problem, const Shape& shape)
-        : p(problem), s(shape), group(p.heads / p.kv_heads), rows(ROWS) {}
+        : p(problem), s(shape), group(p.heads / p.kv_heads), rows(ROWS), factor((float)(p.scale * LOG2E)),
+          simple(s.kind != INT8 && !p.softcap && !p.bias && factor > 0) {}
     void take() {
         scratch.take(q, rows * s.row);
         scratch.take(scores, rows * PIECE);
@@ -236,17 +107,26 @@ struct Walker {
         }
     }
 
-    void find(const Item& item, int64_t base, Piece& piece) {
-        const int64_t last = end(item), each = p.page / BLOCK;
+    const char* block(const Item& item, int64_t number) const {
+        const int64_t each = p.page / BLOCK, page = p.table[item.sequence * p.width + number / each];
+        return p.pages + ((page * each + number % each) * p.kv_heads + item.head) * s.block;
+    }
+
+    // The piece of keys at `base`, and what comes after it: the next piece of this item, or the first of the item `after`.
+    void find(const Item& item, int64_t base, const Item& after, Piece& piece) {
+        const int64_t last = end(item);
         piece.base = base;
         piece.from = std::max<int64_t>(0, begin(item) - base) / BLOCK;
         piece.to = (std::min(PIECE, last - base) + BLOCK - 1) / BLOCK;
         piece.valid = std::min(PIECE, length(item) - base);
-        const int32_t* table = p.table + item.sequence * p.width;
+        const bool more = base + PIECE < last;
+        const Item& then = more ? item : after;
+        const int64_t number = (more ? base + PIECE : begin(after) / PIECE * PIECE) / BLOCK;
+        const int64_t stop = (end(then) + BLOCK - 1) / BLOCK;
         for (int64_t b = piece.from; b < piece.to; b++) {
-            const int64_t block = base / BLOCK + b;
-            const int64_t stored = (int64_t)table[block / each] * each + block % each;
-            prepare(p.pages + (stored * p.kv_heads + item.head) * s.block, b, piece);
+            const char* own = block(item, base / BLOCK + b);
+            piece.next[b] = number + b < stop ? block(then, number + b) : own;
+            prepare(own, b, piece);
         }
     }
 
@@ -256,8 +136,8 @@ struct Walker {
         piece.values[b] = block + s.key_bytes;
         if (s.kind == INT8) {
             char* keys = wide_keys + b * s.wide_keys;
-            expand(block, s.key_bytes, (uint16_t*)keys);
-            if (!s.latent) expand(block + s.key_bytes, s.value_bytes, (uint16_t*)values);
+            expand(block, s.key_bytes, (uint16_t*)keys, piece.next[b]);
+            if (!s.latent) expand(block + s.key_bytes, s.value_bytes, (uint16_t*)values, piece.next[b] + s.key_bytes);
             piece.keys[b] = keys;
             piece.values[b] = values;
             piece.key_scales[b] = (const float*)(block + s.key_bytes + s.value_bytes);
@@ -278,7 +158,7 @@ struct Walker {
     Floats score(const Item& item, const Piece& piece, int64_t r, int64_t at) const {
         Floats x = load(scores + r * PIECE + at);
         if (s.kind == INT8) x = x * load(piece.key_scales[at / BLOCK] + at % BLOCK);
-        if (!p.softcap && !p.bias) return x * all((float)(p.scale * LOG2E));
+        if (!p.softcap && !p.bias) return x * all(factor);
         x = x * all((float)p.scale);
         if (p.softcap) x = tanh(x * all((float)(1 / p.softcap))) * all((float)p.softcap);
         if (p.bias) {
@@ -307,19 +187,29 @@ struct Walker {
             memset(out + begin * size, 0, (stop - begin) * size);
             return;
         }
+        if (simple) weigh_seen<true>(item, piece, r, low, high, out, state);
+        else weigh_seen<false>(item, piece, r, low, high, out, state);
+    }
+
+    // The keys low..high-1, of which there are some.
+    template <bool simple>
+    void weigh_seen(const Item& item, const Piece& piece, int64_t r, int64_t low, int64_t high, char* out,
+                    State& state) {
+        const int64_t begin = low / 16 * 16, stop = padded(high, 16);
         float* row = scores + r * PIECE;
-        Floats most = all(state.top[r]);
+        Floats most = all(simple ? -INFINITY : state.top[r]);
         for (int64_t i = begin; i < stop; i += 16) {
-            const Floats x = within(low - i, high - i, score(item, piece, r, i), all(-INFINITY));
-            store(row + i, x);
+            Floats x = simple ? load(row + i) : score(item, piece, r, i);
+            if (i < low || i + 16 > high) x = within(low - i, high - i, x, all(-INFINITY));
+            if (!simple || i < low || i + 16 > high) store(row + i, x);
             most = greater(x, most);
         }
-        const float top = greatest(most);
+        const float top = simple ? std::max(greatest(most) * factor, state.top[r]) : greatest(most);
         if (top != state.top[r]) state.scale(r, exp2(all(state.top[r] - top)));
         state.top[r] = top;
         Floats sum = load(state.sum + 16 * r);
         for (int64_t i = begin; i < stop; i += 16) {
-            Floats x = exp2(load(row + i) - all(top));
+            Floats x = exp2(simple ? fma(load(row + i), all(factor), all(-top)) : load(row + i) - all(top));
             sum = sum + x;
             if (s.kind == INT8)
                 x = within(low - i, high - i, x * load(piece.value_scales[i / BLOCK] + i % BLOCK), all(0));
@@ -329,9 +219,9 @@ struct Walker {
         store(state.sum + 16 * r, sum);
     }
 
-    void take_piece(const Item& item, int64_t base, State& state) {
+    void take_piece(const Item& item, int64_t base, State& state, const Item& after) {
         Piece piece;
-        find(item, base, piece);
+        find(item, base, after, piece);
 #ifdef OPENBOOK_AMX
         if (matrices) {
             const bool two = item.count > 16;
@@ -343,18 +233,21 @@ struct Walker {
 #endif
         by_eights(item.count, [&](int64_t r, auto count) {
             constexpr int R = decltype(count)::value;
-            score_rows<Word, R>(s, q + r * s.row, piece, scores + r * PIECE);
+            const bool ahead = r == 0 && s.kind != INT8;
+            const auto score = ahead ? score_rows<Word, true, R> : score_rows<Word, false, R>;
+            const auto mix = ahead && !s.latent ? mix_rows<Word, true, R> : mix_rows<Word, false, R>;
+            score(s, q + r * s.row, piece, scores + r * PIECE);
             for (int64_t i = r; i < r + R; i++) weigh(item, piece, i, state);
-            mix_rows<Word, R>(s, weights + r * PIECE * 4 / Word::numbers, piece, state.mixed + r * state.width);
+            mix(s, weights + r * PIECE * 4 / Word::numbers, piece, state.mixed + r * state.width);
         });
     }
 
     // The keys of one chunk, for an item whose queries are packed.
-    void take_chunk(const Item& item, int64_t chunk, State& state) {
+    void take_chunk(const Item& item, int64_t chunk, State& state, const Item& after) {
         state.clear(rows);
         const int64_t stop = std::min((chunk + 1) * CHUNK, end(item));
         for (int64_t base = std::max(chunk * CHUNK, begin(item) / PIECE * PIECE); base < stop; base += PIECE)
-            take_piece(item, base, state);
+            take_piece(item, base, state, after);
     }
 
     void finish(const Item& item, State& state) {

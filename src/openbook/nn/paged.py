@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openbook.native import paged as native
-from openbook.native.paged import Paged, Problem, Strided
+from openbook.native.paged import Paged, Problem
 from openbook.nn import paged_reference as reference
 from openbook.nn.paged_reference import Rule
 from openbook.nn.pages import Layout, Pages, Walk
@@ -28,9 +28,10 @@ def write(pages: Pages, k: Tensor, v: Tensor, slots: Tensor) -> None:
     operator = _operator(pages)
     if operator is None:
         return reference.write(pages, k, v, slots)
-    problem = _problem(pages)
-    k, v = _source(problem, pages, k, v, slots)
-    operator.run(problem, native.WRITE)
+    nothing = slots[:0]
+    walk = Walk(table=nothing.view(0, 1), starts=nothing, lengths=nothing, slots=slots)
+    k, v = _new(pages, walk, k, v, k.dtype)
+    _run(operator, native.WRITE, pages, walk, k, k, v, None)
     return None
 
 
@@ -57,7 +58,10 @@ def attend(
     operator = _operator(pages)
     if operator is None:
         return reference.attend(pages, walk, q, rule)
-    return _run(operator, native.ATTEND, pages, walk, q, rule)
+    q = _dense(q)
+    out = q.new_empty(*q.shape[:2], pages.layout.value_dim)
+    _run(operator, native.ATTEND, pages, walk, q, q, q, rule, out)
+    return out
 
 
 def write_and_attend(
@@ -80,7 +84,11 @@ def write_and_attend(
     if operator is None:
         reference.write(pages, k, v, walk.slots)
         return reference.attend(pages, walk, q, rule)
-    return _run(operator, native.WRITE | native.ATTEND, pages, walk, q, rule, k, v)
+    q = _dense(q)
+    k, v = _new(pages, walk, k, v, q.dtype)
+    out = q.new_empty(*q.shape[:2], pages.layout.value_dim)
+    _run(operator, native.WRITE | native.ATTEND, pages, walk, q, k, v, rule, out)
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ the native operator
@@ -90,33 +98,12 @@ def _operator(pages: Pages) -> Paged | None:
     return native.paged() if pages.data.device.type == "cpu" else None
 
 
-def _problem(pages: Pages) -> Problem:
+def _new(pages: Pages, walk: Walk, k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """New keys and values as the operator takes them."""
     layout = pages.layout
-    return Problem(
-        pages.data.data_ptr(),
-        pages.count,
-        KINDS[layout.dtype],
-        layout.page,
-        layout.kv_heads,
-        layout.kv_heads,
-        layout.key_dim,
-        layout.value_dim,
-        layout.latent,
-        threads=torch.get_num_threads(),
-    )
-
-
-def _source(problem: Problem, pages: Pages, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Say where the new tokens are; what is returned must outlive the call."""
-    layout = pages.layout
-    assert k.shape[0] == slots.shape[0], "a slot for each token"
-    assert k.shape[1:] == (layout.kv_heads, layout.key_dim), "keys of this layout"
-    k = _dense(k)
-    v = k if layout.latent else _dense(v)
-    assert v.dtype == k.dtype, "keys and values of one type"
-    problem.tokens, problem.slots, problem.input = len(k), _table(slots), KINDS[k.dtype]
-    problem.k, problem.v = _strided(k), _strided(v)
-    return k, v
+    assert k.shape == (len(walk.slots), layout.kv_heads, layout.key_dim), "a slot for each token, keys of this layout"
+    k = _dense(k, dtype)
+    return k, k if layout.latent else _dense(v, dtype)
 
 
 def _run(
@@ -125,41 +112,53 @@ def _run(
     pages: Pages,
     walk: Walk,
     q: Tensor,
-    rule: Rule,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-) -> Tensor:
-    problem = _problem(pages)
-    q = _dense(q)
-    if k is not None and v is not None:
-        k, v = _source(problem, pages, k.to(q.dtype), v.to(q.dtype), walk.slots)
-    out = q.new_empty(*q.shape[:2], pages.layout.value_dim)
-    problem.tokens, problem.heads = q.shape[:2]
-    problem.sequences, problem.width = walk.table.shape
-    problem.table, problem.starts, problem.lengths = _table(walk.table), _table(walk.starts), _table(walk.lengths)
-    problem.input, problem.q, problem.out = KINDS[q.dtype], _strided(q), _strided(out)
-    problem.causal, problem.window = rule.causal, rule.window or 0
-    problem.scale, problem.softcap = rule.scale, rule.softcap or 0.0
-    if rule.bias is not None:
-        bias = rule.bias.float().contiguous()
-        problem.bias, problem.bias_length = bias.data_ptr(), bias.shape[1]
-    if rule.sinks is not None:
-        sinks = rule.sinks.float().contiguous()
-        problem.sinks = sinks.data_ptr()
+    k: Tensor,
+    v: Tensor,
+    rule: Rule | None,
+    out: Tensor | None = None,
+) -> None:
+    """The call; all tensors have a dense last dimension and live until it is done."""
+    layout = pages.layout
+    problem = Problem(
+        pages.data.data_ptr(),
+        pages.count,
+        KINDS[layout.dtype],
+        layout.page,
+        layout.kv_heads,
+        layout.key_dim,
+        layout.value_dim,
+        layout.latent,
+        *walk.addresses,
+        q.shape[0],
+        q.shape[1],
+        KINDS[q.dtype],
+        torch.get_num_threads(),
+        operator.unit,
+        q.data_ptr(),
+        q.stride(0),
+        q.stride(1),
+        k.data_ptr(),
+        k.stride(0),
+        k.stride(1),
+        v.data_ptr(),
+        v.stride(0),
+        v.stride(1),
+    )
+    if rule is not None and out is not None:
+        problem.out, problem.out_token, problem.out_head = out.data_ptr(), out.stride(0), out.stride(1)
+        problem.causal, problem.window = rule.causal, rule.window or 0
+        problem.scale, problem.softcap = rule.scale, rule.softcap or 0.0
+        if rule.bias is not None:
+            bias = rule.bias.float().contiguous()
+            problem.bias, problem.bias_length = bias.data_ptr(), bias.shape[1]
+        if rule.sinks is not None:
+            sinks = rule.sinks.float().contiguous()
+            problem.sinks = sinks.data_ptr()
     operator.run(problem, what)
-    return out
 
 
-def _dense(x: Tensor) -> Tensor:
-    """The same numbers with a dense last dimension."""
+def _dense(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The same numbers, of this type, with a dense last dimension."""
+    if dtype is not None and x.dtype != dtype:
+        x = x.to(dtype)
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
-def _strided(x: Tensor) -> Strided:
-    return Strided(x.data_ptr(), x.stride(0), x.stride(1))
-
-
-def _table(x: Tensor) -> int:
-    assert x.dtype == torch.int32, "tables of a walk are int32"
-    assert x.is_contiguous(), "tables of a walk are dense"
-    return x.data_ptr()

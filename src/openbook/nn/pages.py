@@ -16,6 +16,10 @@ Symbols: shapes.py.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import mmap
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +28,7 @@ from torch import Tensor
 from openbook.errors import InputError
 
 BLOCK = 32  # tokens
+LARGE = 1 << 22  # bytes of memory worth large pages
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
@@ -88,6 +93,16 @@ class Layout:
         return self.blocks * self.kv_heads * self.block_bytes
 
 
+def reserve(size: int, device: torch.device | str) -> Tensor:
+    """So many bytes that nobody has touched; on Linux in large pages of memory, for a walk jumps far and often."""
+    if torch.device(device).type != "cpu" or not sys.platform.startswith("linux") or size < LARGE:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    room = mmap.mmap(-1, size)
+    with contextlib.suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)
+
+
 class Pages:
     """The storage of one layer: `count` pages. Memory is reserved, and not touched until it is written."""
 
@@ -95,7 +110,7 @@ class Pages:
         self.layout = layout
         self.count = count
         heads, size = layout.kv_heads, layout.block_bytes
-        self.data = torch.empty(count * layout.blocks, heads, size, dtype=torch.uint8, device=device)
+        self.data = reserve(count * layout.nbytes, device).view(count * layout.blocks, heads, size)
         keys = self.data[..., : layout.key_bytes].view(layout.dtype)
         values = self.data[..., layout.key_bytes : layout.key_bytes + layout.value_bytes].view(layout.dtype)
         if layout.dtype == torch.float32:
@@ -147,9 +162,16 @@ class Pages:
 
 @dataclass(frozen=True, kw_only=True)
 class Walk:
-    """The tables of one group of pages for one step; int32, where the pages are."""
+    """The tables of one group of pages for one step; int32 and dense, where the pages are."""
 
     table: Tensor  # [N,P] page numbers of each sequence in order; given back or unused: 0, never looked at
     starts: Tensor  # [N+1] rows starts[i]:starts[i+1] of the step belong to sequence i
     lengths: Tensor  # [N] tokens of the sequence at the end of this step, or of its source (cross attention)
     slots: Tensor  # [T] where each new token is written: page·size + offset; -1: nowhere
+
+    @functools.cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the tables are, N and P: the same for all layers of a step."""
+        tables = (self.table, self.starts, self.lengths, self.slots)
+        assert all(x.dtype == torch.int32 and x.is_contiguous() for x in tables), "tables of a walk are dense int32"
+        return *(x.data_ptr() for x in tables), *self.table.shape
