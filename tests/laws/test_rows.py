@@ -5,6 +5,7 @@ Every law runs on every unit that this machine can run: its own, AVX2, plain C++
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -423,3 +424,13 @@ def test_gradients_go_through_the_reference() -> None:
         linear("fp32", 17, 33)(x).sum().backward()
     assert x.grad is not None
     assert rows.usable(x) is not None  # without gradients it is native
+
+
+def test_a_copy_stands_by_itself() -> None:
+    model = serve_form(make(MODELS["pre"], seed=1).eval(), "int8")
+    ids = torch.arange(5).unsqueeze(0)
+    logits = model(ids)
+    copied = copy.deepcopy(model)
+    assign(model, "stack.blocks.0.branches.0.layer.v.weight", torch.zeros(24, 36))
+    assert torch.equal(copied(ids), logits)
+    assert not torch.equal(model(ids), logits)

@@ -188,25 +188,38 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
 #endif
 }
 
-template <int M, int N>
-inline void pair_sums(const char* w, int64_t block, int64_t tiles, const char* a, int64_t stride, Lanes (&acc)[M][N]) {
-    for (int64_t step = 0; step < 16 * tiles; step++, w += 64, a += 4) {
-        for (int n = 0; n < N; n++) __builtin_prefetch(w + n * block + AHEAD);
-        for (int m = 0; m < M; m++)
-            for (int n = 0; n < N; n++) acc[m][n] = pairs(w + n * block, a + m * stride, acc[m][n]);
-    }
+// Walk the 64-byte lines of N blocks side by side, f(line of the first block, its place in a row), and ask for what comes:
+// the same blocks further on, and towards their end the N that follow them.
+template <int N, int U, class F>
+inline void walk(const char* w, int64_t block, F f) {
+    const auto lines = [&](int64_t first, int64_t last, int64_t ahead) __attribute__((always_inline)) {
+        for (int64_t place = first; place < last; place += 64 * U) {
+            for (int n = 0; n < N; n++)
+                for (int u = 0; u < U; u++) __builtin_prefetch(w + n * block + place + 64 * u + ahead);
+            for (int u = 0; u < U; u++) f(w + place + 64 * u, place / 16 + 4 * u, u);
+        }
+    };
+    const int64_t turn = std::max<int64_t>(0, block - AHEAD);
+    lines(0, turn, AHEAD);
+    lines(turn, block, AHEAD + (N - 1) * block);
 }
 
 template <int M, int N>
-inline void quad_sums(const char* w, int64_t block, int64_t tiles, const char* a, int64_t stride, Whole (&acc)[M][N]) {
+inline void pair_sums(const char* w, int64_t block, const char* a, int64_t stride, Lanes (&acc)[M][N]) {
+    walk<N, 1>(w, block, [&](const char* line, int64_t place, int) __attribute__((always_inline)) {
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) acc[m][n] = pairs(line + n * block, a + m * stride + place, acc[m][n]);
+    });
+}
+
+template <int M, int N>
+inline void quad_sums(const char* w, int64_t block, const char* a, int64_t stride, Whole (&acc)[M][N]) {
     constexpr int U = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;  // enough chains to hide an instruction's latency
     Whole part[U][M][N] = {};
-    for (int64_t step = 0; step < 16 * tiles; step += U)
-        for (int u = 0; u < U; u++, w += 64, a += 4) {
-            for (int n = 0; n < N; n++) __builtin_prefetch(w + n * block + AHEAD);
-            for (int m = 0; m < M; m++)
-                for (int n = 0; n < N; n++) part[u][m][n] = quads(w + n * block, a + m * stride, part[u][m][n]);
-        }
+    walk<N, U>(w, block, [&](const char* line, int64_t place, int u) __attribute__((always_inline)) {
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) part[u][m][n] = quads(line + n * block, a + m * stride + place, part[u][m][n]);
+    });
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) {
             acc[m][n] = part[0][m][n];
@@ -224,12 +237,12 @@ void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, co
     const char* from = w.data + number * w.block();
     if (w.kind == INT8) {
         Whole acc[M][N];
-        quad_sums<M, N>(from, w.block(), w.tiles(), a.at(row), a.stride, acc);
+        quad_sums<M, N>(from, w.block(), a.at(row), a.stride, acc);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) put_whole(w, a, row + m, 16 * (number + n), acc[m][n], out);
     } else {
         Lanes acc[M][N] = {};
-        pair_sums<M, N>(from, w.block(), w.tiles(), a.at(row), a.stride, acc);
+        pair_sums<M, N>(from, w.block(), a.at(row), a.stride, acc);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) out.put(w, row + m, 16 * (number + n), acc[m][n]);
     }

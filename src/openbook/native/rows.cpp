@@ -1,5 +1,9 @@
 // Row-exact operators: products, norms and activations whose result for a row depends on that row alone, bit for bit.
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "agree.h"
 #include "served.h"
 
@@ -54,6 +58,13 @@ int64_t openbook_rows_machine(int64_t wanted) { return machine = wanted == TILES
 
 // 0: AMX gives what the vectors give; else it may not be used. The first trial may end the process.
 int openbook_rows_trial() { return tiles_allowed() && agree(INT8) && agree(BF16) ? 0 : 1; }
+
+// Ask the system to keep this memory in large pages.
+void openbook_rows_large_pages(char* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+}
 
 int openbook_rows_product(const Matrix* w, int64_t rows, const float* x, float* y, int64_t threads) {
     return guarded([&] { product(*w, nullptr, 1, rows, x, y, threads); });

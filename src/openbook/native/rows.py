@@ -105,6 +105,8 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.openbook_rows_grouped.argtypes = [address, address, word, word, address, address, word]
     found.openbook_rows_normalise.argtypes = [address, word, word, address, address, word]
     found.openbook_rows_activate.argtypes = [word, word, address, address, word]
+    found.openbook_rows_large_pages.argtypes = [address, word]
+    found.openbook_rows_large_pages.restype = None
     found.openbook_rows_scan.argtypes = [address, word]
     found.openbook_rows_scan.restype = None
     for function in (found.openbook_rows_before, found.openbook_rows_after):

@@ -11,6 +11,7 @@ the same bit for bit). A packed matrix holds tiles of 16 outputs by 64 bytes of 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,27 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return whole, torch.where(torch.isfinite(largest), scale, float("nan"))
 
 
+class Arena:
+    """Memory that many packed matrices share, in the system's large pages where it has them: reading is then faster."""
+
+    PIECE, PAGE, LINE = 32 << 20, 2 << 20, 4096
+
+    def __init__(self) -> None:
+        self.piece = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A copy of `tensor` that lies here."""
+        size = tensor.numel() * tensor.element_size()
+        size += -size % self.LINE
+        if size > len(self.piece):
+            memory = torch.empty(max(size, self.PIECE) + self.PAGE, dtype=torch.uint8)
+            self.piece = memory[-memory.data_ptr() % self.PAGE :][: max(size, self.PIECE)]
+            if (library := native.library()) is not None:
+                library.openbook_rows_large_pages(self.piece.data_ptr(), len(self.piece))
+        place, self.piece = self.piece[:size], self.piece[size:]
+        return place[: tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 # ---------------------------------------------------------------------------------------------- modules
 
 
@@ -78,8 +100,8 @@ class Packed(nn.Module):
         self.smooth: Tensor | None
         self.register_buffer("smooth", None if smooth is None else smooth.detach().float().contiguous(), False)
         self.register_buffer("scale", None, False)
-        self._native = native.Matrix()
-        self._addresses: tuple[int, ...] = ()
+        self._native: native.Matrix | None = None
+        self._addresses: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, weight: Tensor, kind: str, bias: Tensor | None = None, smooth: Tensor | None = None) -> Packed:
@@ -121,11 +143,14 @@ class Packed(nn.Module):
             return F.linear(x, self.unpack(), self.bias)
         return self.reference(x) if library is None else run(library, self.matrix(), x)
 
+    def __getstate__(self) -> dict[str, Any]:  # addresses are of no use to a copy
+        return {**self.__dict__, "_native": None, "_addresses": None}
+
     def matrix(self) -> native.Matrix:
         """The matrix as the native operators want it."""
         parts = (self.tiles, self.scale, self.smooth, self.bias)
         addresses = tuple(0 if t is None else t.data_ptr() for t in parts)
-        if addresses != self._addresses:
+        if self._native is None or addresses != self._addresses:
             self._native = native.Matrix(*addresses, native.KINDS[self.kind], self.shape[1], self.shape[0])
             self._addresses = addresses
         return self._native

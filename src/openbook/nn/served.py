@@ -56,7 +56,11 @@ class Watch:
         return found
 
     def current(self) -> bool:
-        return not any(self.hooks) and all(held.get(name) is value for held, name, value in self.parts)
+        return (
+            bool(self.parts)
+            and not any(self.hooks)
+            and all(held.get(name) is value for held, name, value in self.parts)
+        )
 
 
 class Plan:
@@ -68,6 +72,9 @@ class Plan:
         self.block = native.Block()
         self.step = native.Step()
         self.attention: SelfAttention
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[()]]:  # addresses are of no use to a copy
+        return Plan, ()
 
     def current(self) -> bool:
         """Whether the block still consists of what this was made from."""
