@@ -7,15 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from openbook.chat.prompts import Prompts
 from openbook.errors import InputError
 from openbook.generate.sampling import Sampling
-from openbook.models.load import load
+from openbook.models.load import load as load_model
 from openbook.models.load import save as save_model
 from openbook.nn.model import LanguageModel
+from openbook.quant.form import check_quantize, quantised
 from openbook.text.tokenizer import Tokenizer
 
 __all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+) -> LanguageModel:
+    """A model from any folder of a supported family, in evaluation mode: see `openbook.models.load.load`.
+
+    `quantize`: 'int8' keeps matrices as whole numbers, each the way that was measured to be close (quant/int8.py);
+    the model then only runs, it does not learn. Errors: ConfigError for a value that is not known.
+    """
+    check_quantize(quantize)
+    return quantised(load_model(name, dtype=dtype, device=device), quantize)
 
 
 def generate(

@@ -39,9 +39,9 @@ def is_causal(model: LanguageModel) -> bool:
     return all(layer.pattern.causal for layer in layers if isinstance(layer, spec.Attention))
 
 
-def rows_of(texts: list[list[int]], most: int = ROWS * LENGTH) -> Tensor:
+def rows_of(texts: list[list[int]], context: int | None = None, most: int = ROWS * LENGTH) -> Tensor:
     """Rows of equal length from given texts, [rows,length]: their ids one after another, at most `most`."""
     flat = [one for text in texts for one in text][:most]
-    length = min(LENGTH, len(flat))
+    length = max(1, min(LENGTH, len(flat), context or LENGTH))
     rows = len(flat) // length
     return torch.tensor(flat[: rows * length]).view(rows, length)
