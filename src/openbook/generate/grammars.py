@@ -16,8 +16,10 @@ properties may come twice (readers keep one), so `minProperties` beyond 1 needs 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,6 +27,7 @@ from openbook.errors import InputError, nearest
 
 LARGEST = 64 * 1024  # bytes of a grammar
 DEEPEST = 64  # levels of a schema
+REMAINDERS = 10_000
 ESCAPED = "\b\f\n\r\t"  # control characters that have a short escape
 
 # Keywords whose value is a schema, a list of them, a mapping to them; and those with a plain value.
@@ -144,10 +147,12 @@ def check_schema(schema: Any) -> None:
     """Raises `InputError` for a schema (parsed JSON) that cannot be enforced whole: the keyword and its place."""
     seen: dict[str, Any] = {}
     anchors: set[str] = set()
+    divisors: set[int] = set()
     for where, part in _walk(schema, "#", 0):
         seen[where] = part
         if isinstance(part, dict):
             _check_part(where, part)
+            _check_divisor(where, part.get("multipleOf"), divisors)
             anchors |= {f"#{part['$anchor']}"} if isinstance(part.get("$anchor"), str) else set()
     for where, part in seen.items():
         if isinstance(part, dict) and "$ref" in part:
@@ -204,6 +209,18 @@ def _check_part(where: str, part: dict[str, Any]) -> None:
             raise InputError(
                 f"The schema holds {text!r:.80} at {where}: control characters but \\b\\f\\n\\r\\t are not supported."
             )
+
+
+def _check_divisor(where: str, value: Any, divisors: set[int]) -> None:
+    """Remainders are states of an automaton, multiplied where divisors meet: too many would exhaust memory."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        return  # what it may be otherwise is said when it is compiled
+    divisors.add(Fraction(str(value)).numerator)
+    if math.prod(divisors) > REMAINDERS:
+        raise InputError(
+            f"The schema keyword `multipleOf` at {where}/multipleOf is supported up to {REMAINDERS:,}, all different "
+            f"ones of a schema multiplied (decimals as whole numbers): got {value}."
+        )
 
 
 def _texts(value: Any, depth: int) -> Iterator[str]:
