@@ -237,6 +237,9 @@ def test_enforced_keywords(name: str, vocabulary: Vocabulary) -> None:
         ({"items": 3}, "got 3 at #/items"),
         ({"allOf": [{"multipleOf": 997}, {"multipleOf": 99.1}]}, "`multipleOf` at #/allOf/1/multipleOf .* 10,000"),
         ({"$ref": "#"}, "no text"),
+        ({"properties": 3}, "`properties` must map names to schemas: got 3 at #/properties"),
+        ({"items": {"minimum": 2**53 + 1}}, "9007199254740993 at #/items"),
+        ({"enum": ["a", [-(2**60)]]}, "number -1152921504606846976 at #"),
         (False, "no document"),
     ],
 )
