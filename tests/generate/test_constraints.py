@@ -235,6 +235,11 @@ def test_enforced_keywords(name: str, vocabulary: Vocabulary) -> None:
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
         ({"anyOf": {}}, "`anyOf` must be a list of schemas: got {} at #/anyOf"),
         ({"items": 3}, "got 3 at #/items"),
+        ({"allOf": [{"multipleOf": 997}, {"multipleOf": 99.1}]}, "`multipleOf` at #/allOf/1/multipleOf .* 10,000"),
+        ({"$ref": "#"}, "no text"),
+        ({"properties": 3}, "`properties` must map names to schemas: got 3 at #/properties"),
+        ({"items": {"minimum": 2**53 + 1}}, "9007199254740993 at #/items"),
+        ({"enum": ["a", [-(2**60)]]}, "number -1152921504606846976 at #"),
         (False, "no document"),
     ],
 )
@@ -324,6 +329,30 @@ def test_rows_with_a_grammar_write_it_and_their_mates_do_not_notice(temperature:
         document = json.loads(b"".join(BYTES[i] for i in output[:length]))
         assert set(document) == {"he"}
         assert isinstance(document["he"], bool)
+
+
+def test_many_choices_and_large_schemas(vocabulary: Vocabulary) -> None:
+    options = tuple(f'{"-".join("abc"[i % 3] * (i % 7))} "{i}" /\\\n' for i in range(2500))
+    assert all(fits(vocabulary, Choice(options), option) for option in options[::500])
+    assert not fits(vocabulary, Choice(options), options[0][:-1])
+    wide = Schema.of({"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1000)}})
+    assert fits(vocabulary, wide, '{"p3":null,"p999":null}')
+    assert not fits(vocabulary, wide, '{"p999":1}')
+
+
+def test_a_grammar_that_breaks_stops_its_row_alone(vocabulary: Vocabulary) -> None:
+    rows = [
+        Row(Sampling(temperature=0.0, grammar=Json()), [1], constraint=Constraint.compile(vocabulary, Json()))
+        for _ in range(2)
+    ]
+    sampler = Sampler(rows, V)
+    first, second = sampler.take([ord("x"), ord("{")])
+    assert "does not fit" in str(first)
+    assert second is None
+    tokens = sampler.choose(torch.zeros(2, V)).tolist()
+    assert tokens[0] == -1
+    assert tokens[1] >= 0
+    assert "cannot be honoured at output token 0" in str(sampler.take(tokens)[0])
 
 
 def test_a_token_that_does_not_fit_is_an_error(vocabulary: Vocabulary) -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from openbook.errors import OpenbookError
 from openbook.generate import speculate
 from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.grammars import Grammar, Regex
@@ -225,11 +224,22 @@ def test_nothing_follows_the_end() -> None:
     assert row.output == [7, 0]
 
 
-def test_logits_that_are_no_numbers_are_said() -> None:
-    rows = [Row(Sampling(), [1]), Row(Sampling(presence_penalty=1.0), [1])]
-    for row in rows:
-        with pytest.raises(OpenbookError, match="not numbers"):
-            verify([Case(row, Proposal([3]))], torch.full((2, V), torch.nan))
+def test_logits_that_are_no_numbers_are_said_and_touch_no_neighbour() -> None:
+    settings = [Sampling(seed=1), Sampling(presence_penalty=1.0, seed=1)]
+    rows = [Row(s, [1]) for s in settings for _ in range(2)]
+    logits = torch.zeros(4, 2, V)
+    logits[::2, 1] = torch.nan
+    drafts = [plain_choice(row, logits[1, 0]) for row in rows]
+    verdicts = verify([Case(row, Proposal([i])) for row, i in zip(rows, drafts, strict=True)], logits.flatten(0, 1))
+    for broken, whole in (verdicts[:2], verdicts[2:]):
+        assert "not numbers" in str(broken.error)
+        assert broken.tokens == whole.tokens[:1]
+        assert whole.error is None
+        assert len(whole.tokens) == 2
+
+
+def plain_choice(row: Row, logits: Tensor) -> int:
+    return int(Sampler([row], V).choose(logits[None]))
 
 
 # ------------------------------------------------------------------------------------------------------ what it brings

@@ -29,6 +29,7 @@ from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schem
 if TYPE_CHECKING:
     import llguidance
 
+ITEMS = 10_000  # alternatives that are followed at once
 GAP = 64  # most whitespace between two parts of a JSON document
 JSON_RULES = {"json_allowed_escapes": '"\\bfnrt', "whitespace_pattern": rf"[ \n\r\t]{{0,{GAP}}}", "lenient": False}
 FREE = '\n%llguidance {"no_forcing": true}\n'  # every split of a text into tokens is allowed
@@ -90,6 +91,7 @@ class Constraint:
         self.vocabulary = vocabulary
         self.ends = ends
         self.over = 0  # ids taken since the output ended, the one that ended it included
+        self.fault: str | None = None  # why nothing is allowed any more, where the library gave up
         self._matcher = matcher
 
     @staticmethod
@@ -103,7 +105,8 @@ class Constraint:
         if matcher.is_error():
             raise InputError(f"The {_name(grammar)} cannot be honoured: {_reason(matcher)}")
         if not constraint.allowed().any():
-            raise InputError(f"The {_name(grammar)} cannot be honoured: no text of this vocabulary fits it.")
+            reason = constraint.fault or "no text of this vocabulary fits it."
+            raise InputError(f"The {_name(grammar)} cannot be honoured: {reason}")
         return constraint
 
     @property
@@ -114,19 +117,25 @@ class Constraint:
     @property
     def whole(self) -> bool:
         """Whether the output may end here."""
-        return bool(self.over or self._matcher.is_accepting())
+        return bool(self.over or (not self.fault and self._matcher.is_accepting()))
 
     def allowed(self, vocab: int | None = None) -> NDArray[np.bool_]:
         """Which ids may come next, bool [V]; `vocab`: V where the model has more or fewer ids than the tokenizer."""
         return masks([self], self.vocabulary.size if vocab is None else vocab)[0]
 
     def fill(self, row: NDArray[np.uint32]) -> None:
-        """Writes the bits of the ids that the grammar allows, without this request's own ends, into a row of words."""
-        if self.over:
-            row.fill(0)
+        """Writes the bits of the ids that the grammar allows, its ends apart, into a row of words that is all 0.
+
+        A grammar that became too costly allows nothing (`fault` says why): its batch mates go on.
+        """
+        if self.over or self.fault:
             return
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        self._check()
+        if self._matcher.is_error():
+            self.fault = f"the grammar became too costly, simplify it: {_reason(self._matcher)}"
+            if "NoExtension" in self.fault:
+                self.fault = "no text of this vocabulary fits it."
+            row.fill(0)
 
     def accept(self, token: int) -> None:
         """Takes the chosen id, which must be allowed."""
@@ -137,7 +146,8 @@ class Constraint:
             assert self.whole, "an end comes where the text is whole"
             self.over = 1
         elif not self._matcher.consume_token(token):
-            raise OpenbookError(f"Id {token} does not fit the grammar here: {_reason(self._matcher)}")
+            self.fault = _reason(self._matcher)
+            raise InputError(f"Id {token} does not fit the grammar, or made it too costly: {self.fault}")
 
     def rollback(self, count: int) -> None:
         """Takes back the last `count` ids."""
@@ -165,12 +175,8 @@ class Constraint:
     def copy(self) -> Constraint:
         """An independent continuation of the same output."""
         other = Constraint(self.vocabulary, self._matcher.deep_copy(), self.ends)
-        other.over = self.over
+        other.over, other.fault = self.over, self.fault
         return other
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise InputError(f"The grammar became too costly here: {_reason(self._matcher)} Simplify it.")
 
 
 def masks(constraints: Sequence[Constraint], vocab: int) -> NDArray[np.bool_]:
@@ -189,7 +195,7 @@ def masks(constraints: Sequence[Constraint], vocab: int) -> NDArray[np.bool_]:
 
 
 def _limits() -> Any:
-    return _library().LLParserLimits(verbose_errors=False)
+    return _library().LLParserLimits(verbose_errors=False, max_items_in_row=ITEMS)
 
 
 def _name(grammar: Grammar) -> str:
@@ -199,8 +205,11 @@ def _name(grammar: Grammar) -> str:
 
 
 def _reason(matcher: llguidance.LLMatcher) -> str:
-    """The library's message on one line."""
-    return " ".join(matcher.get_error().split())[:500] + "."
+    """The library's message on one line, without the place of a schema in the grammar that we wrapped around it."""
+    if matcher.get_error().find("oneOf constraints") >= 0:
+        return "`oneOf` is honoured where no document can fit two of its branches. Use `anyOf`."
+    text = " ".join(re.split(r"\n *\d+ \| ", matcher.get_error(), maxsplit=1)[0].split())
+    return re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", text)[:500].rstrip(".") + "."
 
 
 def _source(grammar: Grammar) -> str:
@@ -214,10 +223,15 @@ def _source(grammar: Grammar) -> str:
             made = json.loads(_library().LLMatcher.grammar_from_regex(text.replace("\n", "\\n")))
             return str(made["grammars"][0]["lark_grammar"]) + FREE
         case Choice(options):
-            return "start: " + " | ".join(json.dumps(option) for option in dict.fromkeys(options)) + FREE
+            return "start: /(" + "|".join(_literal(option) for option in dict.fromkeys(options)) + ")/" + FREE
         case Lark(text):
             _check_lark(text)
             return text + FREE
+
+
+def _literal(text: str) -> str:
+    """A regular expression for one text."""
+    return "".join(c if c.isalnum() or c > "\x7f" else f"\\x{ord(c):02x}" for c in text)
 
 
 def _json(schema: str) -> str:

@@ -16,8 +16,10 @@ properties may come twice (readers keep one), so `minProperties` beyond 1 needs 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,6 +27,9 @@ from openbook.errors import InputError, nearest
 
 LARGEST = 64 * 1024  # bytes of a grammar
 DEEPEST = 64  # levels of a schema
+REMAINDERS = 10_000  # of `multipleOf`
+EXACT = 2**53  # beyond, numbers are rounded where they are enforced
+EXCLUSIVE = ("exclusiveMaximum", "exclusiveMinimum")
 ESCAPED = "\b\f\n\r\t"  # control characters that have a short escape
 
 # Keywords whose value is a schema, a list of them, a mapping to them; and those with a plain value.
@@ -32,7 +37,7 @@ ONE = ("additionalItems", "additionalProperties")
 LIST = ("allOf", "anyOf", "oneOf", "prefixItems")
 MAPPING = ("$defs", "definitions", "patternProperties", "properties")
 PLAIN = (
-    "$ref", "$anchor", "const", "enum", "exclusiveMaximum", "exclusiveMinimum", "format", "maxItems", "maxLength",
+    "$ref", "$anchor", "const", "enum", *EXCLUSIVE, "format", "maxItems", "maxLength",
     "maxProperties", "maximum", "minItems", "minLength", "minProperties", "minimum", "multipleOf", "pattern",
     "required", "type",
 )  # fmt: skip
@@ -142,17 +147,18 @@ def _parsed(text: str) -> Any:
 
 def check_schema(schema: Any) -> None:
     """Raises `InputError` for a schema (parsed JSON) that cannot be enforced whole: the keyword and its place."""
-    seen: dict[str, Any] = {}
+    parts = dict(_walk(schema, "#", 0))
     anchors: set[str] = set()
-    for where, part in _walk(schema, "#", 0):
-        seen[where] = part
+    divisors: set[int] = set()
+    for where, part in parts.items():
         if isinstance(part, dict):
             _check_part(where, part)
+            _check_divisor(where, part.get("multipleOf"), divisors)
             anchors |= {f"#{part['$anchor']}"} if isinstance(part.get("$anchor"), str) else set()
-    for where, part in seen.items():
+    for where, part in parts.items():
         if isinstance(part, dict) and "$ref" in part:
             target = part["$ref"]
-            if not isinstance(target, str) or (unquote(target).removesuffix("/") not in seen and target not in anchors):
+            if not isinstance(target, str) or (unquote(target) not in parts and target not in anchors):
                 raise InputError(
                     f"`$ref` at {where} must point at a schema inside this one, such as '#/$defs/name': "
                     f"got {target!r:.80}."
@@ -198,26 +204,44 @@ def _check_part(where: str, part: dict[str, Any]) -> None:
             f"The schema keyword `minProperties` at {where}/minProperties is supported up to 1, or with "
             f"`additionalProperties` false and no `patternProperties`: got {least}. Use `required`."
         )
-    texts = [*part.get("properties", {}), *(part["required"] if isinstance(part.get("required"), list) else ())]
-    for text in [*texts, *_texts(part.get("const"), 0), *_texts(part.get("enum"), 0)]:
-        if isinstance(text, str) and any(c < " " and c not in ESCAPED for c in text):
+    names = [*part.get("properties", {}), *(part["required"] if isinstance(part.get("required"), list) else ())]
+    values = [part.get(key) for key in ("const", "enum", "minimum", "maximum", *EXCLUSIVE, "multipleOf")]
+    for leaf in [*names, *(leaf for value in values for leaf in _leaves(value, 0))]:
+        if isinstance(leaf, str) and any(c < " " and c not in ESCAPED for c in leaf):
             raise InputError(
-                f"The schema holds {text!r:.80} at {where}: control characters but \\b\\f\\n\\r\\t are not supported."
+                f"The schema holds {leaf!r:.80} at {where}: of control characters \\b \\f \\n \\r \\t are supported."
+            )
+        if isinstance(leaf, (int, float)) and abs(leaf) > EXACT:
+            raise InputError(
+                f"The schema holds the number {leaf!s:.80} at {where}: up to {EXACT} (2**53) are supported."
             )
 
 
-def _texts(value: Any, depth: int) -> Iterator[str]:
+def _check_divisor(where: str, value: Any, divisors: set[int]) -> None:
+    """Remainders are states of an automaton, multiplied where divisors meet: too many would exhaust memory."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        return  # what it may be otherwise is said when it is compiled
+    divisors.add(Fraction(str(value)).numerator)
+    if math.prod(divisors) > REMAINDERS:
+        raise InputError(
+            f"The schema keyword `multipleOf` at {where}/multipleOf is supported up to {REMAINDERS:,}, all different "
+            f"ones of a schema multiplied (decimals as whole numbers): got {value}."
+        )
+
+
+def _leaves(value: Any, depth: int) -> Iterator[Any]:
+    """The texts (names among them) and numbers in a JSON value."""
     if depth > DEEPEST:
-        raise InputError(f"The schema is nested more than {DEEPEST} levels deep.")
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
+        raise InputError(f"The schema holds a value that is nested more than {DEEPEST} levels deep.")
+    if isinstance(value, list):
         for item in value:
-            yield from _texts(item, depth + 1)
+            yield from _leaves(item, depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield key
-            yield from _texts(item, depth + 1)
+            yield from _leaves(item, depth + 1)
+    else:
+        yield value
 
 
 def _escaped(name: str) -> str:

@@ -256,10 +256,13 @@ class Sampler:
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Takes the chosen ids into the history. Raises where a row had none to choose from."""
-        for row, token in zip(self.rows, tokens, strict=True):
-            if token < 0:
-                raise nothing_left(row)
-            row.add(token)
+        for error in self.take(tokens):
+            if error is not None:
+                raise error
+
+    def take(self, tokens: Sequence[int]) -> list[OpenbookError | None]:
+        """Like `commit`, without raising: the error of each row that could not go on, beside which the others did."""
+        return [take(row, token) for row, token in zip(self.rows, tokens, strict=True)]
 
     def select(self, places: Sequence[int]) -> None:
         """Continues with these rows, in this order; one named twice splits in two (beams), one not named is dropped."""
@@ -276,12 +279,25 @@ class Sampler:
         self._arrange(rows, origins)
 
 
+def take(row: Row, token: int) -> OpenbookError | None:
+    """Adds the chosen id (-1: there was none) to a row; the error if that cannot be."""
+    if token < 0:
+        return nothing_left(row)
+    try:
+        row.add(token)
+    except OpenbookError as error:
+        return error
+    return None
+
+
 def nothing_left(row: Row) -> OpenbookError:
     """The error for a row in which no id is possible: what forbids them, or that the model is broken."""
     s = row.sampling
     names = ("logit_bias", "banned", "no_repeat_ngram", "min_tokens", "grammar")
     limits = [f"{name}={getattr(s, name)!r:.80}" for name in names if getattr(s, name)]
     where = f"output token {len(row.output)} (prompt of {len(row.prompt)} tokens)"
+    if row.constraint is not None and row.constraint.fault is not None:
+        return InputError(f"The grammar cannot be honoured at {where}: {row.constraint.fault}")
     if limits:
         return InputError(f"No id is left to choose at {where}: {', '.join(limits)} forbid all. Relax one of them.")
     return OpenbookError(f"The model's logits are not numbers (NaN or all -inf) at {where}. Are its weights damaged?")

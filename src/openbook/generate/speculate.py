@@ -28,8 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openbook.errors import OpenbookError
 from openbook.generate import draw, processors
-from openbook.generate.sampler import Key, Row, Sampler, nothing_left
+from openbook.generate.sampler import Key, Row, Sampler, take
 
 DRAFTING, ACCEPTING = 1, 2  # branches of a request's stream; its own tokens are drawn from the stream itself
 
@@ -60,6 +61,7 @@ class Verdict:
     tokens: list[int]
     accepted: int
     tried: int  # drafts that were judged: the accepted ones and the one that was not
+    error: OpenbookError | None = None  # why this sequence cannot go on; the others do
 
 
 def historic(row: Row) -> bool:
@@ -86,8 +88,7 @@ def fitting(row: Row, drafts: Sequence[int], room: int | None = None) -> list[in
 def verify(cases: Sequence[Case], logits: Tensor, over: Over = ended) -> list[Verdict]:
     """Judges the drafts of some sequences. `logits` [N,V], raw: k+1 rows for each case, one case after the other.
 
-    The tokens are added to the rows. `over(row, token)` is asked after each: true drops what would follow. Raises what
-    `Sampler.commit` raises where nothing can be chosen; cases before are then already written.
+    The tokens are added to the rows. `over(row, token)` is asked after each: true drops what would follow.
     """
     starts, at = [], 0
     for case in cases:
@@ -137,9 +138,8 @@ def _accept(case: Case, chosen: Sequence[int], over: Over) -> Verdict:
     drafts, row = case.proposal.drafts, case.row
     tokens: list[int] = []
     for place, token in enumerate(chosen):
-        if token < 0:
-            raise nothing_left(row)
-        row.add(token)
+        if error := take(row, token):
+            return Verdict(tokens, place, place, error)
         tokens.append(token)
         right = place < len(drafts) and token == drafts[place]
         if not right or over(row, token):
@@ -160,7 +160,8 @@ def _one_by_one(case: Case, logits: Tensor, over: Over) -> Verdict:
             right = place < len(drafts) and token == drafts[place]
         else:
             token, right = _judge(row, sampler.process(line), drafts[place], chances[place])
-        sampler.commit([token])
+        if error := take(row, token):
+            return Verdict(tokens, place, place, error)
         tokens.append(token)
         if not right or over(row, token):
             return Verdict(tokens, place + right, min(place + 1, len(drafts)))
