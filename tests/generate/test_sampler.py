@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -115,3 +116,81 @@ def test_nothing_left_says_what_forbids_it() -> None:
 def test_prompt_ids_beyond_the_head_are_ignored_by_penalties() -> None:
     sampler = Sampler([Row(Sampling(repetition_penalty=2.0, temperature=0.0), [V + 3, 1])], V)
     assert sampler.process(torch.ones(1, V))[0].tolist() == [1.0, 0.5, *[1.0] * (V - 2)]
+
+
+ALIKE = [
+    (Sampling(temperature=0.0, max_tokens=3, seed=1, top_k=4), Sampling(temperature=0.0, stop=("x",), n=2, top_p=0.3)),
+    (Sampling(min_tokens=2, max_tokens=9), Sampling(min_tokens=4)),
+    (Sampling(logit_bias={1: 2.0, 3: 1.0}), Sampling(logit_bias={3: 1.0, 1: 2.0}, logprobs=2)),
+]
+UNLIKE = [
+    (Sampling(), Sampling(temperature=0.9)),
+    (Sampling(temperature=0.0), Sampling(temperature=0.0, min_tokens=1)),
+    (Sampling(temperature=0.0), Sampling(temperature=0.0, banned=(1,))),
+    (Sampling(top_k=3), Sampling(top_k=4)),
+    (Sampling(logit_bias={1: 2.0}), Sampling(logit_bias={1: 3.0})),
+]
+
+
+def test_rows_that_act_alike_are_one_group() -> None:
+    for a, b in ALIKE:
+        assert len(Sampler([Row(a, [1]), Row(b, [2])], V).groups) == 1
+    for a, b in UNLIKE:
+        assert len(Sampler([Row(a, [1]), Row(b, [2])], V).groups) == 2
+
+
+def test_an_updated_sampler_is_a_fresh_one() -> None:
+    settings = [*REQUESTS, Sampling(frequency_penalty=0.5, repetition_penalty=1.3), Sampling(temperature=0.0, seed=2)]
+    rng = random.Random(1)
+    sampler, live = Sampler([], V), []
+    for step in range(60):
+        if rng.random() < 0.4:
+            live = [row for row in live if rng.random() < 0.8]
+            live += [Row(rng.choice(settings), [rng.randrange(V)] * 3, seed=step) for _ in range(rng.randrange(3))]
+            rng.shuffle(live)
+            sampler.update(live)
+        if rng.random() < 0.2 and live:
+            sampler.select([rng.randrange(len(live)) for _ in range(rng.randrange(1, 6))])
+            live = list(sampler.rows)
+        if rng.random() < 0.3 and live:  # a row may also be written elsewhere: by speculation
+            live[0].add(rng.randrange(V))
+        if not live:
+            continue
+        logits = made(len(live), seed=step)
+        fresh = Sampler([row.copy() for row in live], V)
+        assert torch.equal(sampler.process(logits), fresh.process(logits))
+        tokens = sampler.choose(logits).tolist()
+        assert tokens == fresh.choose(logits).tolist()
+        sampler.commit([max(token, 0) for token in tokens])
+
+
+@pytest.mark.parametrize("sampling", [REQUESTS[4], Sampling(repetition_penalty=2.0)])
+def test_what_was_seen_stays_seen(sampling: Sampling) -> None:
+    holds_after_updates(sampling)
+
+
+def test_the_test_of_updates_sees_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openbook.generate.sampler._Group._recall", lambda *_: None)
+    with pytest.raises(AssertionError):
+        holds_after_updates(Sampling(repetition_penalty=2.0))
+
+
+def holds_after_updates(sampling: Sampling) -> None:
+    row, mate = Row(sampling, [1, 2], output=[4]), Row(sampling, [3])
+    sampler = Sampler([row], V)
+    sampler.commit([7])
+    assert torch.equal(sampler.process(made(1)), by_hand(row, made(1)))
+    sampler.update([mate, row])
+    assert torch.equal(sampler.process(made(2))[1:], by_hand(row, made(2)[1:]))
+
+
+def by_hand(row: Row, logits: torch.Tensor) -> torch.Tensor:
+    """Bias, repetition, frequency and presence as `processors.py` states them."""
+    s, out = row.sampling, logits.clone()
+    for i, number in s.logit_bias.items():
+        out[0, i] += number
+    for i in {*row.prompt, *row.output} if s.repetition_penalty != 1 else ():
+        out[0, i] = out[0, i] * s.repetition_penalty if out[0, i] < 0 else out[0, i] / s.repetition_penalty
+    for i in set(row.output):
+        out[0, i] = out[0, i] - s.frequency_penalty * row.output.count(i) - s.presence_penalty
+    return out

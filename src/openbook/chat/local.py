@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -170,52 +170,56 @@ class Local:
     def _answer(self, ids: list[int], sampling: Sampling, dropped: tuple[int, ...]) -> AsyncIterator[Delta]:
         if sampling.prompt_logprobs is not None:
             raise Refusal("`prompt_logprobs` are not a part of an answer: use `score`.")
+        return self._deltas(self._tokens(ids, replace(sampling, stop=())), sampling, len(ids), dropped)
+
+    def _tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
+        """The tokens that follow `ids`, as they come; what cannot be served is an error at once.
+
+        Stop strings are looked for in the text (see _Choice), not here.
+        """
         tokens = stream_ids(
             self.model,
             [ids],
-            replace(sampling, stop=()),  # stop strings are looked for in the text, see _Choice
+            sampling,
             eos=self.tokenizer.stops,
-            start=self._start(),
+            start=start_of(self.model, self.tokenizer),
             context=self.context,
             cached=self._cached,
         )
-        return self._deltas(tokens, sampling, len(ids), dropped)
+        return self._in_thread(tokens)
 
-    def _start(self) -> Sequence[int]:
-        """What the output of an encoder-decoder begins with."""
-        if self.model.spec.source is None:
-            return ()
-        start = self.model.config.get("decoder_start_token_id", self.tokenizer.pad)
-        return () if start is None else (int(start),)
+    async def _in_thread(self, tokens: Iterator[Token]) -> AsyncGenerator[Token]:
+        loop = asyncio.get_running_loop()
+        try:
+            while (token := await loop.run_in_executor(self._worker, next, tokens, None)) is not None:
+                yield token
+        finally:
+            with suppress(RuntimeError):  # at the end of the program, when no thread is left to stop
+                self._worker.submit(_close, tokens)  # behind the step that may still be running
 
     async def _deltas(
-        self, tokens: Iterator[Token], sampling: Sampling, heard: int, dropped: tuple[int, ...]
+        self, tokens: AsyncGenerator[Token], sampling: Sampling, heard: int, dropped: tuple[int, ...]
     ) -> AsyncIterator[Delta]:
         choices = [_Choice(index, self.tokenizer, sampling) for index in range(sampling.n)]
-        loop = asyncio.get_running_loop()
         said = 0
-        try:
+        async with aclosing(tokens):
             if dropped:
                 yield Delta(dropped=dropped)
-            while not all(choice.finish for choice in choices):
-                token = await loop.run_in_executor(self._worker, next, tokens, None)
-                if token is None:
-                    break
+            async for token in tokens:
                 choice = choices[token.choice]
                 if choice.finish:
                     continue
                 said += 1
                 delta = choice.take(token)
-                if all(choice.finish for choice in choices):
+                over = all(choice.finish for choice in choices)
+                if over:
                     delta = replace(delta, usage=Usage(prompt_tokens=heard, completion_tokens=said))
                 if delta.text or delta.finish or delta.logprobs:
                     yield delta
-            if not all(choice.finish for choice in choices):  # nothing was to be written: max_tokens is 0
-                for choice in choices:
-                    yield Delta(choice=choice.index, finish="length", usage=Usage(prompt_tokens=heard))
-        finally:
-            with suppress(RuntimeError):  # at the end of the program, when no thread is left to stop
-                self._worker.submit(_close, tokens)  # behind the step that may still be running
+                if over:
+                    return
+            for choice in choices:  # nothing was to be written: max_tokens is 0
+                yield Delta(choice=choice.index, finish="length", usage=Usage(prompt_tokens=heard))
 
 
 class _Choice:
@@ -251,6 +255,14 @@ class _Choice:
     def _one(self, number: int, logprob: float) -> Logprob:
         raw = self._tokenizer.token_bytes(number)
         return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
+
+
+def start_of(model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What the output of an encoder-decoder begins with; nothing for other models."""
+    if model.spec.source is None:
+        return ()
+    start = model.config.get("decoder_start_token_id", tokenizer.pad)
+    return () if start is None else (int(start),)
 
 
 def joined(messages: Sequence[Message]) -> str:

@@ -5,9 +5,10 @@ Special tokens write nothing; a stop string and what follows it are cut off; an 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from openbook.chat.local import start_of
 from openbook.errors import InputError
 from openbook.generate.loop import stream_ids
 from openbook.generate.requests import Generation, Token
@@ -44,7 +45,7 @@ class Prompts:
             [self.tokenizer.prompt(text) or self._nothing() for text in self.prompts],
             self.sampling,
             eos=self.tokenizer.stops,
-            start=self._start(),
+            start=start_of(self.model, self.tokenizer),
             cached=self.cached,
             token_bytes=self._bytes,
             results=results,
@@ -60,12 +61,6 @@ class Prompts:
 
     def _bytes(self, number: int) -> bytes:
         return b"" if number in self._specials else self.tokenizer.token_bytes(number)
-
-    def _start(self) -> Sequence[int]:
-        if not self.two_sided:
-            return ()
-        start = self.model.config.get("decoder_start_token_id", self.tokenizer.pad)
-        return () if start is None else (int(start),)
 
     def _nothing(self) -> list[int]:
         """What stands for an empty prompt: the begin id, if there is one."""

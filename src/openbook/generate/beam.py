@@ -22,6 +22,7 @@ Symbols: B prompts, W beams, K candidates, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,6 @@ from openbook.errors import InputError, OpenbookError
 from openbook.generate.feed import Feeder, feeder, quiet
 from openbook.generate.requests import Generation, Request
 from openbook.generate.sampler import Row, Sampler
-from openbook.generate.sampling import Sampling
 from openbook.generate.stops import Watch
 from openbook.nn.model import LanguageModel
 
@@ -48,11 +48,22 @@ class _Ended:
     excess: int = 0
 
 
-class _Hunt:
-    """One prompt: its running beams and its finished outputs."""
+class Hunt:
+    """The search for one request: its running beams and its finished outputs. It knows no model: whoever drives it says
+    how likely every continuation of every beam is, and takes the moves.
 
-    def __init__(self, request: Request, width: int) -> None:
+        hunt = Hunt(request)                                         # W rows with the same past
+        while moves := hunt.step(processed log-probabilities [W,V]):
+            row w goes on as a copy of row moves[w][0], with the id moves[w][1]
+        hunt.results()
+    """
+
+    def __init__(self, request: Request, token_bytes: Callable[[int], bytes] | None = None) -> None:
         self.request = request
+        self.sampling = request.sampling
+        self.width = width = request.sampling.beams
+        self.token_bytes = token_bytes
+        self.length = 0  # output tokens of running beams
         self.running = torch.tensor([0.0, *[NEVER] * (width - 1)])  # [W]: at first only one beam is alive
         self.texts: list[list[int]] = [[] for _ in range(width)]
         self.bytes = [b""] * width  # of each beam, where stop strings are looked for
@@ -61,127 +72,96 @@ class _Hunt:
         self.ended = [_Ended() for _ in range(width)]
         self.done = False
 
-
-class _Search:
-    """A batch of prompts with one sampling."""
-
-    def __init__(
-        self, requests: Sequence[Request], token_bytes: Callable[[int], bytes] | None, sampling: Sampling
-    ) -> None:
-        self.sampling = sampling
-        self.width = sampling.beams
-        self.token_bytes = token_bytes
-        self.hunts = [_Hunt(request, self.width) for request in requests]
-        self.length = 0  # output tokens of running beams
-
     def step(self, scores: Tensor) -> list[tuple[int, int]]:
-        """Takes processed log-probabilities [B·W,V]; the (row, id) of every beam that runs on, in order of prompts."""
-        width, vocab = self.width, scores.shape[-1]
-        live = [hunt for hunt in self.hunts if not hunt.done]
-        running = torch.stack([hunt.running for hunt in live]).to(scores.device)
-        total = (scores.view(len(live), width, vocab) + running.unsqueeze(2)).flatten(1)  # [B,W·V]
-        ends = len(live[0].request.stop_ids)
-        values, places = total.topk(min(max(2, 1 + ends) * width, total.shape[1]))  # [B,K]
+        """Takes processed log-probabilities [W,V]; the (beam, id) of each beam that runs on, none when all is found."""
+        vocab = scores.shape[-1]
+        total = (scores + self.running.to(scores.device).unsqueeze(1)).flatten()  # [W·V]
+        count = max(2, 1 + len(self.request.stop_ids)) * self.width
+        values, places = total.topk(min(count, len(total)))  # [K]
         values, chosen = values.cpu(), places.tolist()
         if bool(values.isnan().any()):
             raise OpenbookError(f"The model's logits are not numbers (NaN) at output token {self.length}.")
         self.length += 1
-        moves: list[tuple[int, int]] = []
-        for number, hunt in enumerate(live):
-            candidates = [(place // vocab, place % vocab) for place in chosen[number]]
-            kept = self._judge(hunt, values[number], candidates)
-            if not hunt.done:
-                moves += [(number * width + beam, token) for beam, token in kept]
-        return moves
+        kept = self._judge(values, [(place // vocab, place % vocab) for place in chosen])
+        return [] if self.done else kept
 
-    def _judge(self, hunt: _Hunt, values: Tensor, candidates: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Finishes, keeps and drops one prompt's candidates (values [K], best first); those that run on."""
-        stops = [self._stop(hunt, beam, token) for beam, token in candidates]
+    def _judge(self, values: Tensor, candidates: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Finishes, keeps and drops candidates (values [K], best first); those that run on."""
+        stops = [self._stop(beam, token) for beam, token in candidates]
         hits = torch.tensor([stop is not None for stop in stops])
-        self._finish(hunt, values, candidates, stops, hits)
-        hunt.running, order = (values + hits.float() * NEVER).topk(self.width)
+        self._finish(values, stops, hits)
+        self.running, order = (values + hits.float() * NEVER).topk(self.width)
         # `topk` gives the values in order; the beams follow.
         kept = [candidates[place] for place in order.tolist()]
-        hunt.bytes = [self._bytes(hunt, beam, token) for beam, token in kept]
-        hunt.texts = [[*hunt.texts[beam], token] for beam, token in kept]
-        hunt.done = bool(hits.all()) or not self._may_improve(hunt)
+        # Where too little was possible, a beam repeats the best one's move; its score keeps it from ever being chosen.
+        kept = [move if score > -math.inf else kept[0] for move, score in zip(kept, self.running.tolist(), strict=True)]
+        self.bytes = [self._bytes(beam, token) for beam, token in kept]
+        self.texts = [[*self.texts[beam], token] for beam, token in kept]
+        self.done = bool(hits.all()) or not self._may_improve()
         return kept
 
-    def _finish(
-        self,
-        hunt: _Hunt,
-        values: Tensor,
-        candidates: list[tuple[int, int]],
-        stops: list[_Ended | None],
-        hits: Tensor,
-    ) -> None:
-        top = torch.arange(len(candidates)) < self.width  # the others are only there so that enough run on
-        ending = hits & top
+    def _finish(self, values: Tensor, stops: list[_Ended | None], hits: Tensor) -> None:
+        top = torch.arange(len(stops)) < self.width  # the others are only there so that enough run on
+        ending = hits & top & (values > NEVER / 2)  # and no beam ends that was never alive
         scores = values / self.length**self.sampling.length_penalty
-        if self.sampling.early_stopping is True and bool(hunt.finished.all()):
+        if self.sampling.early_stopping is True and bool(self.finished.all()):
             scores = scores + NEVER
         scores = scores + (~ending).float() * NEVER
-        merged, order = torch.cat([hunt.scores, scores]).topk(self.width)
-        hunt.finished = torch.cat([hunt.finished, ending])[order]
-        hunt.scores = merged
-        pool: list[_Ended | None] = [*hunt.ended, *stops]
-        hunt.ended = [found if (found := pool[place]) is not None else _Ended() for place in order.tolist()]
+        self.scores, order = torch.cat([self.scores, scores]).topk(self.width)
+        self.finished = torch.cat([self.finished, ending])[order]
+        pool: list[_Ended | None] = [*self.ended, *stops]
+        self.ended = [found if (found := pool[place]) is not None else _Ended() for place in order.tolist()]
 
-    def _may_improve(self, hunt: _Hunt) -> bool:
+    def _may_improve(self) -> bool:
         early, penalty = self.sampling.early_stopping, self.sampling.length_penalty
-        if early is True and bool(hunt.finished.all()):
+        if early is True and bool(self.finished.all()):
             return False
-        length = hunt.request.room if early == "never" and penalty > 0 else self.length
-        best = hunt.running[0] / length**penalty
-        worst = torch.where(hunt.finished, hunt.scores.min(), NEVER)
+        length = self.request.room if early == "never" and penalty > 0 else self.length
+        best = self.running[0] / length**penalty
+        worst = torch.where(self.finished, self.scores.min(), NEVER)
         return bool((best > worst).any())
 
-    def _bytes(self, hunt: _Hunt, beam: int, token: int) -> bytes:
+    def _bytes(self, beam: int, token: int) -> bytes:
         """What stop strings are looked for in: the end of the beam's bytes, long enough for the longest of them."""
         if not self.sampling.stop or self.token_bytes is None:
             return b""
-        text = hunt.bytes[beam] + self.token_bytes(token)
+        text = self.bytes[beam] + self.token_bytes(token)
         return text[max(0, len(text) - max(len(stop) for stop in self.sampling.stop_bytes) + 1) :]
 
-    def _stop(self, hunt: _Hunt, beam: int, token: int) -> _Ended | None:
+    def _stop(self, beam: int, token: int) -> _Ended | None:
         """Whether a beam ends with this token, and how."""
-        ids = [*hunt.texts[beam], token]
+        ids = [*self.texts[beam], token]
         if self.length >= self.sampling.min_tokens:
-            if token in hunt.request.stop_ids:
+            if token in self.request.stop_ids:
                 return _Ended(ids, token)
             if self.sampling.stop and self.token_bytes is not None:
                 watch = Watch(self.sampling.stop_bytes)
-                watch.held = hunt.bytes[beam]
+                watch.held = self.bytes[beam]
                 watch.feed(self.token_bytes(token))
                 if watch.found is not None:
                     return _Ended(ids, watch.found, watch.excess)
-        return _Ended(ids) if self.length >= hunt.request.room else None
+        return _Ended(ids) if self.length >= self.request.room else None
 
-    def results(self, hunt: _Hunt) -> list[Generation]:
-        """The best `n` outputs of a prompt, best first; running beams fill up what a cancelled search left open."""
+    def results(self) -> list[Generation]:
+        """The best `n` outputs, best first; running beams fill up what a cancelled search left open."""
+        number = self.request.number
         found = [
             Generation(
-                hunt.request.number,
-                0,
-                e.ids,
-                "length" if e.stopped_by is None else "stop",
-                e.stopped_by,
-                e.excess,
-                score=s,
+                number, 0, e.ids, "length" if e.stopped_by is None else "stop", e.stopped_by, e.excess, score=score
             )
-            for e, s, finished in zip(hunt.ended, hunt.scores.tolist(), hunt.finished.tolist(), strict=True)
+            for e, score, finished in zip(self.ended, self.scores.tolist(), self.finished.tolist(), strict=True)
             if finished
         ]
-        if not hunt.done:
-            scores = (hunt.running / max(self.length, 1) ** self.sampling.length_penalty).tolist()
+        if not self.done:
+            scores = (self.running / max(self.length, 1) ** self.sampling.length_penalty).tolist()
             found += [
-                Generation(hunt.request.number, 0, ids, "cancelled", score=score)
-                for ids, score in zip(hunt.texts, scores, strict=True)
+                Generation(number, 0, ids, "cancelled", score=score)
+                for ids, score in zip(self.texts, scores, strict=True)
             ]
         if not found:
             raise InputError(
-                f"No beam of prompt {hunt.request.number} could be finished: banned ids, `no_repeat_ngram` or "
-                "`min_tokens` forbid all that could follow. Relax one of them."
+                f"No beam of prompt {number} could be finished: banned ids, `no_repeat_ngram`, `min_tokens` or the "
+                "`grammar` forbid all that could follow. Relax one of them."
             )
         for choice, generation in enumerate(found):
             generation.choice = choice
@@ -208,24 +188,27 @@ def search(
     going = [request for request in requests if request.room]
     if not going:
         return empty
-    hunt = _Search(going, token_bytes, sampling)
+    hunts = [Hunt(request, token_bytes) for request in going]
     with quiet(model):
-        _run(model, hunt, feeder(model, going, cached=cached, chunk=chunk), cancel)
-    return empty + [generation for one in hunt.hunts for generation in hunt.results(one)]
+        _run(model, hunts, feeder(model, going, cached=cached, chunk=chunk), cancel)
+    return empty + [generation for hunt in hunts for generation in hunt.results()]
 
 
-def _run(model: LanguageModel, hunt: _Search, feed: Feeder, cancel: Callable[[], bool] | None) -> None:
-    width = hunt.width
+def _run(model: LanguageModel, hunts: list[Hunt], feed: Feeder, cancel: Callable[[], bool] | None) -> None:
+    width = hunts[0].width
     logits = feed.first().repeat_interleave(width, dim=0)  # every beam starts from the same prompt
     rows = [
-        Row(one.request.sampling, one.request.prompt, one.request.stop_ids) for one in hunt.hunts for _ in range(width)
+        Row(hunt.request.sampling, hunt.request.prompt, hunt.request.stop_ids) for hunt in hunts for _ in range(width)
     ]
     sampler = Sampler(rows, logits.shape[-1], logits.device)
     read_once = True
     while cancel is None or not cancel():
-        moves = hunt.step(sampler.process(logits.float().log_softmax(-1)))
+        scores = sampler.process(logits.float().log_softmax(-1)).split(width)
+        found = [hunt.step(part) for hunt, part in zip(hunts, scores, strict=True)]
+        moves = [(first * width + beam, token) for first, some in enumerate(found) for beam, token in some]
         if not moves:
             return
+        hunts = [hunt for hunt in hunts if not hunt.done]
         places, tokens = zip(*moves, strict=True)
         feed.select([place // width for place in places] if read_once else places)
         read_once = False

@@ -18,7 +18,7 @@ Symbols: B rows, T new tokens, C columns, S visible columns, L layers of a lane,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,17 @@ from torch import Tensor
 from openbook.errors import InputError
 from openbook.nn.attend import mix
 from openbook.nn.spec import Pattern
-from openbook.nn.state import Declaration, PerSequence, PerToken, PositionBias, Scores, visible
+from openbook.nn.state import (
+    Declaration,
+    PerSequence,
+    PerToken,
+    PositionBias,
+    Recurrence,
+    Scores,
+    Source,
+    SourceKeys,
+    visible,
+)
 
 HOLE = 1 << 30  # the position of a column that holds no token: after every query, hence never seen
 START = 256  # columns of a lane's first block
@@ -126,6 +136,8 @@ class Contiguous:
     `length` is what length-dependent rotary scaling is fixed to (default: `capacity`). Explicit `positions` handed to
     the model must grow along each row: they decide what sees what.
     """
+
+    brings_sources = False
 
     def __init__(
         self,
@@ -288,7 +300,7 @@ class Step:
         self.positions = positions
         self.segments = segments
         self.longest = longest
-        self.length = cache.length
+        self.length: int | tuple[int, ...] = cache.length
         self.used = used
         self.tokens = tokens
         self._masks: dict[tuple[int, Pattern], tuple[Tensor | None, bool]] = {}
@@ -349,7 +361,12 @@ class Step:
             self._biases[key] = bias if seen is None else bias.masked_fill(~seen, -torch.inf)
         return self._biases[key]
 
-    def slot(self, index: int) -> tuple[Tensor, ...]:
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:
+        out, after = run(x, self._slot(index), self.segments)
+        self.cache.slots[index] = tuple(t.detach() for t in after)
+        return out
+
+    def _slot(self, index: int) -> tuple[Tensor, ...]:
         kept = self.cache.slots.get(index)
         if kept is None:
             kind = self.cache.states[index]
@@ -360,12 +377,12 @@ class Step:
             return tuple(t.clone() for t in kept)  # what inference mode made, autograd would refuse
         return kept
 
-    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:
-        self.cache.slots[index] = tuple(t.detach() for t in tensors)
-
-    def remember(self, index: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        sources = self.cache.sources
-        if index not in sources:
-            keys, values = make()
-            sources[index] = (keys.detach(), values.detach())
-        return sources[index]
+    def look(
+        self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
+    ) -> Tensor:
+        assert source is not None, "an encoder-decoder runs with a source"
+        if index not in self.cache.sources:
+            k, v = keys(source.hidden)
+            self.cache.sources[index] = (k.detach(), v.detach())
+        k, v = self.cache.sources[index]
+        return mix(q, k, v, source.visible, False, scale, dropout=dropout)

@@ -45,6 +45,11 @@ def uniform(state: int, index: int) -> float:
     return (_mix((state + (index + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
 
+def branch(state: int, number: int) -> int:
+    """A stream of its own beside `state`, for draws that are not the output's tokens (drafts, say)."""
+    return _mix(state ^ _mix((number + 1) * _GOLDEN & _MASK))
+
+
 def argmax(logits: Tensor) -> Tensor:
     """The lowest id among the largest logits of each row, [B,V] → [B]; -1 where the row is all -inf or holds NaN."""
     best, ids = logits.max(dim=-1)

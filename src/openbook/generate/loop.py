@@ -2,7 +2,7 @@
 
     feed.first / feed.next   logits of every row's last token          feed.py: with a cache, or the slow reference
     sampler.choose           one id per row                            sampler.py
-    _Line.take               stops, log-probabilities, events          here
+    Line.take               stops, log-probabilities, events          output.py
     Writer._drop             rows that are done leave the batch
 
 Rows stop one by one; the rest goes on without them. What a request gets depends on nothing beside it (law 3): not on
@@ -20,54 +20,13 @@ from torch import Tensor
 from openbook.errors import InputError
 from openbook.generate.beam import search
 from openbook.generate.feed import Feeder, feeder, quiet
-from openbook.generate.requests import Generation, Logprob, Request, Token, accept
-from openbook.generate.sampler import Row, Sampler
+from openbook.generate.output import Lines, TokenBytes, logprobs
+from openbook.generate.requests import Generation, Request, Token, accept
+from openbook.generate.sampler import Sampler
 from openbook.generate.sampling import Sampling
-from openbook.generate.stops import Watch
 from openbook.nn.model import LanguageModel
 
 BATCH = 64  # rows that run together unless the caller says otherwise
-
-TokenBytes = Callable[[int], bytes]
-
-
-class _Line:
-    """One row of a running batch: a choice of a request and what becomes of it."""
-
-    def __init__(self, request: Request, choice: int) -> None:
-        sampling = request.sampling
-        self.request = request
-        self.row = Row(sampling, request.prompt, request.stop_ids, choice)
-        self.watch = Watch(sampling.stop_bytes)
-        self.result = Generation(
-            prompt=request.number,
-            choice=choice,
-            ids=self.row.output,
-            logprobs=None if sampling.logprobs is None else [],
-            prompt_logprobs=None if sampling.prompt_logprobs is None else [None],
-        )
-        self.done = False
-
-    def take(self, token: int, token_bytes: TokenBytes | None, logprob: Logprob | None) -> Token:
-        """Notes that `token` was written: does it end this row, and which bytes are certain now?"""
-        result, request, text = self.result, self.request, b""
-        count = len(result.ids)
-        stopping = count >= request.sampling.min_tokens
-        if stopping and token in request.stop_ids:
-            result.finish, result.stopped_by, self.done = "stop", token, True
-        elif token_bytes is not None:
-            text = self.watch.feed(token_bytes(token), stopping=stopping)
-            if self.watch.found is not None:
-                result.finish, result.stopped_by, self.done = "stop", self.watch.found, True
-                result.excess = self.watch.excess
-        if not self.done and count >= request.room:
-            result.finish, self.done = "length", True
-        if self.done:
-            text += self.watch.finish()
-        if logprob is not None and result.logprobs is not None:
-            result.logprobs.append(logprob)
-        finish = result.finish if self.done else None
-        return Token(result.prompt, result.choice, count - 1, token, text, logprob, finish)
 
 
 class Writer:
@@ -81,11 +40,13 @@ class Writer:
         cached: bool = True,
         chunk: int | None = None,
         token_bytes: TokenBytes | None = None,
+        eos: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.requests = requests
         self.token_bytes = token_bytes
-        self.lines = [_Line(request, choice) for request in requests for choice in range(request.sampling.n)]
+        begin = Lines(model.spec.embed.vocab, token_bytes, eos)
+        self.lines = [line for request in requests for line in begin.begin(request)]
         self.generations = [line.result for line in self.lines]
         self._options = (cached, chunk)
         self._feed: Feeder | None = None
@@ -109,7 +70,7 @@ class Writer:
             self._tokens = self._sampler.choose(logits)
             ids = self._tokens.tolist()
             self._sampler.commit(ids)
-            found = _logprobs(logits, ids, [line.request.sampling.logprobs for line in self.lines])
+            found = logprobs(logits, ids, [line.request.sampling.logprobs for line in self.lines])
             events = [
                 line.take(token, self.token_bytes, logprob)
                 for line, token, logprob in zip(self.lines, ids, found, strict=True)
@@ -151,7 +112,7 @@ class Writer:
         top = request.sampling.prompt_logprobs
         if top is None or not after:
             return
-        found = _logprobs(logits[: len(after)], after, [top] * len(after))
+        found = logprobs(logits[: len(after)], after, [top] * len(after))
         for line in self.lines:
             if line.request is request and line.result.prompt_logprobs is not None:
                 line.result.prompt_logprobs += found
@@ -164,20 +125,6 @@ class Writer:
             self._feed.select(keep)
             self._sampler.select(keep)
             self._tokens = self._tokens[keep]
-
-
-def _logprobs(logits: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:
-    """The log-probability of each row's id and the best alternatives, from raw logits [B,V]; None where not wanted."""
-    most = max((top for top in tops if top is not None), default=None)
-    if most is None:
-        return [None] * len(ids)
-    scores = logits.float().log_softmax(-1)
-    own = scores.gather(1, torch.tensor(ids, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
-    values, places = (part.tolist() for part in scores.topk(most, dim=-1))
-    return [
-        None if top is None else Logprob(i, o, tuple(zip(place[:top], value[:top], strict=True)))
-        for i, o, top, value, place in zip(ids, own, tops, values, places, strict=True)
-    ]
 
 
 def stream_ids(

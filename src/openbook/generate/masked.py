@@ -23,6 +23,7 @@ from torch import Tensor
 
 from openbook.errors import InputError, OpenbookError, Refusal
 from openbook.generate import draw, processors
+from openbook.generate.encode import by_length
 from openbook.generate.feed import padded, quiet
 from openbook.generate.requests import check_ids
 from openbook.nn.model import LanguageModel
@@ -55,18 +56,18 @@ def fill(
     vocab = model.spec.embed.vocab
     if not 1 <= top <= vocab - len(set(banned)):
         raise InputError(f"`top` must be from 1 to {vocab - len(set(banned))}: got {top}.")
-    found: list[list[Blank]] = []
+    found: dict[int, list[Blank]] = {}
     with quiet(model):
-        for start in range(0, len(texts), batch):
-            part = texts[start : start + batch]
+        for numbers in by_length([len(text) for text in texts], rows=batch):
+            part = [texts[number] for number in numbers]
             places = [[place for place, i in enumerate(text) if i == mask] for text in part]
             chances = _predict(model, part, places, banned).softmax(-1).topk(top, dim=-1)
             rows = iter(zip(chances.indices.tolist(), chances.values.tolist(), strict=True))
-            for blanks in places:
+            for number, blanks in zip(numbers, places, strict=True):
                 tops = [next(rows) for _ in blanks]
                 pairs = [tuple(zip(ids, values, strict=True)) for ids, values in tops]
-                found.append([Blank(place, pair) for place, pair in zip(blanks, pairs, strict=True)])
-    return found
+                found[number] = [Blank(place, pair) for place, pair in zip(blanks, pairs, strict=True)]
+    return [found[number] for number in range(len(texts))]
 
 
 def unmask(

@@ -1,5 +1,6 @@
 """What changes the logits of the next token, as pure functions, in the one order in which they run.
 
+  0 the grammar            ids that it does not allow: `Sampler`, by `constraints.masks`
   1 add_bias               logit_bias
   2 repetition_penalty     over prompt and output
   3 output_penalties       frequency and presence, over output

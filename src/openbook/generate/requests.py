@@ -15,7 +15,7 @@ from openbook.generate.sampling import Sampling
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Token:
     text: bytes = b""  # output bytes that became certain with it (needs `token_bytes`)
     logprob: Logprob | None = None
     finish: Finish | None = None  # set on the last token of a choice
+    version: int = 0  # of the weights it was made with: how often weights were pushed before
 
 
 @dataclass
@@ -45,8 +46,9 @@ class Generation:
     """One finished output.
 
     `ids` holds all output ids, the id that stopped it included. `finish`: "stop" (a stop id, end id or stop string:
-    `stopped_by` says which), "length" (`max_tokens`, or the context is full) or "cancelled". With a stop string the
-    last `excess` bytes of the ids' bytes are not text: the stop and what its last token held beyond it.
+    `stopped_by` says which), "length" (`max_tokens`, or the context is full), "cancelled", "deadline" (its time was
+    over) or "error" (`error` says which). With a stop string the last `excess` bytes of the ids' bytes are not text:
+    the stop and what its last token held beyond it.
     """
 
     prompt: int
@@ -57,6 +59,9 @@ class Generation:
     excess: int = 0
     logprobs: list[Logprob] | None = None
     prompt_logprobs: list[Logprob | None] | None = None  # None for the first token, which nothing precedes
+    cached: int = 0  # prompt tokens whose state was there already (prefix cache)
+    versions: list[int] | None = None  # of the weights that made each token, where weights were pushed meanwhile
+    error: str | None = None  # why, where `finish` is "error"
     score: float | None = None  # beam search: sum of log-probabilities / length ** length_penalty
 
 
@@ -81,8 +86,12 @@ def accept(
     eos: Sequence[int] = (),
     start: Sequence[int] = (),
     context: int | None = None,
+    first: int = 0,
 ) -> list[Request]:
-    """Checks prompts against the model: `Refusal` for a model that cannot write, `InputError` for a bad prompt."""
+    """Checks prompts against the model and numbers the requests from `first` on.
+
+    `Refusal` for a model that cannot write, `InputError` for a bad prompt.
+    """
     if model.spec.language is None:
         raise Refusal("This model has no language head: it cannot write. Its heads: " + ", ".join(model.heads) + ".")
     if not model.spec.causal:
@@ -99,7 +108,7 @@ def accept(
     begin = tuple(check_ids("`start`", start, vocab))
     ends = frozenset(check_ids("`eos`", eos, vocab))
     requests = []
-    for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+    for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True), start=first):
         ids = tuple(check_ids(f"prompt {number}", prompt, vocab))
         if not ids:
             raise InputError(f"Prompt {number} is empty: give at least one id (the begin id, say).")

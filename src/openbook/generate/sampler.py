@@ -1,10 +1,11 @@
 """The choice of tokens for a batch of requests: what each row has seen, its processors, its randomness.
 
-A `Sampler` holds rows in the order of the batch. Rows that ask for the same `Sampling` form a group, whose tensors
+A `Sampler` holds rows in the order of the batch. Rows whose settings act alike form a group (`alike`), whose tensors
 (which ids were seen, how often) exist only when a processor needs them: greedy decoding of a batch is one argmax.
 
     tokens = sampler.choose(logits)        # [B,V] on the device → [B] on the device, nothing synchronised
     sampler.commit(tokens.tolist())        # history: what the next step's penalties, n-grams and randomness see
+    sampler.update(rows)                   # other rows: those that stay keep their tensors
 
 Symbols: B rows, V vocabulary, b rows of a group.
 """
@@ -12,8 +13,8 @@ Symbols: B rows, V vocabulary, b rows of a group.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -21,10 +22,14 @@ from torch import Tensor
 
 from openbook.errors import InputError, OpenbookError
 from openbook.generate import draw, processors
+from openbook.generate.constraints import Constraint, masks
 from openbook.generate.sampling import Sampling
 
+# What a group of rows has in common: the fields of its processors, and which steps any of its rows may need.
+Key = tuple[object, ...]
 
-@dataclass
+
+@dataclass(eq=False)
 class Row:
     """One row of the batch: a request, which of its choices this is, and what has been written so far."""
 
@@ -36,14 +41,19 @@ class Row:
     output: list[int] = field(default_factory=list)
     ngrams: processors.Ngrams | None = None
     stream: int = 0
+    constraint: Constraint | None = None  # where the output stands in the sampling's grammar
+    key: Key = ()
 
     def __post_init__(self) -> None:
         seed = self.sampling.seed if self.seed is None else self.seed
         self.seed = secrets.randbits(64) if seed is None else seed
         self.stream = draw.stream(self.seed, self.choice)
+        self.key = self.key or alike(self.sampling)
         if self.sampling.no_repeat_ngram and self.ngrams is None:
             self.ngrams = processors.Ngrams(self.sampling.no_repeat_ngram)
             self.ngrams.extend([*self.prompt, *self.output])
+        if self.sampling.grammar is not None and self.constraint is None:
+            raise InputError("A `grammar` needs the bytes of the tokenizer's ids, which this call does not have.")
 
     def number(self) -> float:
         """The uniform number of the next output index."""
@@ -54,46 +64,96 @@ class Row:
         ahead = self.sampling.forced
         return ahead[len(self.output)] if len(self.output) < len(ahead) else None
 
+    def early(self) -> frozenset[int]:
+        """The ids that must not come yet, since they would stop the output."""
+        return self.stop_ids if len(self.output) < self.sampling.min_tokens else frozenset()
+
     def add(self, token: int) -> None:
         """Takes the chosen id."""
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self.output.append(token)
         if self.ngrams is not None:
             self.ngrams.extend((token,))
 
     def copy(self) -> Row:
         """An independent continuation with the same past."""
-        ngrams = None if self.ngrams is None else self.ngrams.copy()
-        return Row(
-            self.sampling, self.prompt, self.stop_ids, self.choice, self.seed, list(self.output), ngrams, self.stream
-        )  # fmt: skip
+        return replace(
+            self,
+            output=list(self.output),
+            ngrams=None if self.ngrams is None else self.ngrams.copy(),
+            constraint=None if self.constraint is None else self.constraint.copy(),
+        )
+
+
+def alike(s: Sampling) -> Key:
+    """Rows with equal keys run as one group: what shapes the distribution, and nothing else (no seeds, no lengths).
+
+    What is looked up row by row (forced ids, n-grams, min_tokens) counts only as being there or not, and what follows
+    the argmax does not count for greedy rows.
+    """
+    drawn = () if s.greedy else (s.top_k, s.top_p, s.min_p, s.typical_p)
+    return (
+        s.temperature, drawn, s.repetition_penalty, s.presence_penalty, s.frequency_penalty, bool(s.no_repeat_ngram),
+        tuple(sorted(s.logit_bias.items())), s.banned, bool(s.forced), bool(s.min_tokens),
+    )  # fmt: skip
 
 
 class _Group:
-    """Rows of one `Sampling` and the tensors its processors need."""
+    """Rows that act alike, and the tensors their processors need. `kept`: rows whose tensors are known, and where."""
 
-    def __init__(self, places: list[int], rows: list[Row], whole: bool, vocab: int, device: torch.device) -> None:
+    def __init__(
+        self, rows: list[Row], vocab: int, device: torch.device, kept: Mapping[Row, tuple[_Group, int]]
+    ) -> None:
         self.rows = rows
-        self.sampling = rows[0].sampling
-        self.index = None if whole else torch.tensor(places, device=device)
-        s = self.sampling
+        self.index: Tensor | None = None  # places in the batch; None: all of it
+        s = self.sampling = rows[0].sampling
         self.bias = _vector(s.logit_bias, vocab, device) if s.logit_bias else None
         self.banned = torch.tensor(s.banned, device=device) if s.banned else None
         self.seen = self.counts = None
+        self.taken = [0] * len(rows)  # how many output ids of each row are in the tensors
         if s.repetition_penalty != 1.0:
             self.seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=device)
-            _mark(self.seen, [(*row.prompt, *row.output) for row in rows])
         if s.frequency_penalty or s.presence_penalty:
             self.counts = torch.zeros(len(rows), vocab, device=device)
-            _mark(self.counts, [row.output for row in rows])
+        if self.seen is not None or self.counts is not None:
+            self._recall(kept)
         counted = self.seen is not None or self.counts is not None
-        self.lines = torch.arange(len(rows), device=device) if counted else None
         self.plain = not (counted or s.logit_bias or s.banned or s.forced or s.no_repeat_ngram or s.min_tokens)
+
+    def _recall(self, kept: Mapping[Row, tuple[_Group, int]]) -> None:
+        """Takes over the tensors of rows that were known; others begin with their prompt."""
+        new: list[Sequence[int]] = []
+        for line, row in enumerate(self.rows):
+            new.append(() if row in kept else row.prompt)
+            if row not in kept:
+                continue
+            group, place = kept[row]
+            self.taken[line] = group.taken[place]
+            if self.seen is not None and group.seen is not None:
+                self.seen[line] = group.seen[place]
+            if self.counts is not None and group.counts is not None:
+                self.counts[line] = group.counts[place]
+        if self.seen is not None and any(new):
+            _mark(self.seen, new)
+
+    def _catch_up(self) -> None:
+        """Counts what the rows have written since."""
+        if self.seen is None and self.counts is None:
+            return
+        new = [row.output[taken:] for row, taken in zip(self.rows, self.taken, strict=True)]
+        if any(new):
+            for table in (self.seen, self.counts):
+                if table is not None:
+                    _mark(table, new)
+            self.taken = [len(row.output) for row in self.rows]
 
     def process(self, logits: Tensor) -> Tensor:
         """Steps 1 to 6 of `processors.py` on the group's rows, [b,V] float32."""
         s = self.sampling
         if self.plain:
             return logits
+        self._catch_up()
         if self.bias is not None:
             logits = processors.add_bias(logits, self.bias)
         if self.seen is not None:
@@ -105,21 +165,10 @@ class _Group:
         if self.banned is not None:
             logits = processors.ban(logits, self.banned)
         if s.min_tokens:
-            early = [row.stop_ids if len(row.output) < s.min_tokens else () for row in self.rows]
-            logits = processors.ban_each(logits, early)
+            logits = processors.ban_each(logits, [row.early() for row in self.rows])
         if s.forced:
             logits = processors.force(logits, [row.forced() for row in self.rows])
         return logits
-
-    def saw(self) -> None:
-        """Counts each row's last id."""
-        if self.lines is None:
-            return
-        tokens = torch.tensor([row.output[-1] for row in self.rows], device=self.lines.device)
-        if self.seen is not None:
-            self.seen[self.lines, tokens] = True
-        if self.counts is not None:
-            self.counts[self.lines, tokens] += 1
 
 
 class Sampler:
@@ -128,27 +177,47 @@ class Sampler:
     def __init__(self, rows: Sequence[Row], vocab: int, device: torch.device | str = "cpu") -> None:
         self.vocab = vocab
         self.device = torch.device(device)
-        self.rows = list(rows)
-        for row in self.rows:
-            row.sampling.check_vocab(vocab)
-        self._regroup()
+        self.rows: list[Row] = []
+        self.groups: list[_Group] = []
+        self.held: list[int] = []  # places of rows with a grammar
+        self.update(rows)
 
-    def _regroup(self) -> None:
-        found: list[tuple[list[int], list[Row]]] = []
-        for place, row in enumerate(self.rows):
-            for places, members in found:
-                if members[0].sampling is row.sampling or members[0].sampling == row.sampling:
-                    places.append(place)
-                    members.append(row)
-                    break
-            else:
-                found.append(([place], [row]))
-        whole = len(found) == 1
-        self.groups = [_Group(places, rows, whole, self.vocab, self.device) for places, rows in found]
+    def update(self, rows: Sequence[Row]) -> None:
+        """Goes on with these rows, in this order. Rows that were here keep what is known of them."""
+        known = set(self.rows)
+        for row in rows:
+            if row not in known:
+                row.sampling.check_vocab(self.vocab)
+        self._arrange(list(rows), {})
+
+    def _arrange(self, rows: list[Row], origins: Mapping[Row, Row]) -> None:
+        """Groups the rows; `origins`: of a copy, the row that it continues."""
+        if rows == self.rows:
+            return
+        found: dict[Key, list[int]] = {}
+        for place, row in enumerate(rows):
+            found.setdefault(row.key, []).append(place)
+        old = {group.rows[0].key: group for group in self.groups}
+        groups = []
+        for key, places in found.items():
+            members = [rows[place] for place in places]
+            group = old.get(key)
+            if group is None or group.rows != members:
+                lines = {} if group is None else {row: line for line, row in enumerate(group.rows)}
+                kept = {
+                    row: (group, lines[origin])
+                    for row in members
+                    if group is not None and (origin := origins.get(row, row)) in lines
+                }
+                group = _Group(members, self.vocab, self.device, kept)
+            group.index = None if len(found) == 1 else torch.tensor(places, device=self.device)
+            groups.append(group)
+        self.rows, self.groups = rows, groups
+        self.held = [place for place, row in enumerate(rows) if row.constraint is not None]
 
     def process(self, logits: Tensor) -> Tensor:
-        """Steps 1 to 6 for all rows: logits [B,V] → float32 [B,V]."""
-        logits = logits.float()
+        """Steps 0 to 6 for all rows: logits [B,V] → float32 [B,V]."""
+        logits = self._hold(logits.float())
         if len(self.groups) == 1:
             return self.groups[0].process(logits)
         parts = [(group, group.process(logits[group.index])) for group in self.groups if not group.plain]
@@ -157,9 +226,21 @@ class Sampler:
             logits[group.index] = part
         return logits
 
+    def _hold(self, logits: Tensor) -> Tensor:
+        """Step 0: ids that a row's grammar does not allow become impossible."""
+        if not self.held:
+            return logits
+        constraints = [row.constraint for row in self.rows if row.constraint is not None]
+        forbidden = torch.from_numpy(~masks(constraints, self.vocab)).to(logits.device)  # [b,V]
+        if len(self.held) == len(self.rows):
+            return logits.masked_fill(forbidden, processors.IMPOSSIBLE)
+        index = torch.tensor(self.held, device=logits.device)
+        return logits.index_copy(0, index, logits[index].masked_fill_(forbidden, processors.IMPOSSIBLE))
+
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row: logits [B,V] of the last tokens → int64 [B]; -1: none was left."""
         assert logits.shape == (len(self.rows), self.vocab), "one row of logits for each row of the sampler"
+        logits = self._hold(logits)
         if len(self.groups) == 1:
             return self._choose(self.groups[0], logits)
         tokens = torch.empty(len(self.rows), dtype=torch.int64, device=logits.device)
@@ -177,28 +258,29 @@ class Sampler:
         """Takes the chosen ids into the history. Raises where a row had none to choose from."""
         for row, token in zip(self.rows, tokens, strict=True):
             if token < 0:
-                raise _nothing(row)
+                raise nothing_left(row)
             row.add(token)
-        for group in self.groups:
-            group.saw()
 
     def select(self, places: Sequence[int]) -> None:
         """Continues with these rows, in this order; one named twice splits in two (beams), one not named is dropped."""
         taken: set[int] = set()
+        origins: dict[Row, Row] = {}
         rows = []
         for place in places:
-            rows.append(self.rows[place].copy() if place in taken else self.rows[place])
+            row = self.rows[place]
+            if place in taken:
+                row = row.copy()
+                origins[row] = self.rows[place]
+            rows.append(row)
             taken.add(place)
-        self.rows = rows
-        self._regroup()
+        self._arrange(rows, origins)
 
 
-def _nothing(row: Row) -> OpenbookError:
+def nothing_left(row: Row) -> OpenbookError:
+    """The error for a row in which no id is possible: what forbids them, or that the model is broken."""
     s = row.sampling
-    limits = [
-        f"{name}={getattr(s, name)!r}" for name in ("logit_bias", "banned", "no_repeat_ngram", "min_tokens")
-        if getattr(s, name)
-    ]  # fmt: skip
+    names = ("logit_bias", "banned", "no_repeat_ngram", "min_tokens", "grammar")
+    limits = [f"{name}={getattr(s, name)!r:.80}" for name in names if getattr(s, name)]
     where = f"output token {len(row.output)} (prompt of {len(row.prompt)} tokens)"
     if limits:
         return InputError(f"No id is left to choose at {where}: {', '.join(limits)} forbid all. Relax one of them.")

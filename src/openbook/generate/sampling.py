@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openbook.errors import InputError
+from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
 
 BATCH_LIMIT = 1024  # choices or beams of one request: more is a mistake and would exhaust memory
 
@@ -31,6 +32,8 @@ class Sampling:
         stop: strings that end the output, matched on bytes across token borders; the text ends before them.
         ignore_eos: the model's end ids do not stop (`stop_ids` still do).
     The distribution, in the order of `processors.py`:
+        grammar: what the output must be: a Schema, Regex, Choice, Lark or Json of `grammars.py`; ids that cannot
+            become such a text are impossible; an id that ends the output is possible exactly when the text is whole.
         logit_bias: id -> number added to its logit; -inf forbids it.
         repetition_penalty: > 0; 1 is off. Over prompt and output (Keskar et al. 2019, arXiv 1909.05858).
         frequency_penalty, presence_penalty: subtracted per occurrence / once, over output tokens only.
@@ -61,6 +64,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     banned: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
+    grammar: Grammar | None = None
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
     stop: tuple[str | bytes, ...] = ()
@@ -102,6 +106,8 @@ class Sampling:
             raise InputError(f"`ignore_eos` must be true or false: got {self.ignore_eos!r}.")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise InputError(f"`early_stopping` must be true, false or 'never': got {self.early_stopping!r}.")
+        if self.grammar is not None and not isinstance(self.grammar, (Schema, Regex, Choice, Lark, Json)):
+            raise InputError(f"`grammar` must be a Schema, Regex, Choice, Lark or Json: got {self.grammar!r:.80}.")
 
     def _check_together(self) -> None:
         if self.min_tokens > self.max_tokens:
@@ -109,6 +115,10 @@ class Sampling:
         both = sorted(set(self.banned) & set(self.forced))
         if both:
             raise InputError(f"`banned` and `forced` must not share ids: both hold {both}.")
+        if self.forced and self.grammar is not None:
+            raise InputError(
+                "`forced` ids and a `grammar` cannot both decide what is written: leave out one of the two."
+            )
         if self.beams == 1:
             return
         if self.n > self.beams:

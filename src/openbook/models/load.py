@@ -26,6 +26,7 @@ from openbook.models.staging import staged
 from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
+from openbook.nn.serving import logical
 from openbook.runtime import pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -164,8 +165,8 @@ def save(
     if shard < 1:
         raise ConfigError(f"`shard` is the most bytes in one file: got {shard}.")
     family, config = say(model.spec, model.config.get("model_type"), model.config)
-    parameters = dict(model.named_parameters())
-    places = locate(family.names(model.spec), {name: p.shape for name, p in parameters.items()})
+    parameters = logical(model)
+    places = locate(family.names(model.spec), {name: parameters.shape(name) for name in parameters})
     makers = publish(places, parameters)
     stored = target or model.embed.tokens.weight.dtype
     config = {**config, "dtype": str(stored).removeprefix("torch.")}

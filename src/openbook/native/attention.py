@@ -11,7 +11,7 @@ from openbook import log
 from openbook.hardware import cpu_features
 from openbook.native import build
 
-SOURCES = ("attention.cpp", "forward.h", "backward.h", "problem.h", "visible.h", "tiles.h")
+SOURCES = ("attention.cpp", "forward.h", "backward.h", "problem.h", "visible.h", "tiles.h", "amx.h")
 AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16"))
 AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16")
 

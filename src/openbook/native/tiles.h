@@ -14,6 +14,8 @@
 
 #include <algorithm>
 
+#include "amx.h"
+
 namespace openbook {
 
 constexpr int64_t TILE = 1024;
@@ -32,25 +34,6 @@ struct Tiles {
 // ---------------------------------------------------------------------------------------------- AMX
 
 #ifdef OPENBOOK_AMX
-
-// The tile instructions are written here and not taken from <immintrin.h>: gcc 12 says there that loading the
-// configuration reads 8 bytes of its 64, and that loading a tile reads no memory, so that it may move stores past them.
-inline void amx_begin() {
-    alignas(64) uint8_t config[64] = {1};
-    for (int tile = 0; tile < 8; tile++) {
-        config[16 + 2 * tile] = 64;  // bytes of a row
-        config[48 + tile] = 16;      // rows
-    }
-    asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
-}
-inline void amx_end() { asm volatile("tilerelease" ::: "memory"); }
-
-#define TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::: "memory")
-#define TILE_LOAD(t, from, stride) \
-    asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(stride)) : "memory")
-#define TILE_STORE(t, to, stride) \
-    asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
-#define TILE_MULTIPLY(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 
 // C tiles are 0 (0,0), 1 (0,1), 2 (1,0), 3 (1,1); A tiles 4, 5; B tiles 6, 7.
 template <int M, int N>

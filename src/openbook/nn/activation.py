@@ -1,4 +1,4 @@
-"""Activations by their field names; one table."""
+"""Activations by their field names; one table of references, and one choice of what computes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from openbook.nn import rows
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -20,7 +22,7 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+REFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -29,4 +31,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_relu": squared_relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "exp": torch.exp,
+}
+
+
+def activate(name: str, x: Tensor) -> Tensor:
+    """The function `name` of each number: by the row-exact operator where it can be, else by its reference."""
+    exact = rows.activate(name, x)
+    return REFERENCES[name](x) if exact is None else exact
+
+
+# What a spec may name.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: partial(activate, name) for name in REFERENCES if name not in ("softplus", "exp")
 }

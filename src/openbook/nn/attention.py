@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from openbook.nn import spec
-from openbook.nn.attend import mix
 from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import rotate
@@ -41,7 +40,7 @@ class SelfAttention(Stateful):
 
     def declare(self) -> PerToken:
         size = self.spec.head_dim
-        kv_heads = self.k.weight.shape[0] // size
+        kv_heads = self.k.shape[0] // size
         return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.window)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -77,18 +76,15 @@ class SourceAttention(Stateful):
 
     def declare(self) -> PerSource:
         size = self.spec.head_dim
-        return PerSource(kv_heads=self.k.weight.shape[0] // size, key_dim=size, value_dim=size)
+        return PerSource(kv_heads=self.k.shape[0] // size, key_dim=size, value_dim=size)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        size = self.spec.head_dim
-        assert ctx.source is not None, "an encoder-decoder runs with a source"
-        hidden = ctx.source.hidden
-
-        def make() -> tuple[Tensor, Tensor]:
-            return self.k(hidden).unflatten(-1, (-1, size)), self.v(hidden).unflatten(-1, (-1, size))  # [B,S,G,K]
-
-        k, v = ctx.state.remember(self.index, make)
-        q = self.q(x).unflatten(-1, (-1, size))  # [B,T,H,K]
+        q = self.q(x).unflatten(-1, (-1, self.spec.head_dim))  # [B,T,H,K]
         dropout = self.spec.dropout if self.training else 0.0
-        mixed = mix(q, k, v, ctx.source.visible, False, self.scale, dropout=dropout)
+        mixed = ctx.state.look(self.index, q, ctx.source, self.keys, self.scale, dropout)
         return self.out(mixed.flatten(-2))
+
+    def keys(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B,S,G,K] of the encoder's output [B,S,D]."""
+        size = self.spec.head_dim
+        return self.k(hidden).unflatten(-1, (-1, size)), self.v(hidden).unflatten(-1, (-1, size))

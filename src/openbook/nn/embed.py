@@ -42,8 +42,11 @@ class Embedding(nn.Module):
         except IndexError as error:
             found = f"{int(ids.min())} to {int(ids.max())}"
             raise InputError(f"An id is outside the vocabulary of {self.spec.vocab}: got ids from {found}.") from error
+        scale = torch.tensor(self.spec.scale, dtype=x.dtype)  # rounded as the table is, whatever computes
+        if dtype == torch.float32:  # what is added next is not rounded to the table's dtype
+            x = x.float()
         if self.spec.scale != 1.0:
-            x = x * torch.tensor(self.spec.scale, dtype=x.dtype)
+            x = x * scale.to(x.dtype)
         if self.positions is not None:
             count = self.positions.weight.shape[0]
             if longest > count:

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openbook.nn import lean, spec
-from openbook.nn.activation import ACTIVATIONS
+from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.linear import Linear, cast
 from openbook.nn.norm import Normalise
+from openbook.nn.packed import Packed, RowLinear
 
 
 class TransformLayer(nn.Module):
@@ -34,6 +35,13 @@ class LanguageHead(nn.Module):
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
         self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
         self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
+        self.packed: Packed | RowLinear | None = None  # the matrix in another form (nn/serving.py)
+
+    def matrix(self, tied: Tensor) -> Tensor:
+        """The matrix [V,D] as a tensor, in whatever form it is kept."""
+        if isinstance(self.packed, Packed):
+            return self.packed.unpack()
+        return tied if self.weight is None else self.weight
 
     def before(self, hidden: Tensor) -> Tensor:
         """What comes before the matrix: transform and scale."""
@@ -44,10 +52,13 @@ class LanguageHead(nn.Module):
     def after(self, logits: Tensor) -> Tensor:
         """What comes after the matrix: the soft cap."""
         cap = self.spec.softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else activate("tanh", logits / cap) * cap
 
     def forward(self, hidden: Tensor, tied: Tensor) -> Tensor:
-        weight = tied if self.weight is None else self.weight
+        if self.packed is not None:
+            logits = self.packed(self.before(hidden))
+            return self.after(logits if self.bias is None else logits + self.bias.to(logits.dtype))
+        weight = self.matrix(tied)
         bias = None if self.bias is None else cast(self.bias, hidden.dtype)
         hidden, weight = self.before(hidden), cast(weight, hidden.dtype)
         logits = lean.product(hidden, weight, bias)
@@ -62,7 +73,7 @@ class PoolerHead(nn.Module):
         self.linear = Linear(dim, dim, bias=True)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.linear(hidden[:, 0]))
+        return activate("tanh", self.linear(hidden[:, 0]))
 
 
 class ClassHead(nn.Module):

@@ -23,6 +23,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
+    @property
+    def shape(self) -> torch.Size:
+        """(out, in)."""
+        return self.weight.shape
+
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else cast(self.bias, x.dtype)
         return F.linear(x, cast(self.weight, x.dtype), bias)

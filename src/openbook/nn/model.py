@@ -7,7 +7,7 @@ Symbols: see shapes.py.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
 from openbook.nn.stack import Tower
 from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
+
+
+class Stored(NamedTuple):
+    """A model before `nn/serving.py`: the dtype of each logical parameter, in order, and what it computed in."""
+
+    dtypes: dict[str, torch.dtype]
+    compute: torch.dtype | None
 
 
 class SourceModel(nn.Module):
@@ -52,6 +59,7 @@ class LanguageModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.compute_dtype: torch.dtype | None = None  # None: that of the parameters
         self.rewrites: list[str] = []  # what was done to it since it was built, in order
+        self.stored: Stored | None = None  # how its parameters were kept before they took their form for serving
         self.config: dict[str, Any] = {}  # the config.json it came from
         self.states: tuple[Declaration, ...] = ()
         for index, layer in enumerate(stack.stateful()):
@@ -133,7 +141,7 @@ class LanguageModel(nn.Module):
             state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
         seen = None
         if self.source is not None:
-            if encoded is None:
+            if encoded is None and (cache is None or not cache.brings_sources):
                 raise InputError("This is an encoder-decoder: give it `source` ids or `encoded` states.")
             seen = _source_visible(source_segments, segments)
         elif encoded is not None:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openbook.nn import spec
+from openbook.nn import packed, spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.grouped import grouped
 from openbook.nn.linear import Linear, cast
+from openbook.nn.packed import PackedStack
 from openbook.nn.state import Context
 
 
@@ -40,14 +41,22 @@ class Experts(nn.Module):
         counts.index_add_(0, expert, torch.ones_like(order, dtype=torch.int32))
         ends = counts[:held].cumsum(0).to(torch.int32)
         rows = x[order // chosen.shape[1]]
-        hidden = grouped(rows, cast(self.up, x.dtype), ends)
+        hidden = through(self.up, rows, ends)
         if self.gate is None:
             hidden = self.act(hidden)
         else:
-            hidden = self.act(grouped(rows, cast(self.gate, x.dtype), ends)) * hidden
-        out = grouped(hidden, cast(self.down, x.dtype), ends) * weights.flatten()[order].unsqueeze(-1)
+            hidden = self.act(through(self.gate, rows, ends)) * hidden
+        out = through(self.down, hidden, ends) * weights.flatten()[order].unsqueeze(-1)
         # Back to token order first, then one sum over k: the order of additions does not depend on batch mates.
         return torch.empty_like(out).index_copy(0, order, out).unflatten(0, chosen.shape).sum(dim=1)
+
+
+def through(stacked: Tensor | PackedStack, rows: Tensor, ends: Tensor) -> Tensor:
+    """Each group's rows [n,D] times the matrix of its expert, [n,F]; the one choice of how."""
+    if isinstance(stacked, PackedStack):
+        return stacked.grouped(rows, ends)
+    exact = packed.grouped(rows, stacked, ends)
+    return grouped(rows, cast(stacked, rows.dtype), ends) if exact is None else exact
 
 
 def experts_reference(experts: Experts, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openbook.nn import spec
+from openbook.nn import rows, spec
 
 
 class Normalise(nn.Module):
@@ -19,6 +19,9 @@ class Normalise(nn.Module):
         self.bias = nn.Parameter(torch.empty(dim)) if norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        exact = rows.normalise(self.spec, x, self.weight, self.bias)
+        if exact is not None:
+            return exact
         weight = self.weight.float()
         if self.spec.offset:
             weight = weight + self.spec.offset

@@ -67,14 +67,35 @@ class RotaryTable:
         self.key: tuple[int, torch.dtype, torch.device] | None = None
         self.cos = self.sin = torch.empty(0)
 
-    def rows(self, positions: Tensor, longest: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin for positions [B,T], each [B,T,1,dim]. `longest` bounds the positions (host knowledge)."""
+    def rows(
+        self, positions: Tensor, longest: int, length: int | tuple[int, ...], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin for positions [B,T], each [B,T,1,dim]. `longest` bounds the positions (host knowledge).
+
+        `length`: what length-dependent scaling is fixed to; for a packed row [1,T] one for each token.
+        """
+        if isinstance(length, tuple):
+            return self._mixed(positions, longest, length, dtype)
         fixed = length if isinstance(self.rope.scaling, spec.DynamicScaling) else 0
         key = (fixed, dtype, positions.device)
         if key != self.key or self.cos.shape[0] < longest:
             self._grow(max(256, 1 << (longest - 1).bit_length()), fixed, dtype, positions.device)
             self.key = key
         return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+
+    def _mixed(
+        self, positions: Tensor, longest: int, lengths: tuple[int, ...], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The rows of a packed row whose tokens belong to sequences of different lengths."""
+        distinct = tuple(dict.fromkeys(lengths))
+        if len(distinct) == 1 or not isinstance(self.rope.scaling, spec.DynamicScaling):
+            return self.rows(positions, longest, distinct[0], dtype)
+        cos = positions.new_empty(*positions.shape, 1, self.rope.dim, dtype=dtype)
+        sin = torch.empty_like(cos)
+        for length in distinct:
+            places = torch.tensor([i for i, own in enumerate(lengths) if own == length], device=positions.device)
+            cos[:, places], sin[:, places] = self.rows(positions[:, places], longest, length, dtype)
+        return cos, sin
 
     def _grow(self, count: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         angles = torch.outer(torch.arange(count).float(), frequencies(self.rope, length))

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openbook.nn import spec
-from openbook.nn.activation import ACTIVATIONS
+from openbook.nn import rows, spec
+from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.linear import Linear
+from openbook.nn.packed import Packed, product
 from openbook.nn.state import Context, PerSequence, Stateful
 
 CHUNK = 64  # tokens, on a GPU
@@ -89,6 +90,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 _scan.register_autograd(_backward, setup_context=_remember)
 
 
+def _marks(segments: Tensor | None) -> Tensor | None:
+    """What a token does to the state, [B,T]: 0 nothing (padding), 1 go on, 2 start from nothing (a new segment)."""
+    if segments is None:
+        return None
+    latest = F.pad(segments, (1, 0))[:, :-1].cummax(dim=1).values
+    fresh = (latest != 0) & (segments != latest)
+    return torch.where(segments == 0, 0, fresh.long() + 1)
+
+
 class StateSpace(Stateful):
     """project [2C,D], conv [C,kernel], select [R+2N,C], step [C,R], log_decay [C,N], skip [C], out [D,C]."""
 
@@ -111,24 +121,45 @@ class StateSpace(Stateful):
         return PerSequence(shapes=((inner, self.spec.kernel - 1), (inner, self.spec.state)))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        segments = ctx.state.segments
-        kept = ctx.state.slot(self.index)
         inner, gate = self.project(x).chunk(2, dim=-1)  # [B,T,C] twice
+        mixed = ctx.state.recur(self.index, inner, self._recur)
+        return self.out(mixed.to(x.dtype) * activate("silu", gate))
+
+    def _recur(
+        self, inner: Tensor, kept: tuple[Tensor, ...] | None, segments: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What stands between the projections: [B,T,C] and the state before → [B,T,C] in fp32 and the state after."""
+        history_shape, state_shape = ((inner.shape[0], *shape) for shape in self.declare().shapes)
         if segments is not None:
             inner = inner * (segments != 0).unsqueeze(-1)
-        history = inner.new_zeros(*self._shape(x, 0)) if kept is None else kept[0].to(inner.dtype)
+        history = inner.new_zeros(history_shape) if kept is None else kept[0].to(inner.dtype)
         padded = torch.cat([history.transpose(1, 2), inner], dim=1)  # [B,kernel-1+T,C]
         inner = self.act(self._convolve(padded, segments))
-        start = torch.zeros(*self._shape(x, 1), device=x.device) if kept is None else kept[1]
-        decay, inputs, read = self._discretise(inner, segments)
-        states = scan(decay, inputs, start)  # [B,T,C,N]
-        mixed = torch.einsum("btcn,btn->btc", states, read) + inner.float() * self.skip.float()
-        if kept is not None:
-            ctx.state.keep(self.index, (self._tail(padded, segments), states[:, -1]))
-        return self.out(mixed.to(x.dtype) * F.silu(gate))
+        start = torch.zeros(state_shape, device=inner.device) if kept is None else kept[1]
+        mixed, last = self._mix(inner, segments, start)
+        return mixed, (self._tail(padded, segments), last)
 
-    def _shape(self, x: Tensor, which: int) -> tuple[int, ...]:
-        return (x.shape[0], *self.declare().shapes[which])
+    def _mix(self, inner: Tensor, segments: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The recurrence over inner [B,T,C], read and skipped past: [B,T,C] in fp32, and the last state [B,C,N]."""
+        rank, state = self.spec.rank, self.spec.state
+        step, write, read = self.select(inner).split([rank, state, state], dim=-1)
+        step = activate("softplus", self._step(step))  # [B,T,C]
+        if rows.usable(inner) is not None:
+            decay = -activate("exp", self.log_decay.float())
+            done = rows.scan(inner, step, write, read, decay, self.skip, _marks(segments), start)
+            assert done is not None
+            return done
+        decay, inputs = self._discretise(step, inner, write, segments)
+        states = scan(decay, inputs, start)  # [B,T,C,N]
+        mixed = torch.einsum("btcn,btn->btc", states, read.float()) + inner.float() * self.skip.float()
+        return mixed, states[:, -1]
+
+    def _step(self, step: Tensor) -> Tensor:
+        """The step's linear map, summed in the dtype of `step` and moved by its bias in fp32."""
+        if isinstance(self.step, Packed):
+            return self.step(step)
+        assert self.step.bias is not None
+        return product(step, self.step.weight, None).float() + self.step.bias.float()
 
     def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
         """Causal depth-wise convolution of [B,kernel-1+T,C] → [B,T,C] that does not look across segments."""
@@ -136,35 +167,31 @@ class StateSpace(Stateful):
         tokens = padded.shape[1] - kernel + 1
         weight = self.conv.to(padded.dtype)
         bias = None if self.conv_bias is None else self.conv_bias.to(padded.dtype)
-        if segments is None:
+        if segments is None and rows.usable(padded) is None:
             out = F.conv1d(padded.transpose(1, 2), weight.unsqueeze(1), bias, groups=weight.shape[0])
             return out.transpose(1, 2)
-        before = F.pad(segments, (kernel - 1, 0))
-        before[:, : kernel - 1] = segments[:, :1]  # what was kept belongs to the row's first segment
+        before = None
+        if segments is not None:
+            before = F.pad(segments, (kernel - 1, 0))
+            before[:, : kernel - 1] = segments[:, :1]  # what was kept belongs to the row's first segment
         total = padded.new_zeros(()) if bias is None else bias
-        for place in range(kernel):
-            same = (before[:, place : place + tokens] == segments).unsqueeze(-1)
-            total = total + padded[:, place : place + tokens] * same * weight[:, place]
+        for place in range(kernel):  # products and sums by themselves are rounded alike wherever a row lies
+            seen = padded[:, place : place + tokens]
+            if before is not None:
+                seen = seen * (before[:, place : place + tokens] == segments).unsqueeze(-1)
+            total = total + seen * weight[:, place]
         return total
 
-    def _discretise(self, inner: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """decay and inputs [B,T,C,N] and the reading vector [B,T,N], in fp32."""
-        rank, state = self.spec.rank, self.spec.state
-        step, write, read = self.select(inner).split([rank, state, state], dim=-1)
-        step = F.softplus(F.linear(step, self.step.weight.to(step.dtype)).float() + self._step_bias())  # [B,T,C]
+    def _discretise(self, step: Tensor, inner: Tensor, write: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
+        """decay and inputs [B,T,C,N] in fp32."""
         decay = torch.exp(step.unsqueeze(-1) * -self.log_decay.float().exp())
         inputs = (step * inner.float()).unsqueeze(-1) * write.float().unsqueeze(2)
-        if segments is not None:
-            real = (segments != 0)[:, :, None, None]
-            latest = F.pad(segments, (1, 0))[:, :-1].cummax(dim=1).values
-            fresh = ((latest != 0) & (segments != latest))[:, :, None, None] & real
-            decay = torch.where(real, decay, 1.0).masked_fill(fresh, 0.0)
-            inputs = inputs * real
-        return decay, inputs, read.float()
-
-    def _step_bias(self) -> Tensor:
-        assert self.step.bias is not None
-        return self.step.bias.float()
+        marks = _marks(segments)
+        if marks is not None:
+            mark = marks[:, :, None, None]
+            decay = torch.where(mark != 0, decay, 1.0).masked_fill(mark == 2, 0.0)
+            inputs = inputs * (mark != 0)
+        return decay, inputs
 
     def _tail(self, padded: Tensor, segments: Tensor | None) -> Tensor:
         """The last kernel-1 real inputs of each row, [B,C,kernel-1]."""

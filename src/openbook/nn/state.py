@@ -28,6 +28,7 @@ class PerToken:
     key_dim: int
     value_dim: int
     window: int | None = None
+    latent: bool = False  # the value is the first `value_dim` numbers of the key: one kv head, kept once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,28 +69,37 @@ class PositionBias(Protocol):
         ...
 
 
+# Of a recurrent layer: (x [B,T,C], the state before, segments [B,T]) → (out [B,T,C'], the state after). The state is
+# [B,...] for each declared tensor; None: a fresh start.
+Recurrence = Callable[[Tensor, tuple[Tensor, ...] | None, Tensor | None], tuple[Tensor, tuple[Tensor, ...]]]
+
+# An encoder's output [B,S,D] → keys [B,S,G,K] and values [B,S,G,V].
+SourceKeys = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 class State(Protocol):
     """What layers ask of the batch they run in. `Dense` below; the caches are in `generate/`."""
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
     longest: int  # no position of this step is at or beyond it; the host knows it
-    length: int  # what length-dependent rotary scaling is fixed to, in tokens
+    length: int | tuple[int, ...]  # what length-dependent rotary scaling is fixed to, in tokens; or for each of T
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] of the new tokens → [B,T,H,V]."""
         ...
 
-    def slot(self, index: int) -> tuple[Tensor, ...] | None:
-        """A recurrent layer's state before these tokens, [B,...] each; None: a fresh start that nobody keeps."""
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:
+        """What `run` makes of x [B,T,C] from each sequence's state before these tokens; the state after them is kept.
+
+        Where several sequences are packed into one row, `run` is called for each group of equal length.
+        """
         ...
 
-    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:
-        """Take the state after these tokens."""
-        ...
-
-    def remember(self, index: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Keys and values of the source, [B,S,G,K] and [B,S,G,V]: made at the first step, remembered afterwards."""
+    def look(
+        self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
+    ) -> Tensor:
+        """Attention of q [B,T,H,K] over the source → [B,T,H,V]; its keys and values are made once for each source."""
         ...
 
     def bias(self, module: PositionBias, mask: int) -> None:
@@ -145,7 +155,7 @@ class Dense:
         self.positions = positions
         self.segments = segments
         self.longest = longest
-        self.length = longest if length is None else length
+        self.length: int | tuple[int, ...] = longest if length is None else length
         self.patterns = patterns
         self.masks = tuple(self._mask(pattern) for pattern in patterns)
         self.biases: Tensor | None = None
@@ -181,18 +191,27 @@ class Dense:
         order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
         return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)
 
-    def slot(self, index: int) -> None:  # noqa: ARG002
-        return None
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
+        return run(x, None, self.segments)[0]
 
-    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:
-        """Nothing is kept."""
-
-    def remember(self, index: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        return make()
+    def look(
+        self,
+        index: int,  # noqa: ARG002
+        q: Tensor,
+        source: Source | None,
+        keys: SourceKeys,
+        scale: float,
+        dropout: float,
+    ) -> Tensor:
+        assert source is not None, "an encoder-decoder runs with a source"
+        k, v = keys(source.hidden)
+        return mix(q, k, v, source.visible, False, scale, dropout=dropout)
 
 
 class Cache(Protocol):
     """What a model needs of a cache: a state for the next tokens of its rows."""
+
+    brings_sources: bool  # whether the state knows what encoders said, so that nobody has to hand it in
 
     def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> State:
         """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`."""

@@ -142,7 +142,7 @@ def language_head(model: LanguageModel, states: Tensor) -> tuple[Tensor, HeadWei
         raise ConfigError(f"This objective needs a language head; the model's heads are {sorted(model.heads)}.")
     head = model.heads["language"]
     assert isinstance(head, LanguageHead)
-    weight = model.embed.tokens.weight if head.weight is None else head.weight
+    weight = head.matrix(model.embed.tokens.weight)
     return head.before(states), HeadWeights(weight, head.bias, head.spec.softcap)
 
 

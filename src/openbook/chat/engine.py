@@ -1,0 +1,246 @@
+"""`ob.Engine`: many requests over one model at once, as text. What each gets is what it would get alone.
+
+    engine = ob.Engine(model, tokenizer, memory="2GiB")
+    outputs = engine.generate(["Once upon a time"], ob.Sampling(max_tokens=64))        # waits; outputs[0].text
+    async for delta in engine.complete("Once upon a time"): ...                        # streams; closing it cancels
+    async for delta in engine.chat([Message.user("Hello")]): ...                       # the waist: it is a Chat
+    engine.load_adapter("poems", "DIR");  engine.generate([...], adapter="poems")      # a LoRA beside the base
+    engine.push({"stack.blocks.0.…": tensor})                                          # a trainer's next weights
+
+The engine below (`generate/engine.py`) knows ids and runs in a thread of its own (`generate/live.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from torch import Tensor
+
+from openbook.chat.local import Local, start_of
+from openbook.chat.messages import Message
+from openbook.errors import InputError, OpenbookError
+from openbook.generate.engine import Engine as Core
+from openbook.generate.engine import Settings
+from openbook.generate.job import Job
+from openbook.generate.live import Live
+from openbook.generate.output import Line
+from openbook.generate.requests import Generation, Logprob, Token
+from openbook.generate.sampling import Sampling
+from openbook.generate.scheduler import Full
+from openbook.nn.model import LanguageModel
+from openbook.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One finished output: its text without the prompt, and how it came to be."""
+
+    prompt: int  # which prompt, by its place in the call
+    choice: int
+    text: str
+    ids: tuple[int, ...]
+    finish: str
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, found in the prefix cache
+    logprobs: tuple[Logprob, ...] | None = None
+    prompt_logprobs: tuple[Logprob | None, ...] | None = None
+    versions: tuple[int, ...] | None = None  # of the weights behind each token, once weights were pushed
+    score: float | None = None
+    error: str | None = None
+
+
+class _Batch:
+    """Requests of one call: as many as the engine's queue takes, the rest when there is room."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.jobs: dict[int, Job] = {}
+        self.open = 0  # choices that are not done
+        self._news: SimpleQueue[tuple[int, int]] = SimpleQueue()  # prompts and choices that are done
+
+    def submit(self, number: int, prompt: list[int], sampling: Sampling, adapter: str | None) -> bool:
+        """Hands in a prompt; False where it has to wait until something else is done."""
+
+        def heard(token: Token) -> None:
+            if token.finish is not None:
+                self._news.put((number, token.choice))
+
+        submit = partial(self.live.engine.submit, prompt, sampling, adapter=adapter, listener=heard)
+        try:
+            job = self.jobs[number] = self.live.call(submit).result()
+        except Full:
+            if not self.open:
+                raise
+            return False
+        self.open += len(job.lines)
+        if job.ended:
+            for line in job.lines:
+                self._news.put((number, line.result.choice))
+        return True
+
+    def finished(self) -> Iterator[tuple[int, Job, Line]]:
+        """Choices that are done, at least one of them unless none is open."""
+        while self.open:
+            number, choice = self._news.get()
+            self.open -= 1
+            job = self.jobs[number]
+            yield number, job, job.lines[choice]
+            if self._news.empty():
+                return
+
+    def cancel(self) -> None:
+        """Ends what is not done."""
+        for job in self.jobs.values():
+            if not job.ended:
+                self.live.call(partial(self.live.engine.cancel, job))
+
+
+class Engine(Local):
+    """Chat, Complete, Score and Tokenize over an engine, and whole batches.
+
+    memory      bytes for keys, values and states, such as "2GiB"; None: a share of what is free
+    settings    everything else that an engine shares by: see `Settings`
+    adapters    LoRA folders by the names that requests use
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        memory: int | str | None = None,
+        settings: Settings | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        draft: LanguageModel | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        super().__init__(model, tokenizer, context=settings.context)
+        self._specials = frozenset(tokenizer.specials.values())
+        self.core = Core(
+            model,
+            settings,
+            memory=memory,
+            eos=tokenizer.stops,
+            start=start_of(model, tokenizer),
+            token_bytes=self._bytes,
+            draft=draft,
+        )
+        self.live = Live(self.core)
+        for name, folder in (adapters or {}).items():
+            self.load_adapter(name, folder)
+
+    # -- whole batches ------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
+        on_output: Callable[[Output], object] | None = None,
+    ) -> list[Output]:
+        """Continues every prompt, texts or lists of ids; `n` outputs for each, in the order of prompts and choices.
+
+        `on_output` hears of each as it is finished, whatever its order. Errors as in `ob.generate`; a request that
+        fails on its own has an output with finish "error".
+        """
+        if isinstance(prompts, str):
+            raise InputError("`prompts` is a list of texts: give [prompt] for a single one.")
+        sampling = Sampling() if sampling is None else sampling
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(samplings) != len(prompts):
+            raise InputError(
+                f"There are {len(prompts)} prompts and {len(samplings)} samplings: give one, or one for each."
+            )
+        adapters = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
+        batch = _Batch(self.live)
+        waiting = deque(enumerate(zip(map(self._ids_of, prompts), samplings, adapters, strict=True)))
+        done: dict[tuple[int, int], Output] = {}
+        try:
+            while waiting or batch.open:
+                while waiting and batch.submit(waiting[0][0], *waiting[0][1]):
+                    waiting.popleft()
+                for number, job, line in batch.finished():
+                    output = self._output(number, job, line.result)
+                    done[number, line.result.choice] = output
+                    if on_output is not None:
+                        on_output(output)
+        except BaseException:
+            batch.cancel()
+            raise
+        return [done[key] for key in sorted(done)]
+
+    def _ids_of(self, prompt: str | Sequence[int]) -> list[int]:
+        return self._prompt(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _output(self, number: int, job: Job, result: Generation) -> Output:
+        said = b"".join(map(self._bytes, result.ids))
+        text = said[: len(said) - result.excess].decode("utf-8", errors="replace")
+        heard = job.request.source if job.request.source is not None else job.request.prompt
+        return Output(
+            prompt=number,
+            choice=result.choice,
+            text=text.lstrip() if job.request.source is not None else text,
+            ids=tuple(result.ids),
+            finish=result.finish,
+            prompt_tokens=len(heard),
+            cached_tokens=result.cached,
+            logprobs=None if result.logprobs is None else tuple(result.logprobs),
+            prompt_logprobs=None if result.prompt_logprobs is None else tuple(result.prompt_logprobs),
+            versions=None if result.versions is None else tuple(result.versions),
+            score=result.score,
+            error=result.error,
+        )
+
+    def prompt_of(self, asked: str | Sequence[Mapping[str, Any] | Message]) -> list[int]:
+        """The ids that a text, or a conversation, begins with."""
+        if isinstance(asked, str):
+            return self._prompt(asked)
+        return self._ids([Message.of(message) for message in asked])
+
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    def _tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
+        self.core.check(ids, sampling)
+        return self._streamed(ids, sampling)
+
+    async def _streamed(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
+        async for job, token in self.live.stream(ids, sampling):
+            if token.finish == "error":
+                raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
+            if token.finish in ("cancelled", "deadline"):
+                return
+            yield token
+
+    # -- weights and adapters -----------------------------------------------------------------------------------------
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Adds a PEFT LoRA folder under a name that requests can ask for; what runs goes on undisturbed."""
+        self.live.call(partial(self.core.load_adapter, name, folder)).result()
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes it away. A `Refusal` while requests use it."""
+        self.live.call(partial(self.core.unload_adapter, name)).result()
+
+    def push(self, weights: Mapping[str, Tensor]) -> int:
+        """Puts new weights in place by their logical names, between two steps; the number of this version."""
+        return self.live.call(partial(self.core.push, weights)).result()
+
+    def close(self) -> None:
+        """Ends what runs; the model stays in its serving form until `core.restore`."""
+        self.live.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.close()
+
+    def _bytes(self, number: int) -> bytes:
+        return b"" if number in self._specials else self.tokenizer.token_bytes(number)

@@ -1,0 +1,31 @@
+"""From the logits of a step to the next token of each row, for rows that change from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from openbook.generate.sampler import Row, Sampler
+
+
+class Chooser:
+    """One sampler for all steps: rows that were there in the last one keep what is known of them."""
+
+    def __init__(self, vocab: int, device: torch.device) -> None:
+        self._sampler = Sampler([], vocab, device)
+
+    def process(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Logits [N,V] as the settings and histories of their rows change them, before any draw."""
+        self._sampler.update(rows)
+        return self._sampler.process(logits)
+
+    def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
+        """The next id of each row by logits [N,V], taken into its history; -1 where none could be chosen."""
+        self._sampler.update(rows)
+        tokens: list[int] = self._sampler.choose(logits).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            if token >= 0:
+                row.add(token)
+        return tokens

@@ -1,0 +1,334 @@
+"""The engine: many requests, one model, one step at a time; what a request gets does not depend on the others.
+
+    plan   = scheduler.next(now)           who runs, how many tokens, which pages            scheduler.py, pages.py
+    batch  = Packed(store, plan)           one packed row and the tables of its pages        packed.py, store.py
+    logits = model(batch)                  only the rows that are wanted
+    tokens = choose(logits)                sampling, grammars, drafts                        choose.py
+    scheduler.commit(plan, tokens)         pages are filled, windows move, outputs end
+
+Ids and bytes only; `chat/engine.py` puts text around it and `live.py` a thread. A model is served in its serving form
+(`nn/serving.py`): activations in fp32, weights plain, packed bf16 or packed int8, operators whose rows do not depend on
+each other. Where the native operators are there, the engine is `exact`: tokens and log-probabilities of a request are
+the same to the last bit whatever runs beside it, however its prompt is cut, after a prefix hit, after preemption.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from openbook.errors import InputError, nearest
+from openbook.generate.choose import Chooser
+from openbook.generate.feed import quiet
+from openbook.generate.drafting import LookupDrafter, Speculator
+from openbook.generate.forward import Reader
+from openbook.generate.job import Job, Listener, root_of
+from openbook.generate.memory import memory_for
+from openbook.generate.output import Lines, TokenBytes
+from openbook.generate.plan import Ask, Plan
+from openbook.generate.plan import Sequence as Run
+from openbook.generate.requests import Finish, Generation, Token, accept
+from openbook.generate.sampling import Sampling
+from openbook.generate.scheduler import Full, Scheduler
+from openbook.generate.settings import Settings, Stats
+from openbook.generate.store import Store
+from openbook.generate.turn import Turn
+from openbook.native import paged as paged_native
+from openbook.native import rows as native
+from openbook.nn.model import LanguageModel
+from openbook.nn.serving import assign, form_of, logical, restore, serve_form
+
+KV = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+class Engine:
+    """Runs requests over `model`. One thread at a time: `submit`, `cancel`, `step`.
+
+    token_bytes   the bytes of an id, for stop strings and `Token.text`
+    eos, start    ids that end an output; what an encoder-decoder's output begins with
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: Settings | None = None,
+        *,
+        memory: int | str | None = None,
+        eos: Sequence[int] = (),
+        start: Sequence[int] = (),
+        token_bytes: TokenBytes | None = None,
+        draft: LanguageModel | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.model = self._formed(model)
+        self.eos, self.start = tuple(eos), tuple(start)
+        self.token_bytes = token_bytes
+        s = self.settings
+        self.memory = memory_for(s.memory if memory is None else memory)
+        self.store = Store(model, self.memory, self._kv(), s.page)
+        self.scheduler = Scheduler(
+            self.store.shape,
+            self.memory,
+            rows=s.rows,
+            tokens=s.tokens,
+            waiting=s.waiting,
+            waiting_tokens=s.waiting_tokens,
+            prefix_cache=s.prefix_cache,
+            ttl=s.prefix_ttl,
+            minimum=s.prefix_minimum,
+        )
+        self.stats = Stats()
+        self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
+        self.speculator = self._speculator(draft)
+        self.version = 0
+        self.jobs: dict[int, Job] = {}
+        self._number = 0
+        self.reader = Reader(model, self.store, self.jobs, self.stats)
+        self.chooser = Chooser(model.spec.embed.vocab, model.device)
+        self.clock = time.monotonic
+
+    def _formed(self, model: LanguageModel) -> LanguageModel:
+        """The model in its serving form: as it was given (int8, say), or by the type of its weights."""
+        self.form = form_of(model)
+        self._restores = self.form is None and model.device.type == "cpu"
+        if self._restores:
+            self.form = "fp32" if model.embed.tokens.weight.dtype == torch.float32 else "bf16"
+            serve_form(model, self.form)
+        return model
+
+    def restore(self) -> LanguageModel:
+        """The model as it was before this engine took it, where it was this engine that changed its form."""
+        if self._restores:
+            restore(self.model)
+        return self.model
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers are the same to the last bit whatever runs beside them; else they are close (`EPSILON`)."""
+        return self.form is not None and native.library() is not None and paged_native.paged() is not None
+
+    def _kv(self) -> torch.dtype:
+        if self.settings.kv is None:
+            return torch.float32 if self.form == "fp32" else torch.bfloat16
+        if self.settings.kv not in KV:
+            raise InputError(f"`kv` must be one of {', '.join(KV)}: got {self.settings.kv!r}.")
+        return KV[self.settings.kv]
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        adapter: str | None = None,
+        tenant: str = "",
+        priority: int = 0,
+        timeout: float | None = None,
+        listener: Listener | None = None,
+    ) -> Job:
+        """Takes a request; its tokens come from `step`, and to `listener` if there is one.
+
+        Raises `InputError` for what cannot be served, `Refusal` for a model that cannot write, and `Full` when too many
+        requests wait already.
+        """
+        (request,) = accept(
+            self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context,
+            first=self._number,
+        )  # fmt: skip
+        now = self.clock()
+        job = Job(request, self.lines.begin(request), listener, adapter)
+        if not request.room and sampling.prompt_logprobs is None:
+            for line in job.lines:
+                line.done = True
+            job.ended = True
+            return job
+        root = (tenant, adapter, self.version, request.rotary, request.source)
+        sequence = self.scheduler.add(
+            Ask(
+                key=request.number,
+                ids=list(request.prompt),
+                room=request.room,
+                root=root_of(root),
+                share=sampling.prompt_logprobs is None,
+                source=len(request.source or ()),
+                priority=priority,
+                tenant=tenant,
+                deadline=None if timeout is None else now + timeout,
+                arrived=now,
+            ),
+            now,
+        )
+        job.sequences[0] = sequence
+        self._number += 1
+        self.jobs[job.key] = job
+        return job
+
+    def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Raises what `submit` would raise for a request that cannot be served at all."""
+        accept(self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context)
+
+    def push(self, weights: Mapping[str, Tensor]) -> int:
+        """Puts new weights in place by their logical names, between two steps; the number of this version.
+
+        All or nothing: names and shapes are checked first. What runs goes on from the keys and values it has; nothing
+        that the old weights computed is found by later requests. Every token says which version made it.
+        """
+        held = logical(self.model)
+        for name, tensor in weights.items():
+            if name not in held:
+                raise InputError(f"This model has no parameter '{name}'.{nearest(name, list(held))}")
+            if held.shape(name) != tensor.shape:
+                raise InputError(f"`{name}` has the shape {tuple(held.shape(name))}: got {tuple(tensor.shape)}.")
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"`{name}` holds numbers that are not finite: nothing was changed.")
+        for name, tensor in weights.items():
+            assign(self.model, name, tensor)
+        self.version += 1
+        self.reader.biases.forget()
+        for job in self.jobs.values():
+            for sequence in job.sequences.values():
+                sequence.ask.keep = sequence.ask.share = False
+            for line in job.lines:
+                line.result.versions = line.result.versions or [self.version - 1] * len(line.result.ids)
+        return self.version
+
+    def cancel(self, job: Job) -> list[Token]:
+        """Ends what is not done of a request, as it is."""
+        events = self._close(job, "cancelled")
+        self.tell(events)
+        self._sweep()
+        return events
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self.jobs
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling], *, adapter: str | None = None
+    ) -> list[Generation]:
+        """Runs prompts to their end: `n` generations for each, in the order of prompts and choices."""
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(samplings) != len(prompts):
+            raise InputError(
+                f"There are {len(prompts)} prompts and {len(samplings)} samplings: give one, or one for each."
+            )
+        jobs: list[Job] = []
+        try:
+            for prompt, own in zip(prompts, samplings, strict=True):
+                jobs.append(self._patiently(prompt, own, adapter))
+            while any(not job.ended for job in jobs):
+                self.step()
+        except BaseException:
+            for job in jobs:
+                self.cancel(job)
+            raise
+        results = []
+        for number, job in enumerate(jobs):
+            for generation in job.generations:
+                generation.prompt = number
+                results.append(generation)
+        return results
+
+    def _patiently(self, prompt: Sequence[int], sampling: Sampling, adapter: str | None) -> Job:
+        while True:
+            try:
+                return self.submit(prompt, sampling, adapter=adapter)
+            except Full:
+                if self.idle:
+                    raise
+                self.step()
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[Token]:
+        """One step for all that can run; the tokens it wrote, and the ends of requests that ended without one."""
+        if self.speculator is not None:
+            self._draft(self.speculator)
+        began = time.perf_counter()
+        plan = self.scheduler.next(self.clock())
+        self.stats.schedule += time.perf_counter() - began
+        events: list[Token] = []
+        for sequence, why in plan.ended:
+            job = self.jobs[sequence.ask.key]
+            if why == "deadline":
+                events += self._close(job, "deadline")
+            else:
+                events += self._close(job, "error", "The engine's memory does not hold this request.")
+        for sequence in plan.preempted:
+            self.reader.sourced.pop(sequence, None)
+            self.stats.preemptions += 1
+        if plan.works:
+            self.store.copy_pages(plan.copies)
+            self.store.copy_slots(plan.slot_copies)
+            with quiet(self.model):
+                events += self._run(plan)
+        self.tell(events)
+        self._sweep()
+        return events
+
+    def tell(self, events: Iterable[Token]) -> None:
+        """Hands tokens to those who listen."""
+        for event in events:
+            job = self.jobs.get(event.prompt)
+            if job is not None and job.listener is not None:
+                job.listener(event)
+
+    def _sweep(self) -> None:
+        """Forgets requests that are done."""
+        for key in [key for key, job in self.jobs.items() if not job.open]:
+            self.jobs.pop(key).ended = True
+
+    def _close(self, job: Job, finish: Finish, error: str | None = None) -> list[Token]:
+        """Ends all choices of a request that are not done; gives back what they held."""
+        for sequence in job.sequences.values():
+            self.release(sequence)
+        job.sequences.clear()
+        return [job.end(line, finish, error) for line in job.lines if not line.done]
+
+    def release(self, sequence: Run) -> None:
+        """Gives back what a sequence held."""
+        self.scheduler.finish(sequence)
+        if self.speculator is not None:
+            self.speculator.forget(sequence)
+        self.reader.sourced.pop(sequence, None)
+
+    def _speculator(self, draft: LanguageModel | None) -> Speculator | None:
+        s = self.settings
+        if s.speculation not in (None, "lookup"):
+            raise InputError(
+                f'`speculation` must be "lookup" or None (or give a `draft` model): got {s.speculation!r}.'
+            )
+        if draft is not None:
+            return Speculator(ModelDrafter(draft, self.model, self.memory), s.drafts)
+        return None if s.speculation is None else Speculator(LookupDrafter(), s.drafts)
+
+    def _draft(self, speculator: Speculator) -> None:
+        """Drafts for those that are about to write."""
+        ready = []
+        for sequence in self.scheduler.running:
+            job = self.jobs[sequence.ask.key]
+            if sequence.computed == len(sequence.ids) - 1 and not sequence.paused and job.forked and not job.beams:
+                ready.append((sequence, job.lines[sequence.choice]))
+        if ready:
+            with quiet(self.model):
+                speculator.propose(ready)
+
+    def _run(self, plan: Plan) -> list[Token]:
+        failed: dict[Run, str] = {}
+        try:
+            reading = self.reader.read(plan.works)
+        except Exception:  # whose fault was it? Each alone; who fails alone has failed
+            reading, failed = self.reader.read_each(plan.works)
+        began = time.perf_counter()
+        events = Turn(self, plan, reading).take()
+        self.stats.choose += time.perf_counter() - began
+        self.stats.steps += 1
+        for sequence, why in failed.items():
+            self.stats.failures += 1
+            events += self._close(self.jobs[sequence.ask.key], "error", why)
+        return events

@@ -1,0 +1,104 @@
+"""The forward pass of one step of the engine: from the works of a plan to the logits that are wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from openbook.generate.feed import SCORED
+from openbook.generate.job import Job, Reading
+from openbook.generate.output import logprobs
+from openbook.generate.packed import Biases, Packed, Sources, source_slots
+from openbook.generate.plan import Sequence as Run
+from openbook.generate.plan import Work
+from openbook.generate.settings import Stats
+from openbook.generate.store import Store
+from openbook.nn.model import LanguageModel
+
+
+class Reader:
+    """Reads tokens into `store` with `model`."""
+
+    def __init__(self, model: LanguageModel, store: Store, jobs: Mapping[int, Job], stats: Stats) -> None:
+        self.model = model
+        self.store = store
+        self.jobs = jobs
+        self.stats = stats
+        self.biases = Biases()
+        self.sourced: dict[Run, list[int]] = {}  # whose source's keys are in these pages
+
+    def read_each(self, works: Sequence[Work]) -> tuple[Reading, dict[Run, str]]:
+        """The same step, each sequence alone: what could be read, and why the rest could not."""
+        failed: dict[Run, str] = {}
+        parts: list[Tensor] = []
+        states: list[Packed] = []
+        spans: list[tuple[int, int]] = []
+        rows = 0
+        for work in works:
+            try:
+                reading = self.read([work])
+            except Exception as error:
+                failed[work.sequence] = f"{type(error).__name__}: {error}"
+                spans.append((0, 0))
+                continue
+            parts.append(reading.logits)
+            states += reading.states
+            spans.append((rows, reading.spans[0][1]))
+            rows += len(reading.logits)
+        return Reading(torch.cat(parts) if parts else torch.empty(0), spans, states), failed
+
+    def read(self, works: Sequence[Work]) -> Reading:
+        """Runs the model over the tokens of a step; logits of the rows that are wanted."""
+        began = time.perf_counter()
+        jobs = [self.jobs[work.sequence.ask.key] for work in works]
+        state = Packed(self.store, works, [job.request.rotary for job in jobs], self.biases)
+        state.sources = self._sources(works, jobs)
+        rows: list[int] = []
+        spans = []
+        for number, work in enumerate(works):
+            wanted = 1 + len(work.sequence.drafts) if work.final and jobs[number].request.room else 0
+            spans.append((len(rows), wanted))
+            rows += range(state.starts[number + 1] - wanted, state.starts[number + 1])
+        packed = time.perf_counter()
+        self.stats.pack += packed - began
+        hidden = self.model.hidden(state.ids, cache=state)[0]  # [T,D]
+        logits = self.model.head(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, dtype=torch.int64)])
+        for number, (work, job) in enumerate(zip(works, jobs, strict=True)):
+            if job.request.sampling.prompt_logprobs is not None:
+                self._hear(job, work, hidden[state.starts[number] : state.starts[number + 1]])
+        for work in works:
+            if work.sequence.source_table:
+                self.sourced[work.sequence] = list(work.sequence.source_table)
+        self.stats.model += time.perf_counter() - packed
+        return Reading(logits.float(), spans, [state])
+
+    def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:
+        """The encoder's output of sources that are not in their pages yet; each is read alone."""
+        new = [
+            (work.sequence, job.request.source)
+            for work, job in zip(works, jobs, strict=True)
+            if job.request.source is not None and self.sourced.get(work.sequence) != work.sequence.source_table
+        ]
+        if not new:
+            return None
+        ids = [torch.tensor([source], device=self.model.device) for _, source in new]
+        hidden = torch.cat([self.model.encode_source(one) for one in ids], dim=1)
+        tables = [sequence.source_table for sequence, _ in new]
+        return Sources(hidden, source_slots(tables, [one.shape[1] for one in ids], self.store.page).to(hidden.device))
+
+    def _hear(self, job: Job, work: Work, hidden: Tensor) -> None:
+        """Notes how likely the tokens of a prompt are, from hidden states [T,D] of a chunk of it."""
+        prompt, top = job.request.prompt, job.request.sampling.prompt_logprobs
+        end = min(work.start + work.count, len(prompt) - 1)
+        while job.heard - 1 < end and job.heard > work.start:
+            place = job.heard - 1  # the token that says how likely the next one was
+            some = hidden[place - work.start : min(place + SCORED, end) - work.start]
+            after = prompt[place + 1 : place + 1 + len(some)]
+            found = logprobs(self.model.head(some), after, [top] * len(after))
+            for line in job.lines:
+                if line.result.prompt_logprobs is not None:
+                    line.result.prompt_logprobs += found
+            job.heard += len(after)

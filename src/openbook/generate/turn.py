@@ -1,0 +1,168 @@
+"""What becomes of a step's logits: the next tokens of each output, forks of a prompt with several, ends, the commit."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from openbook.errors import OpenbookError
+from openbook.generate.job import Job, Reading
+from openbook.generate.output import Line, logprobs
+from openbook.generate.plan import Plan, Work
+from openbook.generate.plan import Sequence as Run
+from openbook.generate.requests import Token
+from openbook.generate.sampler import Row, nothing_left
+from openbook.generate.speculate import verify
+
+if TYPE_CHECKING:
+    from openbook.generate.engine import Engine
+
+
+class Entry(NamedTuple):
+    """An output that gets a token in this step, and the row of logits that it is drawn from."""
+
+    work: Work
+    job: Job
+    line: Line
+    row: int
+
+
+class Turn:
+    """One step's choice of tokens."""
+
+    def __init__(self, engine: Engine, plan: Plan, reading: Reading) -> None:
+        self.engine = engine
+        self.plan = plan
+        self.reading = reading
+        self.events: list[Token] = []
+        self.forks: list[tuple[Run, Job, Line, int]] = []  # a choice that begins now, with its first token
+        self.finished: list[tuple[Job, int]] = []
+        self.accepted: dict[Run, int] = {}  # of sequences whose drafts were not all right: tokens that hold
+
+    def take(self) -> list[Token]:
+        """Chooses, commits, forks and ends; the events of the step."""
+        entries, drafted = self._entries()
+        if entries:
+            self._choose(entries)
+        for entry, count in drafted:
+            self._judge(entry, count)
+        self._commit()
+        return self.events
+
+    def _entries(self) -> tuple[list[Entry], list[tuple[Entry, int]]]:
+        """Those that get one token, and those whose drafts are to be judged with the number of these."""
+        entries, drafted = [], []
+        for work, (row, count) in zip(self.plan.works, self.reading.spans, strict=True):
+            job = self.engine.jobs[work.sequence.ask.key]
+            if work.final and not job.request.room:
+                self._only_read(work, job)
+            if not count:
+                continue
+            entry = Entry(work, job, job.lines[work.sequence.choice], row)
+            if count > 1:
+                drafted.append((entry, count - 1))
+                continue
+            entries.append(entry)
+            if not job.forked:  # the prompt is read: all choices begin here
+                entries += [Entry(work, job, line, row) for line in job.lines[1:]]
+                self._begin(job, work)
+        return entries, drafted
+
+    def _begin(self, job: Job, work: Work) -> None:
+        job.forked = True
+        stats, cached = self.engine.stats, work.sequence.cached
+        stats.prompt_tokens += len(job.request.prompt)
+        stats.cached_tokens += cached
+        for line in job.lines:
+            line.result.cached = cached
+
+    def _only_read(self, work: Work, job: Job) -> None:
+        """A request that wanted nothing but its prompt's log-probabilities."""
+        self._begin(job, work)
+        work.sequence.ids.append(0)
+        self.events += [job.end(line, "length") for line in job.lines]
+        self.finished.append((job, 0))
+
+    def _choose(self, entries: list[Entry]) -> None:
+        engine, logits = self.engine, self.reading.logits
+        rows = [entry.row for entry in entries]
+        logits = logits if rows == list(range(len(logits))) else logits[torch.tensor(rows)]
+        tokens = engine.chooser.choose(logits, [entry.line.row for entry in entries])
+        found = logprobs(logits, [max(t, 0) for t in tokens], [e.line.request.sampling.logprobs for e in entries])
+        for entry, token, logprob in zip(entries, tokens, found, strict=True):
+            sequence, line = entry.work.sequence, entry.line
+            own = sequence.choice == line.result.choice
+            if token < 0:
+                self._fail(entry, nothing_left(line.row))
+            else:
+                self._say(line, token, logprob)
+            if own:
+                sequence.ids.append(max(token, 0))
+            elif not line.done:
+                self.forks.append((sequence, entry.job, line, token))
+            if line.done and own:
+                self.finished.append((entry.job, line.result.choice))
+
+    def _say(self, line: Line, token: int, logprob: object) -> None:
+        engine = self.engine
+        self.events.append(line.take(token, engine.token_bytes, logprob, engine.version))
+        if line.result.versions is not None:
+            line.result.versions.append(engine.version)
+        engine.stats.output_tokens += 1
+
+    def _fail(self, entry: Entry, error: OpenbookError) -> None:
+        self.engine.stats.failures += 1
+        self.events.append(entry.job.end(entry.line, "error", str(error)))
+
+    def _judge(self, entry: Entry, count: int) -> None:
+        """Writes what the drafts of a sequence were right in, and what comes after."""
+        speculator, line, sequence = self.engine.speculator, entry.line, entry.work.sequence
+        assert speculator is not None
+        logits = self.reading.logits[entry.row : entry.row + count + 1]
+        top = line.request.sampling.logprobs
+        at = 0
+
+        def over(row: Row, token: int) -> bool:  # noqa: ARG001
+            nonlocal at
+            (found,) = logprobs(logits[at : at + 1], [token], [top])
+            at += 1
+            self._say(line, token, found)
+            return line.done
+
+        case = speculator.case(sequence, line, count)
+        try:
+            (verdict,) = verify([case], logits, over)
+        except OpenbookError as error:
+            self._fail(entry, error)
+            sequence.ids += line.row.output[-at:] if at else [0]
+            self.finished.append((entry.job, line.result.choice))
+            return
+        if at < len(verdict.tokens):  # the token after the last right draft is not asked about
+            over(line.row, verdict.tokens[-1])
+        speculator.note(sequence, case, verdict)
+        sequence.ids += verdict.tokens
+        if verdict.accepted < count:
+            # A recurrent state cannot go back to the middle of what was read: it stays where it was and reads again.
+            self.accepted[sequence] = entry.work.start + (0 if sequence.slot >= 0 else 1 + verdict.accepted)
+        if line.done:
+            self.finished.append((entry.job, line.result.choice))
+
+    def _commit(self) -> None:
+        engine = self.engine
+        began = time.perf_counter()
+        back = {sequence.slot for sequence in self.accepted if sequence.slot >= 0}
+        for state in self.reading.states:
+            state.settle(back)
+        engine.store.copy_slots(self.plan.saves)
+        engine.scheduler.commit(self.plan, self.accepted)
+        for sequence, job, line, token in self.forks:
+            child = engine.scheduler.fork(sequence, line.result.choice)
+            child.ids[-1] = token
+            job.sequences[child.choice] = child
+            if sequence in engine.reader.sourced:
+                engine.reader.sourced[child] = engine.reader.sourced[sequence]
+        for job, choice in self.finished:
+            engine.release(job.sequences.pop(choice))
+        engine.stats.commit += time.perf_counter() - began

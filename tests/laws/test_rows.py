@@ -1,0 +1,425 @@
+"""Laws 2 and 3 for the row operators: each equals its reference, and a row's result depends on that row alone.
+
+Every law runs on every unit that this machine can run: its own, AVX2, plain C++, and AMX emulated in C++.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openbook.hardware import cpu_features
+from openbook.models.make import make
+from openbook.native import build
+from openbook.native import rows as native
+from openbook.nn import packed, rows, served, spec
+from openbook.nn.activation import REFERENCES, activate
+from openbook.nn.linear import Linear
+from openbook.nn.moe import Experts, experts_reference
+from openbook.nn.norm import Normalise
+from openbook.nn.packed import Packed, PackedStack, RowLinear
+from openbook.nn.selective import StateSpace
+from openbook.nn.serving import FORMS, assign, logical, restore, serve_form
+from openbook.nn.state import Context, Dense
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: the reference does the work")
+
+SIZES = [(1, 7), (17, 33), (100, 130), (40, 64)]  # out, in
+COUNTS = (1, 2, 3, 5, 9, 33, 70)
+EMULATED = ("-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")
+UNITS = {"own": (), "avx2": ("-mavx2", "-mfma"), "plain": (), "amx": EMULATED}
+
+
+@pytest.fixture(params=UNITS)
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The operators, compiled for one unit."""
+    name: str = request.param
+    if name != "own":
+        library = compiled(name)
+        monkeypatch.setattr(native, "library", lambda: library)
+    return name
+
+
+def compiled(name: str) -> ctypes.CDLL:
+    features = cpu_features()
+    if name == "avx2" and "AVX2" not in features:
+        pytest.skip("no AVX2 here")
+    wide = (*native.WIDE, "-mavx512bf16") if name == "amx" and "AVX-512 BF16" in features else ()
+    library = build.load("rows", native.SOURCES, [(*native.EXACT, *wide, *UNITS[name])])
+    assert library is not None
+    native.declared(library)
+    assert library.openbook_rows_machine(2) == (2 if name == "amx" else 1)
+    return library
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator) * torch.exp(torch.randn(shape[0], *[1] * (len(shape) - 1)))
+
+
+def linear(kind: str, outs: int, ins: int) -> Callable[[Tensor], Tensor]:
+    weight, bias = numbers(outs, ins, seed=1), numbers(outs, seed=2)
+    if kind == "fp32":
+        return RowLinear.of(torch.nn.Parameter(weight), torch.nn.Parameter(bias))
+    smooth = numbers(ins, seed=3).abs() + 0.5 if kind == "int8" else None
+    return Packed.of(weight, kind, bias, smooth)
+
+
+def reference(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return layer.reference(x) if isinstance(layer, Packed) else F.linear(x, layer.weight, layer.bias)  # type: ignore[attr-defined]
+
+
+def unlike_alone(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a row of x [R,D] gets other bits among others, at another place, or on other threads, than alone."""
+    alone = torch.cat([operator(x[row : row + 1]) for row in range(len(x))])
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            together, shifted = operator(x), operator(x.roll(1, 0)).roll(-1, 0)
+        finally:
+            torch.set_num_threads(threads)
+        if not torch.equal(together, alone) or not torch.equal(shifted, alone):
+            return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------- products
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize(("outs", "ins"), SIZES)
+def test_a_product_is_its_reference_and_a_rows_own(kind: str, outs: int, ins: int) -> None:
+    layer = linear(kind, outs, ins)
+    for count in COUNTS:
+        x = numbers(count, ins, seed=count)
+        x[0] = 0 if count == 5 else x[0]
+        y, expected = layer(x), reference(layer, x)
+        if kind == "int8":
+            assert torch.equal(y, expected)
+        else:
+            assert (y - expected).abs().max() <= 3e-6 * max(1.0, float(expected.abs().max()))
+        assert not unlike_alone(layer, x)
+
+
+def test_a_scale_of_the_whole_batch_is_found() -> None:  # the seeded fault
+    layer = linear("int8", 17, 33)
+    assert isinstance(layer, Packed)
+
+    def faulty(x: Tensor) -> Tensor:
+        step = x.abs().max() / 127
+        return (x / step).round() * step @ layer.unpack().t()
+
+    assert unlike_alone(faulty, numbers(5, 33))
+
+
+def test_one_wrong_tile_is_found() -> None:  # the seeded fault
+    layer = linear("int8", 17, 33)
+    assert isinstance(layer, Packed)
+    x = numbers(3, 33)
+    expected = layer.reference(x)
+    layer.tiles.flatten()[5] += 1
+    assert not torch.equal(layer(x), expected)
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_row_of_nan_stays_by_itself(kind: str) -> None:
+    layer = linear(kind, 100, 130)
+    x = numbers(7, 130)
+    clean = layer(x)
+    for value in (float("nan"), float("inf")):
+        x[3, 60] = value
+        y = layer(x)
+        assert not torch.isfinite(y[3]).any()
+        assert torch.equal(torch.cat([y[:3], y[4:]]), torch.cat([clean[:3], clean[4:]]))
+
+
+@pytest.mark.parametrize("kind", packed.KINDS)
+def test_packing_keeps_the_weights(kind: str) -> None:
+    weight, other = numbers(100, 130), numbers(100, 130, seed=9)
+    layer = Packed.of(weight, kind)
+    for now in (weight, other):
+        bound = weight.new_zeros(()) if kind == "bf16" else now.abs().amax(dim=1, keepdim=True) / 253
+        assert ((layer.unpack() - (now.bfloat16().float() if kind == "bf16" else now)).abs() <= bound).all()
+        layer.assign(other)
+    assert torch.equal(layer(weight), Packed.of(other, kind)(weight))
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_group_is_its_own_product(kind: str) -> None:
+    stacked, x = numbers(4, 33, 70), numbers(23, 70)
+    ends = torch.tensor([5, 5, 20, 21], dtype=torch.int32)
+    if kind == "fp32":
+        y = packed.grouped(x, stacked, ends)
+        assert y is not None
+    else:
+        y = PackedStack.of(stacked, kind).grouped(x, ends)
+    start = 0
+    for expert, end in enumerate(ends.tolist()):
+        one = RowLinear.of(torch.nn.Parameter(stacked[expert].clone()), None)
+        layer = one if kind == "fp32" else Packed.of(stacked[expert], kind)
+        assert torch.equal(y[start:end], layer(x[start:end])) if end > start else True
+        start = end
+    assert not y[21:].any()
+
+
+def test_experts_do_not_know_of_other_tokens() -> None:
+    experts = Experts(spec.MoE(experts=5, top_k=2, expert=spec.MLP(hidden=20)), 24)
+    for parameter in experts.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.2)
+    x, router = numbers(11, 24), numbers(5, 24, seed=4)
+
+    def run(tokens: Tensor) -> Tensor:
+        weights, chosen = packed.product(tokens, router, None).softmax(-1).topk(2, -1)
+        return experts(tokens, chosen, weights)
+
+    assert not unlike_alone(run, x)
+    weights, chosen = packed.product(x, router, None).softmax(-1).topk(2, -1)
+    assert (run(x) - experts_reference(experts, x, chosen, weights)).abs().max() <= 1e-5
+
+
+def test_a_router_does_not_know_of_other_tokens() -> None:
+    for experts in (5, 8, 60):
+        logits = numbers(70, experts, seed=experts)
+        assert not unlike_alone(lambda x: x.softmax(dim=-1).topk(3, dim=-1).values, logits)
+
+
+# ---------------------------------------------------------------------------------------------- norms and functions
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("dim", [7, 48, 130])
+def test_a_norm_is_its_reference_and_a_rows_own(kind: str, dim: int) -> None:
+    norm = Normalise(spec.Norm(kind=kind, eps=1e-5, bias=kind == "layer", offset=0.5), dim)  # type: ignore[arg-type]
+    for parameter in norm.parameters():
+        parameter.copy_(numbers(dim, seed=1))
+    x = numbers(33, dim)
+    with torch.enable_grad():
+        expected = norm(x).detach()
+    assert (norm(x) - expected).abs().max() <= 2e-6 * float(expected.abs().max())
+    assert not unlike_alone(norm, x)
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_function_is_its_reference_and_a_rows_own(name: str) -> None:
+    sizes = torch.tensor([1e-6, 1e-3, 0.1, 1.0, 4.0, 20.0, 80.0])
+    x = (torch.randn(33, 7 * 19) * sizes.repeat(19)).clamp(-87, 87)
+    x[1, :5] = torch.tensor([0.0, -0.0, 1e-30, 60.0, -60.0])
+    y, expected = activate(name, x), REFERENCES[name](x)
+    assert ((y - expected).abs() <= 1e-6 * expected.abs() + 2e-6 * (name in ("gelu", "gelu_tanh", "quick_gelu"))).all()
+    assert not unlike_alone(lambda row: activate(name, row), x)
+    odd = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    assert torch.equal(activate(name, odd).isnan(), REFERENCES[name](odd).isnan()) or name.startswith("gelu")
+
+
+def test_the_first_numbers_of_a_vector_are_found() -> None:  # the seeded fault: a tail by other code
+    def faulty(x: Tensor) -> Tensor:
+        y = x.flatten().clone()
+        y[-3:] = y[-3:] * (1 + 1e-6)
+        return y.view_as(x)
+
+    assert unlike_alone(faulty, numbers(5, 33))
+
+
+# ---------------------------------------------------------------------------------------------- state spaces
+
+
+def state_space() -> StateSpace:
+    torch.manual_seed(0)
+    layer = StateSpace(spec.Selective(inner=40, state=5, kernel=3, rank=3), 24)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.3)
+    layer.index = 0
+    for name, part in list(layer.named_children()):
+        setattr(layer, name, RowLinear.of(part.weight, part.bias))
+    return layer.eval()
+
+
+class Slot(Dense):
+    """A dense state that keeps what a recurrent layer gives it."""
+
+    kept: tuple[Tensor, ...] | None = None
+
+    def slot(self, index: int) -> tuple[Tensor, ...] | None:  # type: ignore[override]  # noqa: ARG002
+        return self.kept
+
+    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:  # noqa: ARG002
+        self.kept = tensors
+
+
+def chunked(layer: StateSpace, x: Tensor, sizes: list[int], segments: Tensor | None = None) -> Tensor:
+    """x [B,T,D] through the layer, some tokens at a time."""
+    state = Slot(torch.zeros(x.shape[:2], dtype=torch.int64), None, (), x.shape[1])
+    state.kept = tuple(torch.zeros(len(x), *shape) for shape in layer.declare().shapes)
+    parts, start = [], 0
+    for size in sizes:
+        state.segments = None if segments is None else segments[:, start : start + size]
+        parts.append(layer(x[:, start : start + size], Context(state, ())))
+        start += size
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.usefixtures("unit")
+def test_a_scan_is_its_reference_and_knows_no_chunks() -> None:
+    layer, x = state_space(), numbers(3, 19, 24)
+    whole = chunked(layer, x, [19])
+    with torch.enable_grad():
+        assert (whole - chunked(layer, x, [19]).detach()).abs().max() <= 2e-6 * float(whole.abs().max())
+    for sizes in ([1] * 19, [5, 1, 13], [16, 3]):
+        assert torch.equal(chunked(layer, x, sizes), whole)
+    assert torch.equal(chunked(layer, x[1:2], [19])[0], whole[1])
+    segments = torch.tensor([[1] * 7 + [2] * 12, [1] * 15 + [0] * 4, [0] * 3 + [1] * 16])
+    marked = chunked(layer, x, [19], segments)
+    with torch.enable_grad():
+        expected = chunked(layer, x, [19], segments).detach()
+    real = segments != 0
+    assert (marked - expected)[real].abs().max() <= 2e-6 * float(whole.abs().max())
+    assert torch.equal(marked[1, :15], whole[1, :15])
+
+
+# ---------------------------------------------------------------------------------------------- blocks and models
+
+RMS, LAYER = spec.Norm(kind="rms", eps=1e-5), spec.Norm(kind="layer", eps=1e-5, bias=True)
+ROPE = spec.Rope(dim=8, theta=1000.0)
+PLAIN = spec.Attention(heads=4, kv_heads=2, head_dim=12)
+
+
+def model_of(attention: spec.Attention, mlp: spec.MLP, norm: spec.Norm, place: str, scale: float = 1.0) -> spec.Model:
+    parallel = place == "plain"
+    inner = None if parallel else norm
+    branches = tuple(
+        spec.Branch(layer=layer, norm=inner, place=place, scale=scale)  # type: ignore[arg-type]
+        for layer in (attention, mlp)
+    )
+    block = spec.Block(branches=branches, parallel=parallel, norm=norm if parallel else None)
+    stack = spec.Stack(dim=36, blocks=(block, block), final_norm=norm)
+    return spec.Model(embed=spec.Embed(vocab=50, dim=36), stack=stack, heads=(spec.Language(tied=True, softcap=20.0),))
+
+
+MODELS = {
+    "pre": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50), RMS, "pre"),
+    "normed heads": model_of(replace(PLAIN, rope=ROPE, norm=RMS), spec.MLP(hidden=50, activation="relu"), RMS, "pre"),
+    "biased": model_of(
+        replace(PLAIN, bias=True, out_bias=True),
+        spec.MLP(hidden=70, activation="gelu", gated=False, bias=True),
+        LAYER,
+        "pre",
+    ),
+    "both": model_of(
+        replace(PLAIN, norm=replace(RMS, offset=1.0)), spec.MLP(hidden=50), replace(RMS, offset=1.0), "both"
+    ),
+    "post": model_of(PLAIN, spec.MLP(hidden=50, gated=False, activation="gelu_tanh"), LAYER, "post"),
+    "scaled": model_of(replace(PLAIN, kv_heads=1), spec.MLP(hidden=50), RMS, "pre", scale=0.7),
+    "parallel": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50, gated=False), LAYER, "plain", scale=0.9),
+}
+
+
+def by_modules(model: torch.nn.Module, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    with monkeypatch.context() as patch:
+        patch.setattr(served, "run", lambda *_: None)
+        return model(ids)
+
+
+@pytest.mark.usefixtures("unit")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", [*FORMS, "mixed"])
+def test_a_block_is_its_modules_bit_for_bit(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(MODELS[name], seed=1).eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    serve_form(model, "int8" if form == "mixed" else form)
+    attention = model.stack.blocks[0].branches[0].layer
+    if form == "mixed":
+        attention.k = Packed.of(attention.k.unpack(), "bf16", attention.k.bias)
+        attention.v = RowLinear.of(torch.nn.Parameter(attention.v.unpack()), attention.v.bias)
+        attention.q = Packed.of(attention.q.unpack(), "int8", attention.q.bias, torch.rand(36) + 0.5)
+    for shape in ((1, 1), (2, 3), (3, 15)):
+        ids = torch.randint(50, shape, generator=torch.Generator().manual_seed(shape[1]))
+        assert torch.equal(model(ids), by_modules(model, ids, monkeypatch))
+    assert all(block.served is not None and block.served.fits for block in model.stack.blocks)
+    block = model.stack.blocks[1].served
+    block.block.ffn.factor *= 1.01  # the seeded fault
+    assert not torch.equal(model(ids), by_modules(model, ids, monkeypatch))
+
+
+def test_a_changed_block_is_left_to_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(RowLinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = serve_form(make(MODELS["pre"], seed=1).eval(), "fp32")
+    ids = torch.arange(5).unsqueeze(0)
+    before = model(ids)
+    ffn = model.stack.blocks[0].branches[1].layer
+    old, ffn.up = ffn.up, Doubled(0, 0)
+    ffn.up.weight, ffn.up.bias = old.weight, old.bias
+    after = model(ids)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, by_modules(model, ids, monkeypatch))
+    ffn.up = old
+    assert torch.equal(model(ids), before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_for_serving_is_reversible(form: str) -> None:
+    model = make(MODELS["biased"], seed=1).eval().bfloat16()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ids = torch.arange(6).unsqueeze(0)
+    serve_form(serve_form(model, form), form)
+    assert model.rewrites == [f"serve {form}"]
+    assert model.dtype == torch.float32
+    logits = model(ids)
+    kept = dict(logical(model))
+    assert list(kept) == list(before)
+    assert all(kept[name].dtype == before[name].dtype for name in before)
+    if form != "int8":
+        assert all(torch.equal(kept[name], before[name]) for name in before)
+    name = "stack.blocks.1.branches.1.layer.up.weight"
+    assign(model, name, before[name] * 1.5)
+    assert not torch.equal(model(ids), logits)
+    assign(model, name, before[name])
+    assert torch.equal(model(ids), logits)
+    assign(model, "embed.tokens.weight", before["embed.tokens.weight"] * 1.5)
+    changed = model(ids)
+    assign(model, "embed.tokens.weight", before["embed.tokens.weight"])
+    assert torch.equal(model(ids), logits)
+    assert not torch.equal(changed, logits)
+    restore(model)
+    assert model.rewrites == []
+    assert {name: p.dtype for name, p in model.named_parameters()} == {name: p.dtype for name, p in before.items()}
+    assert all(type(module) is not RowLinear for module in model.modules() if isinstance(module, Linear))
+    assert all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
+
+
+def test_a_model_does_not_know_of_other_rows() -> None:
+    for name in ("pre", "both"):
+        for form in FORMS:
+            model = serve_form(make(MODELS[name], seed=1).eval(), form)
+            ids = torch.randint(50, (9, 1), generator=torch.Generator().manual_seed(1))
+            assert not unlike_alone(lambda x, model=model: model(x).flatten(1), ids)  # type: ignore[misc]
+
+
+def test_gradients_go_through_the_reference() -> None:
+    x = numbers(3, 33).requires_grad_()
+    with torch.enable_grad():
+        activate("silu", x).sum().backward()
+        linear("fp32", 17, 33)(x).sum().backward()
+    assert x.grad is not None
+    assert rows.usable(x) is not None  # without gradients it is native
