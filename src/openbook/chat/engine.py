@@ -26,13 +26,13 @@ from openbook.chat.local import Local, start_of
 from openbook.chat.messages import Message
 from openbook.errors import InputError, OpenbookError
 from openbook.generate.engine import Engine as Core
-from openbook.generate.engine import Settings
 from openbook.generate.job import Job
 from openbook.generate.live import Live
 from openbook.generate.output import Line
 from openbook.generate.requests import Generation, Logprob, Token
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full
+from openbook.generate.settings import Settings
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 

@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from openbook.errors import InputError, nearest
+from openbook.adapters.lora import Bank
+from openbook.errors import InputError, Refusal, nearest
 from openbook.generate.choose import Chooser
-from openbook.generate.feed import quiet
+from openbook.generate.draft_model import ModelDrafter
 from openbook.generate.drafting import LookupDrafter, Speculator
+from openbook.generate.feed import quiet
 from openbook.generate.forward import Reader
 from openbook.generate.job import Job, Listener, root_of
 from openbook.generate.memory import memory_for
@@ -40,6 +43,7 @@ from openbook.native import paged as paged_native
 from openbook.native import rows as native
 from openbook.nn.model import LanguageModel
 from openbook.nn.serving import assign, form_of, logical, restore, serve_form
+from openbook.nn.state import PerToken
 
 KV = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -68,6 +72,8 @@ class Engine:
         self.token_bytes = token_bytes
         s = self.settings
         self.memory = memory_for(s.memory if memory is None else memory)
+        reserved = 0 if draft is None else int(self.memory * _share(draft, model))
+        self.memory -= reserved
         self.store = Store(model, self.memory, self._kv(), s.page)
         self.scheduler = Scheduler(
             self.store.shape,
@@ -82,10 +88,11 @@ class Engine:
         )
         self.stats = Stats()
         self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
-        self.speculator = self._speculator(draft)
+        self.speculator = self._speculator(draft, reserved)
         self.version = 0
         self.jobs: dict[int, Job] = {}
         self._number = 0
+        self.bank: Bank | None = None
         self.reader = Reader(model, self.store, self.jobs, self.stats)
         self.chooser = Chooser(model.spec.embed.vocab, model.device)
         self.clock = time.monotonic
@@ -146,7 +153,7 @@ class Engine:
                 line.done = True
             job.ended = True
             return job
-        root = (tenant, adapter, self.version, request.rotary, request.source)
+        root = (tenant, self._adapter(adapter), self.version, request.rotary, request.source)
         sequence = self.scheduler.add(
             Ask(
                 key=request.number,
@@ -171,6 +178,29 @@ class Engine:
         """Raises what `submit` would raise for a request that cannot be served at all."""
         accept(self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context)
 
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Adds a PEFT LoRA folder under a name that requests can ask for. Loading only adds."""
+        if self.bank is None:
+            self.bank = self.reader.bank = Bank(self.model)
+        self.bank.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes an adapter away. A `Refusal` while requests use it."""
+        if self.bank is None:
+            raise InputError(f"There is no adapter '{name}': none is loaded.")
+        using = sum(job.adapter == name for job in self.jobs.values())
+        if using:
+            raise Refusal(f"The adapter '{name}' is used by {using} requests: let them end, or cancel them.")
+        self.bank.unload(name)
+
+    def _adapter(self, name: str | None) -> tuple[str, int] | None:
+        """A request's adapter and its version. `InputError` for one that is not there."""
+        if name is None:
+            return None
+        if self.bank is None:
+            raise InputError(f"There is no adapter '{name}': none is loaded.")
+        return name, self.bank.version(name)
+
     def push(self, weights: Mapping[str, Tensor]) -> int:
         """Puts new weights in place by their logical names, between two steps; the number of this version.
 
@@ -187,6 +217,8 @@ class Engine:
                 raise InputError(f"`{name}` holds numbers that are not finite: nothing was changed.")
         for name, tensor in weights.items():
             assign(self.model, name, tensor)
+        if self.bank is not None:
+            self.bank.refresh()
         self.version += 1
         self.reader.biases.forget()
         for job in self.jobs.values():
@@ -198,7 +230,7 @@ class Engine:
 
     def cancel(self, job: Job) -> list[Token]:
         """Ends what is not done of a request, as it is."""
-        events = self._close(job, "cancelled")
+        events = self.end(job, "cancelled")
         self.tell(events)
         self._sweep()
         return events
@@ -256,9 +288,9 @@ class Engine:
         for sequence, why in plan.ended:
             job = self.jobs[sequence.ask.key]
             if why == "deadline":
-                events += self._close(job, "deadline")
+                events += self.end(job, "deadline")
             else:
-                events += self._close(job, "error", "The engine's memory does not hold this request.")
+                events += self.end(job, "error", "The engine's memory does not hold this request.")
         for sequence in plan.preempted:
             self.reader.sourced.pop(sequence, None)
             self.stats.preemptions += 1
@@ -283,9 +315,9 @@ class Engine:
         for key in [key for key, job in self.jobs.items() if not job.open]:
             self.jobs.pop(key).ended = True
 
-    def _close(self, job: Job, finish: Finish, error: str | None = None) -> list[Token]:
+    def end(self, job: Job, finish: Finish, error: str | None = None) -> list[Token]:
         """Ends all choices of a request that are not done; gives back what they held."""
-        for sequence in job.sequences.values():
+        for sequence in [*job.sequences.values(), *(job.beams.sequences if job.beams is not None else ())]:
             self.release(sequence)
         job.sequences.clear()
         return [job.end(line, finish, error) for line in job.lines if not line.done]
@@ -297,14 +329,14 @@ class Engine:
             self.speculator.forget(sequence)
         self.reader.sourced.pop(sequence, None)
 
-    def _speculator(self, draft: LanguageModel | None) -> Speculator | None:
+    def _speculator(self, draft: LanguageModel | None, reserved: int) -> Speculator | None:
         s = self.settings
         if s.speculation not in (None, "lookup"):
             raise InputError(
                 f'`speculation` must be "lookup" or None (or give a `draft` model): got {s.speculation!r}.'
             )
         if draft is not None:
-            return Speculator(ModelDrafter(draft, self.model, self.memory), s.drafts)
+            return Speculator(ModelDrafter(draft, self.model, reserved, self._kv()), s.drafts)
         return None if s.speculation is None else Speculator(LookupDrafter(), s.drafts)
 
     def _draft(self, speculator: Speculator) -> None:
@@ -312,7 +344,7 @@ class Engine:
         ready = []
         for sequence in self.scheduler.running:
             job = self.jobs[sequence.ask.key]
-            if sequence.computed == len(sequence.ids) - 1 and not sequence.paused and job.forked and not job.beams:
+            if sequence.computed == len(sequence.ids) - 1 and not sequence.paused and job.forked and job.beams is None:
                 ready.append((sequence, job.lines[sequence.choice]))
         if ready:
             with quiet(self.model):
@@ -330,5 +362,14 @@ class Engine:
         self.stats.steps += 1
         for sequence, why in failed.items():
             self.stats.failures += 1
-            events += self._close(self.jobs[sequence.ask.key], "error", why)
+            events += self.end(self.jobs[sequence.ask.key], "error", why)
         return events
+
+
+def _share(draft: LanguageModel, model: LanguageModel) -> float:
+    """The draft model's share of the memory: by what a token costs in each."""
+    own, other = (
+        sum(s.kv_heads * (s.key_dim + s.value_dim) for s in one.states if isinstance(s, PerToken))
+        for one in (draft, model)
+    )
+    return own / max(1, own + other)

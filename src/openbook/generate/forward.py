@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from openbook.adapters.lora import Bank
 from openbook.generate.feed import SCORED
 from openbook.generate.job import Job, Reading
 from openbook.generate.output import logprobs
@@ -28,6 +30,7 @@ class Reader:
         self.jobs = jobs
         self.stats = stats
         self.biases = Biases()
+        self.bank: Bank | None = None
         self.sourced: dict[Run, list[int]] = {}  # whose source's keys are in these pages
 
     def read_each(self, works: Sequence[Work]) -> tuple[Reading, dict[Run, str]]:
@@ -64,7 +67,8 @@ class Reader:
             rows += range(state.starts[number + 1] - wanted, state.starts[number + 1])
         packed = time.perf_counter()
         self.stats.pack += packed - began
-        hidden = self.model.hidden(state.ids, cache=state)[0]  # [T,D]
+        with self._adapted(jobs, state):
+            hidden = self.model.hidden(state.ids, cache=state)[0]  # [T,D]
         logits = self.model.head(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, dtype=torch.int64)])
         for number, (work, job) in enumerate(zip(works, jobs, strict=True)):
             if job.request.sampling.prompt_logprobs is not None:
@@ -78,16 +82,44 @@ class Reader:
     def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:
         """The encoder's output of sources that are not in their pages yet; each is read alone."""
         new = [
-            (work.sequence, job.request.source)
+            (work.sequence, job.request.source, job.adapter)
             for work, job in zip(works, jobs, strict=True)
             if job.request.source is not None and self.sourced.get(work.sequence) != work.sequence.source_table
         ]
         if not new:
             return None
-        ids = [torch.tensor([source], device=self.model.device) for _, source in new]
-        hidden = torch.cat([self.model.encode_source(one) for one in ids], dim=1)
-        tables = [sequence.source_table for sequence, _ in new]
-        return Sources(hidden, source_slots(tables, [one.shape[1] for one in ids], self.store.page).to(hidden.device))
+        hidden = torch.cat([self._encode(source, adapter) for _, source, adapter in new], dim=1)
+        rows: dict[str, list[int]] = {}
+        at = 0
+        for _, source, adapter in new:
+            if adapter is not None:
+                rows.setdefault(adapter, []).extend(range(at, at + len(source)))
+            at += len(source)
+        slots = source_slots([s.source_table for s, _, _ in new], [len(ids) for _, ids, _ in new], self.store.page)
+        adapted = tuple((name, torch.tensor(places)) for name, places in rows.items())
+        return Sources(hidden, slots.to(hidden.device), adapted)
+
+    @contextmanager
+    def _adapted(self, jobs: Sequence[Job], state: Packed) -> Iterator[None]:
+        """The adapters of a step, each for the rows of its requests."""
+        if self.bank is None or not any(job.adapter for job in jobs):
+            yield
+            return
+        rows: dict[str, list[int]] = {}
+        for number, job in enumerate(jobs):
+            if job.adapter is not None:
+                rows.setdefault(job.adapter, []).extend(range(state.starts[number], state.starts[number + 1]))
+        source = () if state.sources is None else state.sources.adapted
+        with self.bank.using([(name, torch.tensor(places)) for name, places in rows.items()], source):
+            yield
+
+    def _encode(self, source: Sequence[int], adapter: str | None) -> Tensor:
+        """One source through the encoder, [1,S,D], alone."""
+        ids = torch.tensor([source], device=self.model.device)
+        if self.bank is None or adapter is None:
+            return self.model.encode_source(ids)
+        with self.bank.using([], [(adapter, slice(None))]):
+            return self.model.encode_source(ids)
 
     def _hear(self, job: Job, work: Work, hidden: Tensor) -> None:
         """Notes how likely the tokens of a prompt are, from hidden states [T,D] of a chunk of it."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from openbook.generate.beaming import Beams
 from openbook.generate.output import Line
 from openbook.generate.packed import Packed
 from openbook.generate.plan import Sequence
@@ -18,7 +19,7 @@ Listener = Callable[[Token], object]
 
 
 class Reading(NamedTuple):
-    """What a step's forward pass gave: logits [R,V], for each sequence of the step (first row, rows), and its states."""
+    """What a step's forward pass gave: logits [R,V], for each sequence (first row, rows), and its states."""
 
     logits: Tensor
     spans: list[tuple[int, int]]
@@ -35,8 +36,9 @@ class Job:
     adapter: str | None = None
     sequences: dict[int, Sequence] = field(default_factory=dict)  # choice → the sequence that writes it
     heard: int = 1  # prompt tokens whose log-probability is known; nothing precedes the first
-    beams: bool = False
+    beams: Beams | None = None  # set once the prompt of a beam search is read
     forked: bool = False  # whether its choices have begun
+    results: list[Generation] | None = None  # of a beam search
     ended: bool = False
 
     @property
@@ -47,7 +49,7 @@ class Job:
     @property
     def generations(self) -> list[Generation]:
         """What its choices have become, in their order."""
-        return [line.result for line in self.lines]
+        return [line.result for line in self.lines] if self.results is None else self.results
 
     @property
     def open(self) -> bool:

@@ -21,7 +21,7 @@ from openbook.errors import InputError
 from openbook.generate.beam import search
 from openbook.generate.feed import Feeder, feeder, quiet
 from openbook.generate.output import Lines, TokenBytes, logprobs
-from openbook.generate.requests import Generation, Request, Token, accept
+from openbook.generate.requests import Generation, Request, Token, accept, replay
 from openbook.generate.sampler import Sampler
 from openbook.generate.sampling import Sampling
 from openbook.nn.model import LanguageModel
@@ -170,7 +170,7 @@ def _stream(
         if requests[0].sampling.beams > 1:
             beams = search(model, requests, cached=cached, chunk=chunk, token_bytes=token_bytes, cancel=cancel)
             found += beams
-            yield from _replay(beams)
+            yield from replay(beams)
             continue
         writer = Writer(model, requests, cached=cached, chunk=chunk, token_bytes=token_bytes)
         found += writer.generations
@@ -181,15 +181,6 @@ def _stream(
             yield from writer.advance()
     if results is not None:
         results += sorted(found, key=lambda generation: (generation.prompt, generation.choice))
-
-
-def _replay(generations: Sequence[Generation]) -> Iterator[Token]:
-    for generation in generations:
-        for index, token in enumerate(generation.ids):
-            last = index == len(generation.ids) - 1
-            yield Token(
-                generation.prompt, generation.choice, index, token, finish=generation.finish if last else None
-            )  # fmt: skip
 
 
 def _batches(requests: Sequence[Request], rows: int) -> list[list[Request]]:

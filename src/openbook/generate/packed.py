@@ -33,13 +33,14 @@ class Sources(NamedTuple):
 
     hidden: Tensor  # [1,S,D], source after source
     slots: Tensor  # [S] where their keys and values are written
+    adapted: tuple[tuple[str, Tensor], ...] = ()  # which of the S belong to which adapter
 
 
 class Part(NamedTuple):
     """Sequences of equal length in a step, for recurrent layers."""
 
     rows: Tensor | None  # [B·t] places in the packed row; None: all of it, in order
-    count: int  # t
+    tokens: int  # t
     slots: Tensor  # [B]
 
 
@@ -193,7 +194,7 @@ class Packed:
         for part in self.parts:
             rows = flat if part.rows is None else flat[part.rows]
             before = tuple(tensor[part.slots] for tensor in tensors)
-            out, after = run(rows.unflatten(0, (-1, part.count)), before, None)  # [B,t,C]
+            out, after = run(rows.unflatten(0, (-1, part.tokens)), before, None)  # [B,t,C]
             self._pending.append((index, part.slots, after))
             outs.append(out.flatten(0, 1))
         if self.parts[0].rows is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from openbook.generate.pages import Entry
@@ -75,7 +75,8 @@ class Sequence:
         return f"Sequence({self.ask.key}.{self.choice} {self.state} {self.computed}/{len(self.ids)})"
 
 
-class Work(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Work:
     """A sequence's part of a step: `count` tokens from `start` on; the last of them are its drafts, if it has any."""
 
     sequence: Sequence

@@ -5,7 +5,7 @@ Plain values; ids and bytes only. Symbols: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Literal, SupportsIndex
@@ -124,7 +124,7 @@ def accept(
                 sampling=sampling,
                 room=room,
                 stop_ids=frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else ends),
-                rotary=_rotary(model, len(before) + room),
+                rotary=rotary_of(model, len(before) + room),
                 source=ids if two_sided else None,
             )
         )
@@ -163,8 +163,18 @@ def _room(number: int, length: int, sampling: Sampling, limit: int | None) -> in
     return min(sampling.max_tokens, limit - length)
 
 
-def _rotary(model: LanguageModel, total: int) -> int:
+def rotary_of(model: LanguageModel, total: int) -> int:
     """Length-dependent scaling is fixed when a request is admitted: to all it may come to, or the original context."""
     scalings = [table.rope.scaling for table in model.stack.tables]
     originals = [scaling.original for scaling in scalings if isinstance(scaling, spec.DynamicScaling)]
     return max(total, *originals) if originals else 0
+
+
+def replay(generations: Sequence[Generation]) -> Iterator[Token]:
+    """The tokens of finished outputs, as if they came now."""
+    for generation in generations:
+        for index, token in enumerate(generation.ids):
+            last = index == len(generation.ids) - 1
+            yield Token(
+                generation.prompt, generation.choice, index, token, finish=generation.finish if last else None
+            )  # fmt: skip

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from openbook.errors import OpenbookError
+from openbook.generate.beaming import Beams
 from openbook.generate.job import Job, Reading
 from openbook.generate.output import Line, logprobs
 from openbook.generate.plan import Plan, Work
 from openbook.generate.plan import Sequence as Run
-from openbook.generate.requests import Token
+from openbook.generate.requests import Logprob, Token, replay
 from openbook.generate.sampler import Row, nothing_left
 from openbook.generate.speculate import verify
 
@@ -39,6 +40,7 @@ class Turn:
         self.events: list[Token] = []
         self.forks: list[tuple[Run, Job, Line, int]] = []  # a choice that begins now, with its first token
         self.finished: list[tuple[Job, int]] = []
+        self.beaming: list[tuple[Work, Job, int]] = []
         self.accepted: dict[Run, int] = {}  # of sequences whose drafts were not all right: tokens that hold
 
     def take(self) -> list[Token]:
@@ -59,6 +61,9 @@ class Turn:
             if work.final and not job.request.room:
                 self._only_read(work, job)
             if not count:
+                continue
+            if job.request.sampling.beams > 1:
+                self.beaming.append((work, job, row))
                 continue
             entry = Entry(work, job, job.lines[work.sequence.choice], row)
             if count > 1:
@@ -105,7 +110,7 @@ class Turn:
             if line.done and own:
                 self.finished.append((entry.job, line.result.choice))
 
-    def _say(self, line: Line, token: int, logprob: object) -> None:
+    def _say(self, line: Line, token: int, logprob: Logprob | None) -> None:
         engine = self.engine
         self.events.append(line.take(token, engine.token_bytes, logprob, engine.version))
         if line.result.versions is not None:
@@ -149,6 +154,35 @@ class Turn:
         if line.done:
             self.finished.append((entry.job, line.result.choice))
 
+    def _beam(self, work: Work, job: Job, row: int) -> None:
+        """Hands a beam its logits; when all beams of the request have theirs, they move."""
+        engine = self.engine
+        if job.beams is None:
+            self._begin(job, work)
+            job.beams = Beams(job.lines[0], work.sequence, engine.token_bytes)
+            job.sequences.clear()
+        if not job.beams.hear(work.sequence, self.reading.logits[row]):
+            return
+        try:
+            if job.beams.move(self._fork, engine.release):
+                return
+            results = job.beams.results()
+        except OpenbookError as error:
+            engine.stats.failures += 1
+            self.events += engine.end(job, "error", str(error))
+            return
+        for line in job.lines:
+            line.done = True
+        job.results = results
+        engine.stats.output_tokens += sum(len(found.ids) for found in results)
+        self.events += replay(results)
+
+    def _fork(self, parent: Run, choice: int) -> Run:
+        child = self.engine.scheduler.fork(parent, choice)
+        if parent in self.engine.reader.sourced and child.source_table:
+            self.engine.reader.sourced[child] = self.engine.reader.sourced[parent]
+        return child
+
     def _commit(self) -> None:
         engine = self.engine
         began = time.perf_counter()
@@ -158,11 +192,11 @@ class Turn:
         engine.store.copy_slots(self.plan.saves)
         engine.scheduler.commit(self.plan, self.accepted)
         for sequence, job, line, token in self.forks:
-            child = engine.scheduler.fork(sequence, line.result.choice)
+            child = self._fork(sequence, line.result.choice)
             child.ids[-1] = token
             job.sequences[child.choice] = child
-            if sequence in engine.reader.sourced:
-                engine.reader.sourced[child] = engine.reader.sourced[sequence]
+        for work, job, row in self.beaming:
+            self._beam(work, job, row)
         for job, choice in self.finished:
             engine.release(job.sequences.pop(choice))
         engine.stats.commit += time.perf_counter() - began

@@ -63,6 +63,6 @@ class Fused(nn.Module):
 
 def joint(x: Tensor, parts: tuple[nn.Module, ...], fused: Fused | None) -> tuple[Tensor, ...]:
     """Several linear maps of the same `x`: one product where they are fused and no gradient is wanted."""
-    if fused is not None and not torch.is_grad_enabled():
+    if fused is not None and not torch.is_grad_enabled() and not any(part._forward_hooks for part in parts):
         return fused(x).split(fused.sizes, dim=-1)
     return tuple(part(x) for part in parts)

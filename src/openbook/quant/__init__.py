@@ -1,0 +1,1 @@
+"""Quantisation of a loaded model: what is decided here, `nn/packed.py` computes."""
