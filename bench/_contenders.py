@@ -62,18 +62,25 @@ def _ours_loop(place: Place) -> Run:
     return run
 
 
-def _ours(place: Place, quantize: str | None) -> Run:
-    """The engine, with everything at its defaults but the prefix cache."""
-    from openbook.generate.engine import Engine
-    from openbook.generate.settings import Settings
-
+def our_engine(place: Place, who: str, *, prefix_cache: bool) -> Any:
+    """Our engine at its defaults but for what is said here; `ours-int8` or `ours-bf16`."""
     import openbook as ob
     from openbook import runtime
-    from openbook.generate.sampling import Sampling
+    from openbook.generate.engine import Engine
+    from openbook.generate.settings import Settings
+    from openbook.nn.serving import serve_form
 
     runtime.keep_memory()
-    model = ob.load(str(place.path), dtype="bfloat16", quantize=quantize)
-    engine = Engine(model, Settings(rows=place.rows, prefix_cache=False), memory="2GiB")
+    model = ob.load(str(place.path), dtype="bfloat16")
+    if who == "ours-int8":
+        serve_form(model, "int8")
+    return Engine(model, Settings(rows=place.rows, prefix_cache=prefix_cache), memory="2GiB")
+
+
+def _ours(place: Place, who: str) -> Run:
+    from openbook.generate.sampling import Sampling
+
+    engine = our_engine(place, who, prefix_cache=False)
 
     def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         sampling = [Sampling(max_tokens=count, temperature=0.0, ignore_eos=True) for count in new]
@@ -86,11 +93,11 @@ def _ours(place: Place, quantize: str | None) -> Run:
 
 
 def _ours_int8(place: Place) -> Run:
-    return _ours(place, "int8")
+    return _ours(place, "ours-int8")
 
 
 def _ours_bf16(place: Place) -> Run:
-    return _ours(place, None)
+    return _ours(place, "ours-bf16")
 
 
 # ------------------------------------------------------------------------------------------------ the peers

@@ -1,10 +1,10 @@
 """Many requests at once: prompts and outputs of 100 to 1024 ids, total tokens/s beside engines that batch continuously.
 
-    python bench/throughput.py [--requests 256] [--size 135m] [--rows 64] [--rounds 1] [--contenders …] [--out runs/bench]
+    python bench/throughput.py [--requests 256] [--size 135m] [--rows 64] [--rounds 1] [--contenders …] [--out …]
 
 All requests are handed over together; every engine has 2 GiB for keys and values (llama.cpp: `rows` whole sequences)
-and runs `rows` sequences together at most. Counted are prompt and output ids. Of our engine, the seconds of each part of
-a step are kept, and the scheduler's share of them.
+and runs `rows` sequences together at most. Counted are prompt and output ids. Of our engine, the seconds of each part
+of a step are kept, and the scheduler's share of them.
 """
 
 from __future__ import annotations
