@@ -3,8 +3,8 @@
     python bench/speculation.py [--size 135m] [--copied 256] [--rounds 3] [--contenders ours-int8,ours-bf16]
 
 The weights are random, so what is written is prescribed (`Sampling.forced`): all the arithmetic is done, the choice
-alone is known beforehand. Copy: the output repeats the prompt, drafts come from looking it up (Saxena 2023). α: a drafter
-that knows the output and is right with chance α; its acceptance and tokens per pass stand beside the prediction
+alone is known beforehand. Copy: the output repeats the prompt, drafts come from looking it up (Saxena 2023). α: a
+drafter that knows the output and is right with chance α; its acceptance and tokens per pass stand beside the prediction
 (1 − α^(γ+1)) / (1 − α), summed over the passes with their own γ (Leviathan et al. 2023, arXiv 2211.17192).
 """
 
