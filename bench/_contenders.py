@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 Ids = Sequence[Sequence[int]]
-Run = Callable[[Ids, Sequence[int]], None]  # writes new[i] ids after prompts[i], all of them
+Run = Callable[[Ids, Sequence[int]], dict[str, float]]  # writes new[i] ids after prompts[i]; what it knows of its time
 
 
 @dataclass(frozen=True)
@@ -54,40 +54,50 @@ def _ours_loop(place: Place) -> Run:
     runtime.keep_memory()
     model = ob.load(str(place.path), dtype="bfloat16")
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         sampling = [Sampling(max_tokens=count, temperature=0.0, ignore_eos=True) for count in new]
         done = generate_ids(model, [list(ids) for ids in prompts], sampling)
-        _check([len(one.ids) for one in done], new)
+        return _check([len(one.ids) for one in done], new)
 
     return run
 
 
-def _ours(place: Place, quantize: str | None) -> Run:
-    """The engine, with everything at its defaults but the prefix cache."""
-    from openbook.generate.engine import Engine
-
+def our_engine(place: Place, who: str, *, prefix_cache: bool) -> Any:
+    """Our engine at its defaults but for what is said here; `ours-int8` or `ours-bf16`."""
     import openbook as ob
     from openbook import runtime
-    from openbook.generate.sampling import Sampling
+    from openbook.generate.engine import Engine
+    from openbook.generate.settings import Settings
+    from openbook.nn.serving import serve_form
 
     runtime.keep_memory()
-    model = ob.load(str(place.path), dtype="bfloat16", quantize=quantize)
-    engine = Engine(model, memory="2GiB", prefix_cache=False)
+    model = ob.load(str(place.path), dtype="bfloat16")
+    if who == "ours-int8":
+        serve_form(model, "int8")
+    return Engine(model, Settings(rows=place.rows, prefix_cache=prefix_cache), memory="2GiB")
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+
+def _ours(place: Place, who: str) -> Run:
+    from openbook.generate.sampling import Sampling
+
+    engine = our_engine(place, who, prefix_cache=False)
+
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         sampling = [Sampling(max_tokens=count, temperature=0.0, ignore_eos=True) for count in new]
+        before = engine.stats.as_dict()
         done = engine.generate([list(ids) for ids in prompts], sampling)
         _check([len(one.ids) for one in done], new)
+        return {name: round(value - before[name], 4) for name, value in engine.stats.as_dict().items()}
 
     return run
 
 
 def _ours_int8(place: Place) -> Run:
-    return _ours(place, "int8")
+    return _ours(place, "ours-int8")
 
 
 def _ours_bf16(place: Place) -> Run:
-    return _ours(place, None)
+    return _ours(place, "ours-bf16")
 
 
 # ------------------------------------------------------------------------------------------------ the peers
@@ -100,12 +110,12 @@ def _transformers(place: Place) -> Run:
     torch.set_num_threads(place.threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(place.path, dtype=torch.bfloat16)
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         ids = torch.tensor(prompts)  # [B,T]: rows of one length
         most = max(new)
         more: dict[str, Any] = {"max_new_tokens": most, "min_new_tokens": most, "do_sample": False, "pad_token_id": 0}
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **more)
-        _check([out.shape[1] - ids.shape[1]] * len(new), new)
+        return _check([out.shape[1] - ids.shape[1]] * len(new), new)
 
     return run
 
@@ -124,7 +134,7 @@ def _transformers_continuous(place: Place) -> Run:
         num_blocks=max(64, blocks), max_batch_tokens=2048, allow_block_sharing=False, max_requests_per_batch=place.rows
     )
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         written: dict[int, int] = {}
         opened = model.continuous_batching_context_manager(
             generation_config=config, continuous_batching_config=batching, block=True, timeout=30
@@ -138,7 +148,7 @@ def _transformers_continuous(place: Place) -> Run:
                     raise RuntimeError(f"{len(written)} of {len(new)} requests came back within a minute")
                 if result.is_finished():
                     written[int(result.request_id)] = len(result.generated_tokens)
-        _check([written[number] for number in range(len(new))], new)
+        return _check([written[number] for number in range(len(new))], new)
 
     return run
 
@@ -166,7 +176,7 @@ def _openvino(place: Place) -> Run:
     options = {"INFERENCE_NUM_THREADS": place.threads}
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(place.path), scheduler, "CPU", options)
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         configs = []
         for count in new:
             config = openvino_genai.GenerationConfig()
@@ -174,7 +184,7 @@ def _openvino(place: Place) -> Run:
             configs.append(config)
         inputs = [openvino.Tensor(numpy.array([ids], dtype=numpy.int64)) for ids in prompts]
         done = pipeline.generate(inputs, configs)
-        _check([len(one.m_generation_ids[0]) for one in done], new)
+        return _check([len(one.m_generation_ids[0]) for one in done], new)
 
     return run
 
@@ -188,7 +198,7 @@ def _ctranslate2(place: Place) -> Run:
     generator = ctranslate2.Generator(str(place.path), device="cpu", **options)
     words = json.loads((place.path / "vocabulary.json").read_text())
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         most = max(new)
         done = generator.generate_batch(
             [[words[i] for i in ids] for ids in prompts],
@@ -198,7 +208,7 @@ def _ctranslate2(place: Place) -> Run:
             include_prompt_in_result=False,
             max_batch_size=0,
         )
-        _check([len(one.sequences_ids[0]) for one in done], new)
+        return _check([len(one.sequences_ids[0]) for one in done], new)
 
     return run
 
@@ -225,20 +235,21 @@ def _vllm(place: Place) -> Run:
         disable_log_stats=True,
     )
 
-    def run(prompts: Ids, new: Sequence[int]) -> None:
+    def run(prompts: Ids, new: Sequence[int]) -> dict[str, float]:
         greedy = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
         sampling = [vllm.SamplingParams(max_tokens=count, min_tokens=count, **greedy) for count in new]
         inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
         done = model.generate(inputs, sampling, use_tqdm=False)
-        _check([len(one.outputs[0].token_ids) for one in done], new)
+        return _check([len(one.outputs[0].token_ids) for one in done], new)
 
     return run
 
 
-def _check(written: Sequence[int], new: Sequence[int]) -> None:
-    """Nobody wins by writing less."""
+def _check(written: Sequence[int], new: Sequence[int]) -> dict[str, float]:
+    """Nobody wins by writing less; there is nothing else to say."""
     if list(written) != list(new):
         raise RuntimeError(f"asked for {list(new)[:8]} ids, written {list(written)[:8]}")
+    return {}
 
 
 PEERS = ("OPENBOOK_PEERS",)
@@ -288,6 +299,46 @@ def environment_of(name: str, threads: int) -> dict[str, str]:
     if name == "vllm":  # as its installation page advises: the OpenMP that it was built for
         libraries = sorted(Path(python_of(name)).parent.parent.glob("lib/libiomp5.so"))
         found["LD_PRELOAD"] = ":".join(str(path) for path in libraries)
+    return found
+
+
+def version_of(name: str) -> str:
+    """The release of a contender, asked in its own process."""
+    from importlib.metadata import packages_distributions, version
+
+    package = KINDS[name].packages[0].split(".")[0]
+    found = packages_distributions().get(package, [package])
+    return f"{found[0]} {version(found[0])}"
+
+
+def chosen(names: str, default: list[str]) -> dict[str, str]:
+    """The contenders that are here → their Python; a line for each that is not."""
+    here = {}
+    for name in names.split(",") if names else default:
+        if name not in KINDS:
+            raise SystemExit(f"There is no contender '{name}': " + ", ".join(KINDS))
+        if why := missing(name):
+            print(f"  {name}: left out, {why}", file=sys.stderr)
+        else:
+            here[name] = python_of(name)
+    return here
+
+
+def starting(size: str, here: dict[str, str], models: Path, words: str) -> dict[str, Any]:
+    """How each is started (NAME|WORDS|THREADS|MODEL after --child), its model written where need be."""
+    from _folders import folder
+    from _harness import Contender
+    from openbook import runtime
+
+    threads, found = runtime.default_threads(), {}
+    for name, python in here.items():
+        try:
+            path = folder(models, size, KINDS[name].format, python)
+        except RuntimeError as error:
+            print(f"  {name}: left out, {error}", file=sys.stderr)
+            continue
+        child = f"{name}|{words}|{threads}|{path}"
+        found[name] = Contender(["--child", child], python, environment_of(name, threads))
     return found
 
 

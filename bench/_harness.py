@@ -21,8 +21,19 @@ from pathlib import Path
 from typing import IO, Any
 
 Work = Callable[[], float]  # does one round and returns how much was done, in the measurement's unit
-Case = Callable[[str], tuple[float, float]]  # does one round of a named case: how much was done, in how many seconds
 Results = dict[str, dict[str, Any]]  # contender → what is known of it, with `rates`, `loads`, `median` and `best`
+
+
+@dataclass(frozen=True)
+class Round:
+    """How much was done in how many seconds; what else a contender has to say of it is kept."""
+
+    amount: float
+    seconds: float
+    more: Mapping[str, float] = field(default_factory=dict)
+
+
+Case = Callable[[str], Round]  # does one round of a named case
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,11 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def arguments(about: str, **defaults: Any) -> argparse.Namespace:
+def arguments(about: str, rounds: int = 7, **defaults: Any) -> argparse.Namespace:
     """The command line of a measurement: --out, --rounds, and its own defaults as options."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
@@ -54,10 +65,10 @@ def serve(setup: Callable[[str], tuple[Work, dict[str, Any]]], which: str) -> No
     def timed(which: str) -> tuple[Case, dict[str, Any]]:
         work, about = setup(which)
 
-        def case(_: str) -> tuple[float, float]:
+        def case(_: str) -> Round:
             start = time.perf_counter()
             amount = work()
-            return amount, time.perf_counter() - start
+            return Round(amount, time.perf_counter() - start)
 
         return case, about
 
@@ -80,8 +91,8 @@ def serve_cases(setup: Callable[[str], tuple[Case, dict[str, Any]]], which: str)
     case, about = setup(which)
     say({"ready": round(time.perf_counter() - began, 2), **about})
     for line in sys.stdin:
-        amount, seconds = case(line.strip())
-        say({"seconds": seconds, "amount": amount})
+        done = case(line.strip())
+        say({"seconds": done.seconds, "amount": done.amount, "more": done.more})
 
 
 # ------------------------------------------------------------------------------------------------ around them
@@ -91,7 +102,7 @@ class _Running:
     """A contender's process; what it prints is shown only if it dies."""
 
     def __init__(self, contender: Contender) -> None:
-        self.log: IO[str] = tempfile.TemporaryFile("w+")
+        self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (until `end`)
         self.process = subprocess.Popen(
             [contender.python, sys.argv[0], *contender.arguments],
             stdin=subprocess.PIPE,
@@ -164,6 +175,8 @@ def compare_cases(contenders: Mapping[str, Contender], cases: Sequence[str], rou
                     continue
                 results[case][name]["rates"].append(round(answer["amount"] / answer["seconds"], 3))
                 results[case][name]["loads"].append(round(os.getloadavg()[0], 2))
+                if answer["more"]:
+                    results[case][name].setdefault("more", []).append(answer["more"])
     finally:
         for child in running.values():
             child.end()

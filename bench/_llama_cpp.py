@@ -45,7 +45,7 @@ class LlamaCpp:
         self.owners = first
         self.counts[:] = 1
 
-    def run(self, prompts: Sequence[Sequence[int]], new: Sequence[int]) -> None:
+    def run(self, prompts: Sequence[Sequence[int]], new: Sequence[int]) -> dict[str, float]:
         """All prompts, as many together as there are rows."""
         waiting = deque(range(len(prompts)))
         free = list(range(self.rows))[::-1]
@@ -70,6 +70,7 @@ class LlamaCpp:
                     self.c.llama_memory_seq_rm(self.memory, row, -1, -1)
                     free.append(row)
                     del running[row]
+        return {}
 
     def _put(self, at: int, ids: Sequence[int], place: int, row: int) -> None:
         end = at + len(ids)

@@ -3,21 +3,20 @@
     python bench/decode.py [--sizes 15m,135m,1.1b] [--batches 1,8,32] [--rounds 5] [--only prefill|decode]
                            [--contenders ours-int8,llama.cpp,…] [--models runs/bench/models] [--out runs/bench]
 
-Prefill: a prompt of 512 ids and one new id. Decode: after a prompt of 64, the 63 ids that follow the first; its time is
-that of a call for 64 ids less that of a call for one, for every engine alike. Greedy, end ids ignored, prompts of random
-ids that are new in every call. Engines that are not installed are left out with a line (bench/README.md).
+Prefill: a prompt of 512 ids and one new id. Decode: after a prompt of 64, the 63 ids that follow the first; its time
+is that of a call for 64 ids less that of a call for one, for every engine alike. Greedy, end ids ignored, prompts of
+random ids that are new in every call. Engines that are not installed are left out with a line (bench/README.md).
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from _contenders import KINDS, Place, environment_of, missing, prompts_of, python_of
-from _harness import Case, Contender, Results, arguments, compare_cases, report, serve_cases
+from _contenders import KINDS, Place, chosen, prompts_of, starting, version_of
+from _harness import Case, Results, Round, arguments, compare_cases, report, serve_cases
 from _shapes import LLAMA_SHAPES, matrix_weights
 
 PREFILL, PROMPT, NEW = 512, 64, 64
@@ -37,7 +36,7 @@ def setup(which: str) -> tuple[Case, dict[str, Any]]:
         run(prompts, [new] * rows)
         return time.perf_counter() - start
 
-    def case(name: str) -> tuple[float, float]:
+    def case(name: str) -> Round:
         what, batch = name.split(" × ")
         rows, amount, seconds, whole = int(batch), 0.0, 0.0, 0.0
         while whole < LEAST:
@@ -49,12 +48,12 @@ def setup(which: str) -> tuple[Case, dict[str, Any]]:
                 took, more = all_of_it - first, all_of_it + first
                 amount += rows * (NEW - 1)
             seconds, whole = seconds + took, whole + more
-        return amount, seconds
+        return Round(amount, seconds)
 
     for batch in batches.split(","):
         spent(int(batch), PROMPT, 1), spent(int(batch), PROMPT, 8)
     spent(1, PREFILL, 1)
-    return case, {}
+    return case, {"version": version_of(who)}
 
 
 def shares(size: str, case: str, results: Results, limits: Any) -> None:
@@ -70,36 +69,6 @@ def shares(size: str, case: str, results: Results, limits: Any) -> None:
             result["share_of_bandwidth"] = round(steps * weights * kind.weight_bytes / 1e9 / limits.read, 4)
 
 
-def chosen(names: str, default: list[str]) -> dict[str, str]:
-    """The contenders that are here → their Python; a line for each that is not."""
-    here = {}
-    for name in names.split(",") if names else default:
-        if name not in KINDS:
-            raise SystemExit(f"There is no contender '{name}': " + ", ".join(KINDS))
-        if why := missing(name):
-            print(f"  {name}: left out, {why}", file=sys.stderr)
-        else:
-            here[name] = python_of(name)
-    return here
-
-
-def starting(size: str, here: dict[str, str], models: Path, words: str) -> dict[str, Contender]:
-    """How each is started, its model written where need be."""
-    from _folders import folder
-    from openbook import runtime
-
-    threads, found = runtime.default_threads(), {}
-    for name, python in here.items():
-        try:
-            path = folder(models, size, KINDS[name].format, python)
-        except RuntimeError as error:
-            print(f"  {name}: left out, {error}", file=sys.stderr)
-            continue
-        child = f"{name}|{size}|{words}|{threads}|{path}"
-        found[name] = Contender(["--child", child], python, environment_of(name, threads))
-    return found
-
-
 def main(options: Any) -> None:
     """All sizes, one after the other."""
     from openbook import runtime
@@ -112,7 +81,7 @@ def main(options: Any) -> None:
     for size in options.sizes.split(","):
         names = ["prefill × 1"] if options.only != "decode" else []
         names += [f"decode × {batch}" for batch in options.batches.split(",")] if options.only != "prefill" else []
-        contenders = starting(size, here, options.models, options.batches)
+        contenders = starting(size, here, options.models, f"{size}|{options.batches}")
         for name, results in compare_cases(contenders, names, options.rounds).items():
             shares(size, name, results, limits)
             cases[f"{size} {name}"] = results
@@ -127,7 +96,7 @@ SHARES = {"share_of_bandwidth": "memory bandwidth", "share_of_peak": "matrix pea
 
 if __name__ == "__main__":
     more = {"sizes": "15m,135m,1.1b", "batches": "1,8,32", "contenders": "", "only": ""}
-    options = arguments(__doc__ or "", models=Path("runs/bench/models"), **more)
+    options = arguments(__doc__ or "", rounds=5, models=Path("runs/bench/models"), **more)
     if options.child:
         serve_cases(setup, options.child)
     else:
