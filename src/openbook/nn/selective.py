@@ -176,7 +176,7 @@ class StateSpace(Stateful):
         total = padded.new_zeros(()) if bias is None else bias
         for place in range(kernel):  # products and sums by themselves are rounded alike wherever a row lies
             seen = padded[:, place : place + tokens]
-            if before is not None:
+            if before is not None and segments is not None:
                 seen = seen * torch.eq(before[:, place : place + tokens], segments).unsqueeze(-1)
             total = total + seen * weight[:, place]
         return total
