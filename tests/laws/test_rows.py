@@ -5,69 +5,29 @@ Every law runs on every unit that this machine can run: its own, AVX2, plain C++
 
 from __future__ import annotations
 
-import copy
-import ctypes
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openbook.hardware import cpu_features
-from openbook.models.make import make
-from openbook.native import build
 from openbook.native import rows as native
-from openbook.nn import packed, rows, served, spec
+from openbook.nn import packed, rows, spec
 from openbook.nn.activation import REFERENCES, activate
-from openbook.nn.linear import Linear
 from openbook.nn.moe import Experts, experts_reference
 from openbook.nn.norm import Normalise
 from openbook.nn.packed import Packed, PackedStack, RowLinear
 from openbook.nn.selective import StateSpace
-from openbook.nn.serving import FORMS, assign, logical, restore, serve_form
+from openbook.nn.serving import FORMS
 from openbook.nn.state import Context, Dense
+from tests.units import no_gradients, numbers, unit, unlike_alone
 
+__all__ = ["no_gradients", "unit"]
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: the reference does the work")
 
 SIZES = [(1, 7), (17, 33), (100, 130), (40, 64)]  # out, in
 COUNTS = (1, 2, 3, 5, 9, 33, 70)
-EMULATED = ("-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")
-UNITS = {"own": (), "avx2": ("-mavx2", "-mfma"), "plain": (), "amx": EMULATED}
-
-
-@pytest.fixture(params=UNITS)
-def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The operators, compiled for one unit."""
-    name: str = request.param
-    if name != "own":
-        library = compiled(name)
-        monkeypatch.setattr(native, "library", lambda: library)
-    return name
-
-
-def compiled(name: str) -> ctypes.CDLL:
-    features = cpu_features()
-    if name == "avx2" and "AVX2" not in features:
-        pytest.skip("no AVX2 here")
-    wide = (*native.WIDE, "-mavx512bf16") if name == "amx" and "AVX-512 BF16" in features else ()
-    library = build.load("rows", native.SOURCES, [(*native.EXACT, *wide, *UNITS[name])])
-    assert library is not None
-    native.declared(library)
-    assert library.openbook_rows_machine(2) == (2 if name == "amx" else 1)
-    return library
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator) * torch.exp(torch.randn(shape[0], *[1] * (len(shape) - 1)))
 
 
 def linear(kind: str, outs: int, ins: int) -> Callable[[Tensor], Tensor]:
@@ -80,21 +40,6 @@ def linear(kind: str, outs: int, ins: int) -> Callable[[Tensor], Tensor]:
 
 def reference(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer.reference(x) if isinstance(layer, Packed) else F.linear(x, layer.weight, layer.bias)  # type: ignore[attr-defined]
-
-
-def unlike_alone(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a row of x [R,D] gets other bits among others, at another place, or on other threads, than alone."""
-    alone = torch.cat([operator(x[row : row + 1]) for row in range(len(x))])
-    threads = torch.get_num_threads()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        try:
-            together, shifted = operator(x), operator(x.roll(1, 0)).roll(-1, 0)
-        finally:
-            torch.set_num_threads(threads)
-        if not torch.equal(together, alone) or not torch.equal(shifted, alone):
-            return True
-    return False
 
 
 # ---------------------------------------------------------------------------------------------- products
@@ -295,128 +240,6 @@ def test_a_scan_is_its_reference_and_knows_no_chunks() -> None:
     assert torch.equal(marked[1, :15], whole[1, :15])
 
 
-# ---------------------------------------------------------------------------------------------- blocks and models
-
-RMS, LAYER = spec.Norm(kind="rms", eps=1e-5), spec.Norm(kind="layer", eps=1e-5, bias=True)
-ROPE = spec.Rope(dim=8, theta=1000.0)
-PLAIN = spec.Attention(heads=4, kv_heads=2, head_dim=12)
-
-
-def model_of(attention: spec.Attention, mlp: spec.MLP, norm: spec.Norm, place: str, scale: float = 1.0) -> spec.Model:
-    parallel = place == "plain"
-    inner = None if parallel else norm
-    branches = tuple(
-        spec.Branch(layer=layer, norm=inner, place=place, scale=scale)  # type: ignore[arg-type]
-        for layer in (attention, mlp)
-    )
-    block = spec.Block(branches=branches, parallel=parallel, norm=norm if parallel else None)
-    stack = spec.Stack(dim=36, blocks=(block, block), final_norm=norm)
-    return spec.Model(embed=spec.Embed(vocab=50, dim=36), stack=stack, heads=(spec.Language(tied=True, softcap=20.0),))
-
-
-MODELS = {
-    "pre": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50), RMS, "pre"),
-    "normed heads": model_of(replace(PLAIN, rope=ROPE, norm=RMS), spec.MLP(hidden=50, activation="relu"), RMS, "pre"),
-    "biased": model_of(
-        replace(PLAIN, bias=True, out_bias=True),
-        spec.MLP(hidden=70, activation="gelu", gated=False, bias=True),
-        LAYER,
-        "pre",
-    ),
-    "both": model_of(
-        replace(PLAIN, norm=replace(RMS, offset=1.0)), spec.MLP(hidden=50), replace(RMS, offset=1.0), "both"
-    ),
-    "post": model_of(PLAIN, spec.MLP(hidden=50, gated=False, activation="gelu_tanh"), LAYER, "post"),
-    "scaled": model_of(replace(PLAIN, kv_heads=1), spec.MLP(hidden=50), RMS, "pre", scale=0.7),
-    "parallel": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50, gated=False), LAYER, "plain", scale=0.9),
-}
-
-
-def by_modules(model: torch.nn.Module, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    with monkeypatch.context() as patch:
-        patch.setattr(served, "run", lambda *_: None)
-        return model(ids)
-
-
-@pytest.mark.usefixtures("unit")
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("form", [*FORMS, "mixed"])
-def test_a_block_is_its_modules_bit_for_bit(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(MODELS[name], seed=1).eval()
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter) * 0.1)
-    serve_form(model, "int8" if form == "mixed" else form)
-    attention = model.stack.blocks[0].branches[0].layer
-    if form == "mixed":
-        attention.k = Packed.of(attention.k.unpack(), "bf16", attention.k.bias)
-        attention.v = RowLinear.of(torch.nn.Parameter(attention.v.unpack()), attention.v.bias)
-        attention.q = Packed.of(attention.q.unpack(), "int8", attention.q.bias, torch.rand(36) + 0.5)
-    for shape in ((1, 1), (2, 3), (3, 15)):
-        ids = torch.randint(50, shape, generator=torch.Generator().manual_seed(shape[1]))
-        assert torch.equal(model(ids), by_modules(model, ids, monkeypatch))
-    assert all(block.served is not None and block.served.fits for block in model.stack.blocks)
-    block = model.stack.blocks[1].served
-    block.block.ffn.factor *= 1.01  # the seeded fault
-    assert not torch.equal(model(ids), by_modules(model, ids, monkeypatch))
-
-
-def test_a_changed_block_is_left_to_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Doubled(RowLinear):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * super().forward(x)
-
-    model = serve_form(make(MODELS["pre"], seed=1).eval(), "fp32")
-    ids = torch.arange(5).unsqueeze(0)
-    before = model(ids)
-    ffn = model.stack.blocks[0].branches[1].layer
-    old, ffn.up = ffn.up, Doubled(0, 0)
-    ffn.up.weight, ffn.up.bias = old.weight, old.bias
-    after = model(ids)
-    assert not torch.equal(before, after)
-    assert torch.equal(after, by_modules(model, ids, monkeypatch))
-    ffn.up = old
-    assert torch.equal(model(ids), before)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_form_for_serving_is_reversible(form: str) -> None:
-    model = make(MODELS["biased"], seed=1).eval().bfloat16()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    ids = torch.arange(6).unsqueeze(0)
-    serve_form(serve_form(model, form), form)
-    assert model.rewrites == [f"serve {form}"]
-    assert model.dtype == torch.float32
-    logits = model(ids)
-    kept = dict(logical(model))
-    assert list(kept) == list(before)
-    assert all(kept[name].dtype == before[name].dtype for name in before)
-    if form != "int8":
-        assert all(torch.equal(kept[name], before[name]) for name in before)
-    name = "stack.blocks.1.branches.1.layer.up.weight"
-    assign(model, name, before[name] * 1.5)
-    assert not torch.equal(model(ids), logits)
-    assign(model, name, before[name])
-    assert torch.equal(model(ids), logits)
-    assign(model, "embed.tokens.weight", before["embed.tokens.weight"] * 1.5)
-    changed = model(ids)
-    assign(model, "embed.tokens.weight", before["embed.tokens.weight"])
-    assert torch.equal(model(ids), logits)
-    assert not torch.equal(changed, logits)
-    restore(model)
-    assert model.rewrites == []
-    assert {name: p.dtype for name, p in model.named_parameters()} == {name: p.dtype for name, p in before.items()}
-    assert all(type(module) is not RowLinear for module in model.modules() if isinstance(module, Linear))
-    assert all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
-
-
-def test_a_model_does_not_know_of_other_rows() -> None:
-    for name in ("pre", "both"):
-        for form in FORMS:
-            model = serve_form(make(MODELS[name], seed=1).eval(), form)
-            ids = torch.randint(50, (9, 1), generator=torch.Generator().manual_seed(1))
-            assert not unlike_alone(lambda x, model=model: model(x).flatten(1), ids)  # type: ignore[misc]
-
-
 def test_gradients_go_through_the_reference() -> None:
     x = numbers(3, 33).requires_grad_()
     with torch.enable_grad():
@@ -424,13 +247,3 @@ def test_gradients_go_through_the_reference() -> None:
         linear("fp32", 17, 33)(x).sum().backward()
     assert x.grad is not None
     assert rows.usable(x) is not None  # without gradients it is native
-
-
-def test_a_copy_stands_by_itself() -> None:
-    model = serve_form(make(MODELS["pre"], seed=1).eval(), "int8")
-    ids = torch.arange(5).unsqueeze(0)
-    logits = model(ids)
-    copied = copy.deepcopy(model)
-    assign(model, "stack.blocks.0.branches.0.layer.v.weight", torch.zeros(24, 36))
-    assert torch.equal(copied(ids), logits)
-    assert not torch.equal(model(ids), logits)

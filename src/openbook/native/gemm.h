@@ -134,7 +134,8 @@ inline void float_sums(const float* w, int64_t in, const char* a, int64_t stride
     };
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES) {
-        for (int n = 0; n < N; n++) __builtin_prefetch((const char*)(w + n * in + i) + AHEAD);
+        const int64_t ahead = AHEAD / 4 + (i + AHEAD / 4 < in ? 0 : (N - 1) * in);  // the rows after these N
+        for (int n = 0; n < N; n++) __builtin_prefetch(w + n * in + i + ahead);
         step(i, [](const float* from) { return load(from); });
     }
     if (i < in) step(i, [&](const float* from) { return load(from, in - i); });
@@ -250,7 +251,7 @@ void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, co
 
 template <int M>
 void float_block(const Matrix& w, const Rows& a, int64_t row, int64_t number, const Output& out) {
-    constexpr int N = 4;
+    constexpr int N = M > 6 ? 2 : 4;
     const float* from = (const float*)w.data + 16 * number * w.in;
     const int64_t present = std::min<int64_t>(16, w.out - 16 * number);
     Lanes y[M] = {};

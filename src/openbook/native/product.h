@@ -38,21 +38,22 @@ inline void with_count(int64_t count, F f) {  // f(a number the compiler knows)
 }
 
 #if defined(__AVX512F__)
-constexpr int64_t MOST_ROWS = 8, MOST_BLOCKS = 3, FLOAT_ROWS = 6;
+constexpr int64_t MOST_ROWS = 8, MOST_BLOCKS = 3, FLOAT_ROWS = 6, FLOAT_PASS = 8;
 #else
-constexpr int64_t MOST_ROWS = 4, MOST_BLOCKS = 1, FLOAT_ROWS = 2;  // 16 registers, two for each vector
+constexpr int64_t MOST_ROWS = 4, MOST_BLOCKS = 1, FLOAT_ROWS = 2, FLOAT_PASS = 2;  // 16 registers, two for each vector
 #endif
 
 // Blocks `columns` for the rows `rows`, by vectors.
 inline void by_vectors(const Matrix& w, const Rows& a, Span rows, Span columns, const Output& out) {
-    const int64_t most = w.kind == FLOAT ? FLOAT_ROWS : MOST_ROWS, wide = w.kind == FLOAT ? 1 : MOST_BLOCKS;
+    const bool one = w.kind == FLOAT && rows.last - rows.first <= FLOAT_PASS;  // all rows in one pass over the matrix
+    const int64_t most = one ? FLOAT_PASS : w.kind == FLOAT ? FLOAT_ROWS : MOST_ROWS, wide = w.kind == FLOAT ? 1 : MOST_BLOCKS;
     const int64_t panel = std::max(wide, PANEL / w.block() / wide * wide);
     for (int64_t p = columns.first; p < columns.last; p += panel) {
         const int64_t end = std::min(p + panel, columns.last);
         for (int64_t row = rows.first; row < rows.last; row += most)
             for (int64_t n = p; n < end; n += wide)
                 with_count(std::min(most, rows.last - row), [&](auto m) {
-                    if (w.kind == FLOAT) return float_block<(m < FLOAT_ROWS ? m : FLOAT_ROWS)>(w, a, row, n, out);
+                    if (w.kind == FLOAT) return float_block<(m < FLOAT_PASS ? m : FLOAT_PASS)>(w, a, row, n, out);
                     constexpr int M = m < MOST_ROWS ? m : MOST_ROWS;
                     const int64_t blocks = std::min(wide, end - n);
                     if (MOST_BLOCKS > 2 && blocks == 3) return some_blocks<M, MOST_BLOCKS>(w, a, row, n, out);

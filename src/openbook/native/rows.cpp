@@ -76,11 +76,15 @@ int openbook_rows_grouped(const Matrix* w, const int32_t* ends, int64_t experts,
 }
 
 int openbook_rows_before(const Block* block, const Step* step, int64_t threads) {
-    return guarded([&] { before(*block, *step, threads, machine); });
+    return guarded([&] {
+        in_slices(*block, *step, [&](const Step& part) { before(*block, part, threads, machine); });
+    });
 }
 
 int openbook_rows_after(const Block* block, const Step* step, int64_t threads) {
-    return guarded([&] { after(*block, *step, threads, machine); });
+    return guarded([&] {
+        in_slices(*block, *step, [&](const Step& part) { after(*block, part, threads, machine); });
+    });
 }
 
 void openbook_rows_normalise(const Norm* norm, int64_t rows, int64_t dim, const float* x, float* y, int64_t threads) {

@@ -31,6 +31,7 @@ struct Step {  // what changes from call to call; cos and sin [R,turned]
     float* y;
 };
 
+constexpr int64_t SLICE = 512;  // rows at a time: what is between two products stays near, and needs little memory
 constexpr int64_t PRIVATE = 4;  // rows that every thread prepares for itself
 
 inline bool alike(const Matrix& a, const Matrix& b) {  // rows prepared for one serve the other
@@ -177,6 +178,20 @@ inline void after(const Block& b, const Step& s, int64_t threads, int64_t machin
         team.wait();
         inside.prepare(third, team, [&](int64_t r, float* to) { memcpy(to, up + r * F, 4 * F); }, rows);
         residual(b.ffn, b.down, rows[0], R, team, machine, middle, step, s.y);
+    }
+}
+
+// f(a step of at most SLICE rows) until all are done.
+template <class F>
+inline void in_slices(const Block& b, const Step& s, F f) {
+    const int64_t query = b.heads * b.head_dim, key = b.kv_heads * b.head_dim;
+    for (int64_t row = 0; row < s.rows; row += SLICE) {
+        Step part = s;
+        part.rows = std::min(SLICE, s.rows - row);
+        part.x += row * b.dim, part.y += row * b.dim, part.mixed += row * query;
+        part.cos += row * s.turned, part.sin += row * s.turned;
+        part.q += row * query, part.k += row * key, part.v += row * key;
+        f(part);
     }
 }
 

@@ -178,7 +178,7 @@ class StateSpace(Stateful):
         for place in range(kernel):  # products and sums by themselves are rounded alike wherever a row lies
             seen = padded[:, place : place + tokens]
             if before is not None and segments is not None:
-                seen = seen * (before[:, place : place + tokens] == segments).unsqueeze(-1)
+                seen = seen * torch.eq(before[:, place : place + tokens], segments).unsqueeze(-1)
             total = total + seen * weight[:, place]
         return total
 
