@@ -61,9 +61,10 @@ def has(feature: str) -> Any:
 
 
 FEW = [RULES[1], RULES[3], RULES[4], RULES[7], DIMS[6], GROUPS[2]]  # for the units elsewhere
-UNITS = {"amx": native.EMULATED, "avx2": native.AVX2, "plain": ()}
+UNITS = {"amx": native.EMULATED, "avx512": native.WIDE, "avx2": native.AVX2, "plain": ()}
 ELSEWHERE = [
     pytest.param("amx", marks=[pytest.mark.slow, has("AVX-512 BF16")]),
+    pytest.param("avx512", marks=[pytest.mark.slow, has("AVX-512")]),
     pytest.param("avx2", marks=[pytest.mark.slow, has("AVX2")]),
     pytest.param("plain", marks=pytest.mark.slow),
 ]

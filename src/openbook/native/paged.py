@@ -13,6 +13,7 @@ from openbook.native.attention import AMX, AVX512
 
 SOURCES = ("paged.cpp", "paged_walk.h", "paged_products.h", "paged_pages.h", "vector.h", "tiles.h", "amx.h")
 AVX2 = ("-mavx2", "-mfma")
+WIDE = (*AVX2, "-mavx512f")  # AVX-512 before it had bf16
 ALWAYS = ("-ffp-contract=off",)
 EMULATED = (*AVX512, "-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")  # for tests
 FLOAT, BF16, INT8 = 0, 1, 2  # kinds of numbers
@@ -76,4 +77,6 @@ def paged() -> Paged | None:
     choices: list[Sequence[str]] = []
     if "AVX-512 BF16" in features:
         choices = [(*AVX512, *AMX), AVX512] if "AMX bf16" in features else [AVX512]
+    if "AVX-512" in features:
+        choices.append(WIDE)
     return load([*choices, AVX2 if "AVX2" in features else ()])

@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "vector.h"
-#ifdef OPENBOOK_AMX
+#ifdef __AVX512BF16__
 #include "tiles.h"
 #endif
 
@@ -17,7 +17,7 @@ namespace openbook {
 
 constexpr int64_t BLOCK = 32, PIECE = 128, CHUNK = 512;  // keys: of a block, of a step of the softmax, of one softmax
 constexpr int64_t RUN = PIECE / BLOCK;
-#ifndef OPENBOOK_AMX
+#ifndef __AVX512BF16__
 constexpr int64_t TILE = 1024;  // bytes: see tiles.h
 #endif
 
@@ -192,18 +192,42 @@ inline void expand(const char* from, int64_t count, uint16_t* to, const char* ne
     }
 }
 
-// Values of a latent block out of its keys.
+// Values of a latent block out of its keys. What stands beyond the values in their last tile goes nowhere.
 inline void prefix(const Shape& s, const char* keys, char* values) {
-    if (s.kind == FLOAT) {
-        for (int64_t i = 0; i < 16 * s.value_tiles; i++)
-            for (int64_t key = 0; key < BLOCK; key++)
-                *(float*)(values + key * s.value_step + 4 * i) = i < s.value_dim ? *(float*)(keys + 128 * i + 4 * key) : 0;
-        return;
+    const int64_t stored = s.kind == FLOAT ? s.key_dim : 16 * s.chunks;  // words of a key
+    for (int64_t half = 0; half < 2; half++) {
+#ifdef __AVX512BF16__
+        alignas(64) static const uint16_t pairs[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+        const __m512i low = _mm512_load_si512(pairs), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+        const char* from = keys + half * s.key_half;
+        __m512i r[16];
+        for (int64_t t = 0; t < s.value_tiles; t += s.numbers) {
+            for (int64_t i = 0; i < 16; i++)
+                r[i] = _mm512_loadu_si512(from + std::min(16 * t / s.numbers + i, stored - 1) * s.key_step);
+            transpose(r);  // row i: the features of key i
+            for (int64_t i = 0; i < 16; i++) {
+                if (s.numbers == 1) {
+                    _mm512_storeu_si512(values + (16 * half + i) * s.value_step + 64 * t, r[i]);
+                    continue;
+                }
+                char* to = values + t * TILE + (8 * half + i / 2) * 64;
+                if (i % 2) continue;
+                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(r[i], low, r[i + 1]));
+                if (t + 1 < s.value_tiles)
+                    _mm512_storeu_si512(to + TILE, _mm512_permutex2var_epi16(r[i], high, r[i + 1]));
+            }
+        }
+#else
+        for (int64_t i = 0; i < s.value_dim; i++)
+            for (int64_t key = 16 * half; key < 16 * half + 16; key++)
+                if (s.numbers == 1)
+                    *(float*)(values + key * s.value_step + 4 * i) = *(const float*)(keys + 128 * i + 4 * key);
+                else
+                    ((uint16_t*)values)[i / 16 * 512 + key / 2 * 32 + 2 * (i % 16) + key % 2] =
+                        ((const uint16_t*)keys)[half * s.chunks * 512 + i / 2 * 32 + 2 * (key % 16) + i % 2];
+#endif
     }
-    for (int64_t i = 0; i < s.value_dim; i++)
-        for (int64_t key = 0; key < BLOCK; key++)
-            ((uint16_t*)values)[i / 16 * 512 + key / 2 * 32 + 2 * (i % 16) + key % 2] =
-                ((const uint16_t*)keys)[key / 16 * s.chunks * 512 + i / 2 * 32 + 2 * (key % 16) + i % 2];
 }
 
 // Values of the keys from `valid` on as zero: weights are 0 there, but what was never written may be no number.

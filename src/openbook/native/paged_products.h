@@ -111,9 +111,11 @@ inline void by_eights(int64_t rows, Work work) {
 
 template <int M>
 inline void score_tiles(const Shape& s, char* q, const Piece& piece, float* scores) {
-    for (int64_t b = piece.from; b < piece.to; b++)
+    for (int64_t b = piece.from; b < piece.to; b++) {
+        for (int64_t line = 0; line < s.key_bytes; line += 64) expect(piece.next[b] + line);
         amx_block<M, 2>(scores + BLOCK * b, PIECE, {q, 16 * s.row, 64, s.row},
                         {(char*)piece.keys[b], s.key_half, TILE}, s.chunks, false);
+    }
 }
 
 // Tiles 0 to 3 are sums (0,0), (0,1), (1,0), (1,1); 4 and 5 weights; 6 and 7 values.
@@ -126,7 +128,8 @@ inline void mix_tiles(const Shape& s, const char* weights, const Piece& piece, i
     if (M > 1) TILE_LOAD(2, lower, stride);
     if (M > 1 && N > 1) TILE_LOAD(3, lower + 16, stride);
     for (int64_t b = piece.from; b < piece.to; b++) {
-        const char* right = piece.values[b] + tile * TILE;
+        const char *right = piece.values[b] + tile * TILE, *next = piece.next[b] + s.key_bytes + tile * TILE;
+        for (int64_t line = 0; line < N * TILE && s.value_bytes && s.kind == BF16; line += 64) expect(next + line);
         TILE_LOAD(6, right, 64);
         TILE_LOAD(4, weights + 64 * b, row);
         TILE_MULTIPLY(0, 4, 6);
