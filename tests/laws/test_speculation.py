@@ -19,9 +19,10 @@ from openbook.generate import speculate
 from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.grammars import Grammar, Regex
 from openbook.generate.lookup import Lookup, lookup
+from openbook.generate.pace import Pace, Tally, expected, operations, speedup
 from openbook.generate.sampler import Row, Sampler
 from openbook.generate.sampling import Sampling
-from openbook.generate.speculate import Case, DraftModel, Pace, Proposal, Tally, Verdict, expected, operations, verify
+from openbook.generate.speculate import Case, DraftModel, Proposal, Verdict, verify
 from tests.laws.test_sampling_distribution import statistic
 
 V = 24
@@ -178,7 +179,7 @@ def test_drawn_drafts_leave_the_distribution(name: str) -> None:
         "filters": Sampling(temperature=1.4, top_k=12, top_p=0.95),
         "penalties": Sampling(presence_penalty=0.7, logit_bias={4: 1.0}),
     }[name]
-    value, bound = joint(drawn_pairs(sampling, 2500), sampling, [1, 2])
+    value, bound = joint(drawn_pairs(sampling, 5000), sampling, [1, 2])
     assert value < bound
 
 
@@ -193,7 +194,7 @@ def test_the_law_sees_a_fault_in_rejection(fault: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(speculate, "residual", lambda p, _q: p)
     else:
         monkeypatch.setattr(speculate, "ACCEPTING", speculate.DRAFTING)
-    value, bound = joint(drawn_pairs(Sampling(), 2500), Sampling(), [1, 2])
+    value, bound = joint(drawn_pairs(Sampling(), 5000), Sampling(), [1, 2])
     assert value > bound
 
 
@@ -290,7 +291,7 @@ def test_a_drafter_that_is_always_wrong_costs_little(cost: float) -> None:
 @pytest.mark.parametrize("cost", [0.02, 0.1])
 @pytest.mark.parametrize("alpha", [0.5, 0.7, 0.9, 1.0])
 def test_the_pace_finds_a_good_length(alpha: float, cost: float) -> None:
-    best = max(speculate.speedup(alpha, gamma, cost) for gamma in range(9))
+    best = max(speedup(alpha, gamma, cost) for gamma in range(9))
     assert paced(alpha, cost) > 0.9 * best
     assert paced(0.0, cost, 800, turn=alpha) > 1.0  # and comes back when drafts become right
 

@@ -207,7 +207,7 @@ def _check_part(where: str, part: dict[str, Any]) -> None:
     names = [*part.get("properties", {}), *(part["required"] if isinstance(part.get("required"), list) else ())]
     values = [part.get(key) for key in ("const", "enum", "minimum", "maximum", *EXCLUSIVE, "multipleOf")]
     for leaf in [*names, *(leaf for value in values for leaf in _leaves(value, 0))]:
-        if isinstance(leaf, str) and any(c < " " and c not in ESCAPED for c in leaf):
+        if isinstance(leaf, str) and any((c < " " or c == "\x7f") and c not in ESCAPED for c in leaf):
             raise InputError(
                 f"The schema holds {leaf!r:.80} at {where}: of control characters \\b \\f \\n \\r \\t are supported."
             )

@@ -1,11 +1,11 @@
 """The choice of tokens for a batch of requests: what each row has seen, its processors, its randomness.
 
 A `Sampler` holds rows in the order of the batch. Rows whose settings act alike form a group (`alike`), whose tensors
-(which ids were seen, how often) exist only when a processor needs them: greedy decoding of a batch is one argmax.
+(`history.py`) exist only when a processor needs them: greedy decoding of a batch is one argmax.
 
     tokens = sampler.choose(logits)        # [B,V] on the device → [B] on the device, nothing synchronised
     sampler.commit(tokens.tolist())        # history: what the next step's penalties, n-grams and randomness see
-    sampler.update(rows)                   # other rows: those that stay keep their tensors
+    sampler.update(rows)                   # other rows
 
 Symbols: B rows, V vocabulary, b rows of a group.
 """
@@ -13,9 +13,8 @@ Symbols: B rows, V vocabulary, b rows of a group.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch import Tensor
 from openbook.errors import InputError, OpenbookError
 from openbook.generate import draw, processors
 from openbook.generate.constraints import Constraint, masks
+from openbook.generate.history import Counted, Seen
 from openbook.generate.sampling import Sampling
 
 # What a group of rows has in common: the fields of its processors, and which steps any of its rows may need.
@@ -43,6 +43,7 @@ class Row:
     stream: int = 0
     constraint: Constraint | None = None  # where the output stands in the sampling's grammar
     key: Key = ()
+    seen: Seen | None = None  # made when a penalty first asks for it
 
     def __post_init__(self) -> None:
         seed = self.sampling.seed if self.seed is None else self.seed
@@ -75,6 +76,15 @@ class Row:
         self.output.append(token)
         if self.ngrams is not None:
             self.ngrams.extend((token,))
+        if self.seen is not None:
+            self.seen.add(token)
+
+    def past(self, vocab: int) -> Seen:
+        """What penalties look at. Ids of the prompt beyond `vocab` are not the head's."""
+        if self.seen is None:
+            prompt = self.prompt if self.sampling.repetition_penalty != 1.0 else ()
+            self.seen = Seen([i for i in prompt if i < vocab], self.output)
+        return self.seen
 
     def copy(self) -> Row:
         """An independent continuation with the same past."""
@@ -83,6 +93,7 @@ class Row:
             output=list(self.output),
             ngrams=None if self.ngrams is None else self.ngrams.copy(),
             constraint=None if self.constraint is None else self.constraint.copy(),
+            seen=None if self.seen is None else self.seen.copy(),
         )
 
 
@@ -100,66 +111,35 @@ def alike(s: Sampling) -> Key:
 
 
 class _Group:
-    """Rows that act alike, and the tensors their processors need. `kept`: rows whose tensors are known, and where."""
+    """Rows that act alike, and the tensors their processors need."""
 
-    def __init__(
-        self, rows: list[Row], vocab: int, device: torch.device, kept: Mapping[Row, tuple[_Group, int]]
-    ) -> None:
+    def __init__(self, rows: list[Row], vocab: int, device: torch.device) -> None:
         self.rows = rows
+        self.vocab, self.device = vocab, device
         self.index: Tensor | None = None  # places in the batch; None: all of it
         s = self.sampling = rows[0].sampling
         self.bias = _vector(s.logit_bias, vocab, device) if s.logit_bias else None
         self.banned = torch.tensor(s.banned, device=device) if s.banned else None
-        self.seen = self.counts = None
-        self.taken = [0] * len(rows)  # how many output ids of each row are in the tensors
-        if s.repetition_penalty != 1.0:
-            self.seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=device)
-        if s.frequency_penalty or s.presence_penalty:
-            self.counts = torch.zeros(len(rows), vocab, device=device)
-        if self.seen is not None or self.counts is not None:
-            self._recall(kept)
-        counted = self.seen is not None or self.counts is not None
-        self.plain = not (counted or s.logit_bias or s.banned or s.forced or s.no_repeat_ngram or s.min_tokens)
+        self.penalised = bool(s.repetition_penalty != 1.0 or s.frequency_penalty or s.presence_penalty)
+        self.history: Counted | None = None
+        self.plain = not (self.penalised or s.logit_bias or s.banned or s.forced or s.no_repeat_ngram or s.min_tokens)
 
-    def _recall(self, kept: Mapping[Row, tuple[_Group, int]]) -> None:
-        """Takes over the tensors of rows that were known; others begin with their prompt."""
-        new: list[Sequence[int]] = []
-        for line, row in enumerate(self.rows):
-            new.append(() if row in kept else row.prompt)
-            if row not in kept:
-                continue
-            group, place = kept[row]
-            self.taken[line] = group.taken[place]
-            if self.seen is not None and group.seen is not None:
-                self.seen[line] = group.seen[place]
-            if self.counts is not None and group.counts is not None:
-                self.counts[line] = group.counts[place]
-        if self.seen is not None and any(new):
-            _mark(self.seen, new)
-
-    def _catch_up(self) -> None:
-        """Counts what the rows have written since."""
-        if self.seen is None and self.counts is None:
-            return
-        new = [row.output[taken:] for row, taken in zip(self.rows, self.taken, strict=True)]
-        if any(new):
-            for table in (self.seen, self.counts):
-                if table is not None:
-                    _mark(table, new)
-            self.taken = [len(row.output) for row in self.rows]
+    def _penalise(self, logits: Tensor) -> Tensor:
+        s = self.sampling
+        if self.history is None or not self.history.current():
+            pasts = [row.past(self.vocab) for row in self.rows]
+            self.history = Counted(pasts, [row.output for row in self.rows], self.vocab, self.device)
+        return self.history.penalise(logits, s.repetition_penalty, s.frequency_penalty, s.presence_penalty)
 
     def process(self, logits: Tensor) -> Tensor:
         """Steps 1 to 6 of `processors.py` on the group's rows, [b,V] float32."""
         s = self.sampling
         if self.plain:
             return logits
-        self._catch_up()
         if self.bias is not None:
             logits = processors.add_bias(logits, self.bias)
-        if self.seen is not None:
-            logits = processors.repetition_penalty(logits, self.seen, s.repetition_penalty)
-        if self.counts is not None:
-            logits = processors.output_penalties(logits, self.counts, s.frequency_penalty, s.presence_penalty)
+        if self.penalised:
+            logits = self._penalise(logits)
         if s.no_repeat_ngram:
             logits = processors.ban_each(logits, [row.ngrams.repeats() for row in self.rows if row.ngrams is not None])
         if self.banned is not None:
@@ -183,17 +163,14 @@ class Sampler:
         self.update(rows)
 
     def update(self, rows: Sequence[Row]) -> None:
-        """Goes on with these rows, in this order. Rows that were here keep what is known of them."""
+        """Goes on with these rows, in this order. Groups whose rows are the same keep their tensors."""
+        rows = list(rows)
+        if rows == self.rows:
+            return
         known = set(self.rows)
         for row in rows:
             if row not in known:
                 row.sampling.check_vocab(self.vocab)
-        self._arrange(list(rows), {})
-
-    def _arrange(self, rows: list[Row], origins: Mapping[Row, Row]) -> None:
-        """Groups the rows; `origins`: of a copy, the row that it continues."""
-        if rows == self.rows:
-            return
         found: dict[Key, list[int]] = {}
         for place, row in enumerate(rows):
             found.setdefault(row.key, []).append(place)
@@ -203,13 +180,7 @@ class Sampler:
             members = [rows[place] for place in places]
             group = old.get(key)
             if group is None or group.rows != members:
-                lines = {} if group is None else {row: line for line, row in enumerate(group.rows)}
-                kept = {
-                    row: (group, lines[origin])
-                    for row in members
-                    if group is not None and (origin := origins.get(row, row)) in lines
-                }
-                group = _Group(members, self.vocab, self.device, kept)
+                group = _Group(members, self.vocab, self.device)
             group.index = None if len(found) == 1 else torch.tensor(places, device=self.device)
             groups.append(group)
         self.rows, self.groups = rows, groups
@@ -267,16 +238,11 @@ class Sampler:
     def select(self, places: Sequence[int]) -> None:
         """Continues with these rows, in this order; one named twice splits in two (beams), one not named is dropped."""
         taken: set[int] = set()
-        origins: dict[Row, Row] = {}
         rows = []
         for place in places:
-            row = self.rows[place]
-            if place in taken:
-                row = row.copy()
-                origins[row] = self.rows[place]
-            rows.append(row)
+            rows.append(self.rows[place].copy() if place in taken else self.rows[place])
             taken.add(place)
-        self._arrange(rows, origins)
+        self.update(rows)
 
 
 def take(row: Row, token: int) -> OpenbookError | None:
@@ -308,13 +274,3 @@ def _vector(bias: object, vocab: int, device: torch.device) -> Tensor:
     vector = torch.zeros(vocab)
     vector[list(bias)] = torch.tensor(list(bias.values()))
     return vector.to(device)
-
-
-def _mark(table: Tensor, histories: Sequence[Sequence[int]]) -> None:
-    """Sets (bool) or counts (float) ids of each row's history in `table` [b,V]; ids beyond V are not the head's."""
-    rows = [row for row, ids in enumerate(histories) for i in ids if i < table.shape[1]]
-    ids = [i for i in chain.from_iterable(histories) if i < table.shape[1]]
-    if not ids:
-        return
-    place = torch.tensor([rows, ids], device=table.device)
-    table.index_put_((place[0], place[1]), table.new_ones(()), accumulate=table.dtype != torch.bool)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from openbook.errors import OpenbookError
 from openbook.generate import draw, processors
+from openbook.generate.constraints import Constraint, masks
 from openbook.generate.sampler import Key, Row, Sampler, take
 
 DRAFTING, ACCEPTING = 1, 2  # branches of a request's stream; its own tokens are drawn from the stream itself
@@ -95,13 +96,16 @@ def verify(cases: Sequence[Case], logits: Tensor, over: Over = ended) -> list[Ve
         starts.append(at)
         at += len(case.proposal.drafts) + 1
     assert at == len(logits), "one row of logits for the last token and one for each draft"
-    swift: dict[Key, list[int]] = {}
+    swift: dict[tuple[Key, bool], list[int]] = {}
     verdicts: dict[int, Verdict] = {}
     for place, case in enumerate(cases):
-        if case.proposal.chances is None and not historic(case.row):
-            swift.setdefault(case.row.key, []).append(place)
-    for places in swift.values():
-        chosen = _choose([cases[place] for place in places], [starts[place] for place in places], logits)
+        if not historic(case.row):
+            drawn = case.proposal.chances is not None and not case.row.sampling.greedy
+            swift.setdefault((case.row.key, drawn), []).append(place)
+    for (_, drawn), places in swift.items():
+        some = [cases[place] for place in places]
+        part = _processed(some, [starts[place] for place in places], logits)
+        chosen = _judge_all(some, part) if drawn else _choose(some, part)
         for place, tokens in zip(places, chosen, strict=True):
             verdicts[place] = _accept(cases[place], tokens, over)
     for place, case in enumerate(cases):
@@ -111,44 +115,80 @@ def verify(cases: Sequence[Case], logits: Tensor, over: Over = ended) -> list[Ve
     return [verdicts[place] for place in range(len(cases))]
 
 
-def _choose(cases: Sequence[Case], starts: Sequence[int], logits: Tensor) -> list[list[int]]:
-    """What would be chosen at every place of sequences that act alike, all at once."""
-    lengths = [len(case.proposal.drafts) + 1 for case in cases]
-    rows = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
+def _processed(cases: Sequence[Case], starts: Sequence[int], logits: Tensor) -> Tensor:
+    """The logits of sequences that act alike and have no history, one after the other: [n,V]."""
+    places = zip(cases, starts, strict=True)
+    rows = [start + i for case, start in places for i in range(len(case.proposal.drafts) + 1)]
     part = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
-    first = cases[0].row
-    s = first.sampling
-    if s.logit_bias or s.banned:
-        part = Sampler([first], logits.shape[-1], logits.device).process(part)
+    s = cases[0].row.sampling
+    return Sampler([cases[0].row], part.shape[-1], part.device).process(part) if s.logit_bias or s.banned else part
+
+
+def _choose(cases: Sequence[Case], logits: Tensor) -> list[list[int]]:
+    """What is chosen at every place of sequences that act alike, all at once: logits [n,V] → as `_judge_all`."""
+    lengths = [len(case.proposal.drafts) + 1 for case in cases]
+    s = cases[0].row.sampling
     if s.greedy:
-        tokens = draw.argmax(part).tolist()
+        tokens = draw.argmax(logits).tolist()
     else:
         numbers = [
             draw.uniform(case.row.stream, len(case.row.output) + i)
             for case, length in zip(cases, lengths, strict=True)
             for i in range(length)
         ]
-        tokens = draw.choose(part.float(), s, numbers).tolist()
-    found = iter(tokens)
-    return [[next(found) for _ in range(length)] for length in lengths]
+        tokens = draw.choose(logits.float(), s, numbers).tolist()
+    found = []
+    for case, length in zip(cases, lengths, strict=True):
+        right = [token == draft for token, draft in zip(tokens, case.proposal.drafts, strict=False)]
+        found.append(tokens[: right.index(False) + 1 if False in right else length])
+        tokens = tokens[length:]
+    return found
+
+
+def _judge_all(cases: Sequence[Case], logits: Tensor) -> list[list[int]]:
+    """Drawn drafts of sequences that act alike, all at once: logits [n,V] → of each what is accepted, and one more."""
+    p = distribution(logits.float(), cases[0].row)  # [n,V]
+    kept: list[int] = []  # drafts that are accepted, of each case
+    own: list[int] = []  # the row of p that the token after them comes from
+    q = torch.zeros(len(cases), p.shape[1], device=p.device)  # what was proposed there; nothing after the last draft
+    at = 0
+    for number, case in enumerate(cases):
+        drafts, chances = case.proposal.drafts, case.proposal.chances
+        assert chances is not None
+        index = torch.tensor(drafts, dtype=torch.int64, device=p.device).unsqueeze(1)
+        model = p[at : at + len(drafts)].gather(1, index).squeeze(1).tolist()
+        draft = chances.to(p.device).gather(1, index).squeeze(1).tolist()
+        stream, first = draw.branch(case.row.stream, ACCEPTING), len(case.row.output)
+        right = [
+            accepts(draw.uniform(stream, first + i), *both) for i, both in enumerate(zip(model, draft, strict=True))
+        ]
+        kept.append(right.index(False) if False in right else len(drafts))
+        own.append(at + kept[-1])
+        if kept[-1] < len(drafts):
+            q[number] = chances[kept[-1]]
+        at += len(drafts) + 1
+    # The draw of a request's own stream at this index: nothing else has used it.
+    numbers = [draw.uniform(case.row.stream, len(case.row.output) + k) for case, k in zip(cases, kept, strict=True)]
+    tokens = draw.categorical(residual(p[torch.tensor(own, device=p.device)], q).log(), numbers).tolist()
+    return [[*case.proposal.drafts[:k], token] for case, k, token in zip(cases, kept, tokens, strict=True)]
 
 
 def _accept(case: Case, chosen: Sequence[int], over: Over) -> Verdict:
-    """Takes the chosen tokens as long as the drafts before them were right."""
-    drafts, row = case.proposal.drafts, case.row
+    """Takes the accepted drafts and the one token after them, as long as the output goes on."""
+    row, drafts = case.row, case.proposal.drafts
     tokens: list[int] = []
     for place, token in enumerate(chosen):
         if error := take(row, token):
             return Verdict(tokens, place, place, error)
         tokens.append(token)
-        right = place < len(drafts) and token == drafts[place]
+        right = place < len(chosen) - 1
         if not right or over(row, token):
             return Verdict(tokens, place + right, min(place + 1, len(drafts)))
-    raise AssertionError("the last place has no draft")
+    raise AssertionError("the last token is no draft")
 
 
 def _one_by_one(case: Case, logits: Tensor, over: Over) -> Verdict:
-    """A case whose places depend on each other, or whose drafts were drawn: logits [k+1,V]."""
+    """A case whose places depend on each other: logits [k+1,V]."""
     row, drafts, chances = case.row, case.proposal.drafts, case.proposal.chances
     sampler = case.own or Sampler([row], logits.shape[-1], logits.device)
     assert sampler.rows == [row], "a sampler of this row alone"
@@ -170,14 +210,12 @@ def _one_by_one(case: Case, logits: Tensor, over: Over) -> Verdict:
 
 def _judge(row: Row, logits: Tensor, draft: int, chances: Tensor) -> tuple[int, bool]:
     """Accepts a drawn draft, or draws what makes up for it: processed logits [1,V], q [V] → (token, accepted)."""
-    p = distribution(logits, row)[0]
-    q = chances.to(p.device, p.dtype)
+    p = distribution(logits, row)  # [1,V]
+    q = chances.to(p.device).unsqueeze(0)
     number = draw.uniform(draw.branch(row.stream, ACCEPTING), len(row.output))
-    if accepts(number, float(p[draft]), float(q[draft])):
+    if accepts(number, float(p[0, draft]), float(q[0, draft])):
         return draft, True
-    rest = residual(p, q)
-    # The draw of the request's own stream at this index: nothing else has used it.
-    return int(draw.categorical(rest.log().unsqueeze(0), [row.number()])), False
+    return int(draw.categorical(residual(p, q).log(), [row.number()])), False
 
 
 def accepts(number: float, p: float, q: float) -> bool:
@@ -186,18 +224,18 @@ def accepts(number: float, p: float, q: float) -> bool:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """max(0, p - q), normalised: what is left of p where q proposed too little. p where the two are the same."""
+    """max(0, p - q), normalised: what is left of p where q proposed too little, [b,V]. p where the two are the same."""
     left = (p - q).clamp(min=0)
-    total = left.sum()
-    return left / total if float(total) > 0 else p
+    total = left.sum(-1, keepdim=True)
+    return torch.where(total > 0, left / total, p)
 
 
 def distribution(logits: Tensor, row: Row) -> Tensor:
-    """What a request samples from, by steps 7 to 11: processed logits [b,V] → probabilities [b,V] float64."""
+    """What a request samples from, by steps 7 to 11: processed logits [b,V] float32 → probabilities [b,V]."""
     s = row.sampling
     if s.temperature != 1.0:
         logits = processors.temperature(logits, s.temperature)
-    return draw.filtered(logits, s).double().softmax(-1)
+    return draw.filtered(logits, s).softmax(-1)
 
 
 # What a drafter reads: (numbers of sequences, what is drafted for each so far) → logits [b,V] of what follows.
@@ -219,129 +257,50 @@ class DraftModel:
         """Up to `counts[i]` drafts for each row, by the row's own temperature, filters and grammar."""
         drafts: list[list[int]] = [[] for _ in rows]
         chances: list[list[Tensor]] = [[] for _ in rows]
-        grammars = [
-            None if row.constraint is None or not n else row.constraint.copy()
-            for row, n in zip(rows, counts, strict=True)
-        ]
         live = [i for i, count in enumerate(counts) if count > 0]
+        grammars = {i: c.copy() for i in live if (c := rows[i].constraint) is not None}
         while live:
             logits = self.next_logits(live, [drafts[i] for i in live]).float()
+            logits = _held(logits, [grammars.get(i) for i in live])
+            alike: dict[Key, list[int]] = {}
+            for line, i in enumerate(live):
+                alike.setdefault(rows[i].key, []).append(line)
             going = []
-            for i, line in zip(live, logits.split(1), strict=True):
-                row, grammar = rows[i], grammars[i]
-                if grammar is not None:
-                    line = line.masked_fill(
-                        ~torch.from_numpy(grammar.allowed(line.shape[-1])).to(line.device), processors.IMPOSSIBLE
-                    )
-                token, chance = self._draft(row, line, len(row.output) + len(drafts[i]))
-                if token < 0:
-                    continue
-                drafts[i].append(token)
-                if chance is not None:
-                    chances[i].append(chance)
-                if grammar is not None:
-                    grammar.accept(token)
-                if len(drafts[i]) < counts[i] and token not in row.stop_ids:
-                    going.append(i)
-            live = going
+            for lines in alike.values():
+                some = [live[line] for line in lines]
+                indices = [len(rows[i].output) + len(drafts[i]) for i in some]
+                tokens, part = self._draft([rows[i] for i in some], logits[lines], indices)
+                for order, (i, token) in enumerate(zip(some, tokens, strict=True)):
+                    if token < 0:
+                        continue
+                    drafts[i].append(token)
+                    if part is not None:
+                        chances[i].append(part[order])
+                    if i in grammars:
+                        grammars[i].accept(token)
+                    if len(drafts[i]) < counts[i] and token not in rows[i].stop_ids:
+                        going.append(i)
+            live = sorted(going)
         return [Proposal(d, torch.stack(c) if c else None) for d, c in zip(drafts, chances, strict=True)]
 
-    def _draft(self, row: Row, logits: Tensor, index: int) -> tuple[int, Tensor | None]:
-        s = row.sampling
+    def _draft(self, rows: Sequence[Row], logits: Tensor, indices: Sequence[int]) -> tuple[list[int], Tensor | None]:
+        """One draft of each of some rows that act alike, logits [b,V], and what they were drawn from."""
+        s = rows[0].sampling
         if s.greedy or self.coupled:
-            return int(draw.choose(logits, s, [draw.uniform(row.stream, index)])), None
-        chance = distribution(logits, row)  # [1,V]
-        number = draw.uniform(draw.branch(row.stream, DRAFTING), index)
-        return int(draw.categorical(chance.log(), [number])), chance[0]
+            numbers = [draw.uniform(row.stream, index) for row, index in zip(rows, indices, strict=True)]
+            return draw.choose(logits, s, numbers).tolist(), None
+        part = distribution(logits, rows[0])  # [b,V]
+        streams = [draw.branch(row.stream, DRAFTING) for row in rows]
+        numbers = [draw.uniform(stream, index) for stream, index in zip(streams, indices, strict=True)]
+        return draw.categorical(part.log(), numbers).tolist(), part
 
 
-# ------------------------------------------------------------------------------------------------------- what it brings
-
-
-def expected(alpha: float, gamma: int) -> float:
-    """Tokens of a pass when each of `gamma` drafts is accepted with chance `alpha` (Leviathan et al. 2023, eq. 1)."""
-    return gamma + 1.0 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
-
-
-def speedup(alpha: float, gamma: int, cost: float = 0.0) -> float:
-    """How much faster writing becomes when a draft costs `cost` of a pass (Theorem 3.8)."""
-    return expected(alpha, gamma) / (gamma * cost + 1)
-
-
-def operations(alpha: float, gamma: int, cost: float = 0.0) -> float:
-    """How many times the arithmetic without speculation; `cost`: a draft's share of a token's (Theorem 3.11)."""
-    return (gamma * cost + gamma + 1) / expected(alpha, gamma)
-
-
-@dataclass
-class Tally:
-    """What speculation did: for one request, or summed over many."""
-
-    passes: int = 0
-    proposed: int = 0
-    tried: int = 0
-    accepted: int = 0
-    tokens: int = 0
-
-    def note(self, proposal: Proposal, verdict: Verdict) -> None:
-        """Counts a pass."""
-        self.passes += 1
-        self.proposed += len(proposal.drafts)
-        self.tried += verdict.tried
-        self.accepted += verdict.accepted
-        self.tokens += len(verdict.tokens)
-
-    @property
-    def alpha(self) -> float:
-        """The chance that a draft was accepted, among those that were judged."""
-        return self.accepted / self.tried if self.tried else 0.0
-
-    @property
-    def per_pass(self) -> float:
-        """Tokens of a pass."""
-        return self.tokens / self.passes if self.passes else 0.0
-
-
-@dataclass
-class Pace:
-    """How many drafts the next pass of a sequence should have, from what became of the last ones.
-
-    The number that writes fastest at the recent acceptance, `cost` being what one draft adds to a pass (its drafting
-    and its place in the pass, as a share of a pass without). Where none pays, one draft is tried now and then, ever
-    more seldom while it fails, so that a drafter that is always wrong costs `cost / SELDOM` in the long run.
-    """
-
-    most: int = 8
-    cost: float = 0.1
-    hits: float = 1.4  # begins hopeful: two accepted of three
-    tries: float = 2.1
-    wait: int = 0  # passes until the next try
-    patience: int = 2
-
-    FORGET = 0.85  # weight of what was, at each pass
-    SELDOM = 64
-
-    def next(self) -> int:
-        """Drafts for the next pass; 0: none."""
-        if self.most < 1:
-            return 0
-        alpha = min(self.hits / self.tries, 0.995) if self.tries else 0.0
-        best = max(range(self.most + 1), key=lambda gamma: speedup(alpha, gamma, self.cost))
-        if best:
-            return best
-        if self.wait > 0:
-            self.wait -= 1
-            return 0
-        return 1
-
-    def note(self, verdict: Verdict) -> None:
-        """Takes what became of a pass that had drafts."""
-        if not verdict.tried:
-            return
-        self.hits = self.hits * self.FORGET + verdict.accepted
-        self.tries = self.tries * self.FORGET + verdict.tried
-        if verdict.accepted:
-            self.patience = 2
-        else:
-            self.patience = min(2 * self.patience, self.SELDOM)
-        self.wait = self.patience
+def _held(logits: Tensor, grammars: Sequence[Constraint | None]) -> Tensor:
+    """Logits [b,V] without the ids that each row's grammar does not allow."""
+    lines = [line for line, grammar in enumerate(grammars) if grammar is not None]
+    if not lines:
+        return logits
+    allowed = masks([grammar for grammar in grammars if grammar is not None], logits.shape[1])
+    index = torch.tensor(lines, device=logits.device)
+    forbidden = torch.from_numpy(~allowed).to(logits.device)
+    return logits.index_copy(0, index, logits[index].masked_fill(forbidden, processors.IMPOSSIBLE))
