@@ -10,9 +10,10 @@ import torch
 
 from openbook.generate.lookup import Lookup
 from openbook.generate.output import Line
+from openbook.generate.pace import Pace, Tally
 from openbook.generate.plan import Sequence
 from openbook.generate.sampler import Sampler
-from openbook.generate.speculate import Case, Pace, Proposal, Tally, Verdict, fitting, historic
+from openbook.generate.speculate import Case, Proposal, Verdict, fitting, historic
 
 
 class Drafter(Protocol):
