@@ -295,10 +295,15 @@ class Engine:
             self.reader.sourced.pop(sequence, None)
             self.stats.preemptions += 1
         if plan.works:
-            self.store.copy_pages(plan.copies)
-            self.store.copy_slots(plan.slot_copies)
-            with quiet(self.model):
-                events += self._run(plan)
+            try:
+                self.store.copy_pages(plan.copies)
+                self.store.copy_slots(plan.slot_copies)
+                with quiet(self.model):
+                    events += self._run(plan)
+            except BaseException:  # an interrupt, or a defect of ours: the engine stays usable
+                if self.scheduler.underway is plan:
+                    self.scheduler.abort(plan)
+                raise
         self.tell(events)
         self._sweep()
         return events
@@ -347,8 +352,13 @@ class Engine:
             if sequence.computed == len(sequence.ids) - 1 and not sequence.paused and job.forked and job.beams is None:
                 ready.append((sequence, job.lines[sequence.choice]))
         if ready:
-            with quiet(self.model):
-                speculator.propose(ready)
+            try:
+                with quiet(self.model):
+                    speculator.propose(ready)
+            except Exception:  # drafts are never owed
+                self.stats.failures += 1
+                for sequence, _ in ready:
+                    sequence.drafts = []
 
     def _run(self, plan: Plan) -> list[Token]:
         failed: dict[Run, str] = {}

@@ -66,7 +66,7 @@ class Scheduler:
         self._deadlines = 0  # sequences that have one
         self._turn = 0  # where the next step begins when more run than fit into one
         self._ends: deque[float] = deque(maxlen=RECENT)
-        self._plan: Plan | None = None
+        self.underway: Plan | None = None
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class Scheduler:
 
     def next(self, now: float) -> Plan:
         """The next step. Until it is committed or aborted there is no other."""
-        assert self._plan is None, "a plan is under way"
+        assert self.underway is None, "a plan is under way"
         self.now = now
         self.pool.expire(now)
         plan = Plan()
@@ -184,7 +184,7 @@ class Scheduler:
         plan.copies, self.pool.copies = self.pool.copies, []
         plan.slot_copies, self.pool.slot_copies = self.pool.slot_copies, []
         if plan.works:
-            self._plan = plan
+            self.underway = plan
         return plan
 
     def _expire(self, plan: Plan, now: float) -> None:
@@ -308,8 +308,8 @@ class Scheduler:
 
     def commit(self, plan: Plan, accepted: Mapping[Sequence, int] | None = None) -> None:
         """The step was carried out. `accepted`: tokens that hold, where not all that were read do (drafts)."""
-        assert plan is self._plan, "the plan that is under way"
-        self._plan = None
+        assert plan is self.underway, "the plan that is under way"
+        self.underway = None
         pool = self.pool
         for work in plan.works:
             sequence = work.sequence
@@ -329,15 +329,15 @@ class Scheduler:
 
     def abort(self, plan: Plan) -> None:
         """The step was not carried out: nothing it would have written counts."""
-        assert plan is self._plan, "the plan that is under way"
-        self._plan = None
+        assert plan is self.underway, "the plan that is under way"
+        self.underway = None
         for _, _, number in plan.snapshots:
             self.pool.drop_snapshot(number)
 
     def check(self) -> None:
         """Asserts that everything is accounted for."""
         waiting = [sequence for queue in self.queues.values() for sequence in queue]
-        snapshots = [number for _, _, number in self._plan.snapshots] if self._plan else []
+        snapshots = [number for _, _, number in self.underway.snapshots] if self.underway else []
         assert all(s.state == "waiting" and not any(s.tables) and s.slot < 0 for s in waiting), "who waits has nothing"
         assert all(s.state == "running" for s in self.running)
         assert [s.order for s in self.running] == sorted(s.order for s in self.running)
