@@ -19,7 +19,7 @@ from openbook.generate import speculate
 from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.grammars import Grammar, Regex
 from openbook.generate.lookup import Lookup, lookup
-from openbook.generate.pace import Pace, Tally, expected, operations, speedup
+from openbook.generate.pace import Copying, Pace, Tally, expected, operations, speedup
 from openbook.generate.sampler import Row, Sampler
 from openbook.generate.sampling import Sampling
 from openbook.generate.speculate import Case, DraftModel, Proposal, Verdict, verify
@@ -294,6 +294,27 @@ def test_the_pace_finds_a_good_length(alpha: float, cost: float) -> None:
     best = max(speedup(alpha, gamma, cost) for gamma in range(9))
     assert paced(alpha, cost) > 0.9 * best
     assert paced(0.0, cost, 800, turn=alpha) > 1.0  # and comes back when drafts become right
+
+
+def test_copying_is_fast_and_writing_is_not_slowed() -> None:
+    rng = random.Random(1)
+    passage = [rng.randrange(1, V) for _ in range(60)]
+
+    def written(truth: list[int]) -> Copying:
+        row = Row(Sampling(temperature=0.0), [*passage, 1])
+        copying = Copying(row)
+        while len(row.output) < len(truth):
+            proposal = copying.propose(len(truth) - len(row.output))
+            ahead = truth[len(row.output) :][: len(proposal.drafts) + 1]
+            logits = torch.nn.functional.one_hot(torch.tensor(ahead), V).float()
+            copying.note(proposal, verify([Case(row, proposal)], logits)[0])
+        assert row.output == truth
+        return copying
+
+    copied = written([*passage, *passage, *passage])
+    assert copied.tally.per_pass > 4
+    fresh = written([rng.randrange(1, V) for _ in range(180)])
+    assert fresh.tally.passes + 0.05 * fresh.tally.proposed < 1.05 * fresh.tally.tokens
 
 
 # -------------------------------------------------------------------------------------------------------- prompt lookup
