@@ -150,6 +150,25 @@ def test_certain_drafts_keep_the_grammar(temperature: float) -> None:
     assert speculate.fitting(row, [1, 2, 3, 4], room=3) == [1, 2]
 
 
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_draft_model_keeps_the_grammar(coupled: bool) -> None:
+    grammar = Regex("(abc|[d-f]{2,4}){2,6}")
+    for seed in range(20):
+        row, free = grammar_row(grammar, Sampling(seed=seed, grammar=grammar)), Row(Sampling(seed=seed), [1, 2])
+        for _ in range(4):
+            held, loose = DraftModel(small([row, free]), coupled=coupled).propose([row, free], [5, 2])
+            assert list(held.drafts) == speculate.fitting(row, held.drafts)
+            assert (held.chances is None) == coupled
+            assert len(loose.drafts) == 2
+            lines = [logits_after([*row.prompt, *row.output, *held.drafts[:i]]) for i in range(len(held.drafts) + 1)]
+            (verdict,) = verify([Case(row, held)], torch.stack(lines))
+            assert verdict.error is None
+            if speculate.ended(row, row.output[-1]):
+                break
+        assert row.constraint is not None
+        assert not row.constraint.fault
+
+
 def joint(drawn: Sequence[Sequence[int]], sampling: Sampling, prompt: list[int]) -> tuple[float, float]:
     """Chi-square of the first two tokens of every output against the model's own distribution of pairs."""
 
