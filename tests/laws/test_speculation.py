@@ -19,7 +19,7 @@ from openbook.generate import speculate
 from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.grammars import Grammar, Regex
 from openbook.generate.lookup import Lookup, lookup
-from openbook.generate.pace import Pace, Tally, expected, operations, speedup
+from openbook.generate.pace import Copying, Pace, Tally, expected, operations, speedup
 from openbook.generate.sampler import Row, Sampler
 from openbook.generate.sampling import Sampling
 from openbook.generate.speculate import Case, DraftModel, Proposal, Verdict, verify
@@ -148,6 +148,25 @@ def test_certain_drafts_keep_the_grammar(temperature: float) -> None:
     row = grammar_row(grammar, sampling)
     assert speculate.fitting(row, [1, 2, 4, 4]) == [1, 2]
     assert speculate.fitting(row, [1, 2, 3, 4], room=3) == [1, 2]
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_draft_model_keeps_the_grammar(coupled: bool) -> None:
+    grammar = Regex("(abc|[d-f]{2,4}){2,6}")
+    for seed in range(20):
+        row, free = grammar_row(grammar, Sampling(seed=seed, grammar=grammar)), Row(Sampling(seed=seed), [1, 2])
+        for _ in range(4):
+            held, loose = DraftModel(small([row, free]), coupled=coupled).propose([row, free], [5, 2])
+            assert list(held.drafts) == speculate.fitting(row, held.drafts)
+            assert (held.chances is None) == coupled
+            assert len(loose.drafts) == 2
+            lines = [logits_after([*row.prompt, *row.output, *held.drafts[:i]]) for i in range(len(held.drafts) + 1)]
+            (verdict,) = verify([Case(row, held)], torch.stack(lines))
+            assert verdict.error is None
+            if speculate.ended(row, row.output[-1]):
+                break
+        assert row.constraint is not None
+        assert not row.constraint.fault
 
 
 def joint(drawn: Sequence[Sequence[int]], sampling: Sampling, prompt: list[int]) -> tuple[float, float]:
@@ -294,6 +313,27 @@ def test_the_pace_finds_a_good_length(alpha: float, cost: float) -> None:
     best = max(speedup(alpha, gamma, cost) for gamma in range(9))
     assert paced(alpha, cost) > 0.9 * best
     assert paced(0.0, cost, 800, turn=alpha) > 1.0  # and comes back when drafts become right
+
+
+def test_copying_is_fast_and_writing_is_not_slowed() -> None:
+    rng = random.Random(1)
+    passage = [rng.randrange(1, V) for _ in range(60)]
+
+    def written(truth: list[int]) -> Copying:
+        row = Row(Sampling(temperature=0.0), [*passage, 1])
+        copying = Copying(row)
+        while len(row.output) < len(truth):
+            proposal = copying.propose(len(truth) - len(row.output))
+            ahead = truth[len(row.output) :][: len(proposal.drafts) + 1]
+            logits = torch.nn.functional.one_hot(torch.tensor(ahead), V).float()
+            copying.note(proposal, verify([Case(row, proposal)], logits)[0])
+        assert row.output == truth
+        return copying
+
+    copied = written([*passage, *passage, *passage])
+    assert copied.tally.per_pass > 4
+    fresh = written([rng.randrange(1, V) for _ in range(180)])
+    assert fresh.tally.passes + 0.05 * fresh.tally.proposed < 1.05 * fresh.tally.tokens
 
 
 # -------------------------------------------------------------------------------------------------------- prompt lookup

@@ -202,11 +202,8 @@ class Sampler:
         if not self.held:
             return logits
         constraints = [row.constraint for row in self.rows if row.constraint is not None]
-        forbidden = torch.from_numpy(~masks(constraints, self.vocab)).to(logits.device)  # [b,V]
-        if len(self.held) == len(self.rows):
-            return logits.masked_fill(forbidden, processors.IMPOSSIBLE)
-        index = torch.tensor(self.held, device=logits.device)
-        return logits.index_copy(0, index, logits[index].masked_fill_(forbidden, processors.IMPOSSIBLE))
+        allowed = torch.from_numpy(masks(constraints, self.vocab)).to(logits.device)  # [b,V]
+        return hold(logits, self.held, allowed)
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row: logits [B,V] of the last tokens → int64 [B]; -1: none was left."""
@@ -243,6 +240,14 @@ class Sampler:
             rows.append(self.rows[place].copy() if place in taken else self.rows[place])
             taken.add(place)
         self.update(rows)
+
+
+def hold(logits: Tensor, places: Sequence[int], allowed: Tensor) -> Tensor:
+    """Logits [B,V] in which some rows have only the ids that are allowed, bool [b,V]."""
+    if len(places) == len(logits):
+        return torch.where(allowed, logits, processors.IMPOSSIBLE)
+    index = torch.tensor(places, device=logits.device)
+    return logits.index_copy(0, index, torch.where(allowed, logits[index], processors.IMPOSSIBLE))
 
 
 def take(row: Row, token: int) -> OpenbookError | None:

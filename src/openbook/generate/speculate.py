@@ -31,7 +31,7 @@ from torch import Tensor
 from openbook.errors import OpenbookError
 from openbook.generate import draw, processors
 from openbook.generate.constraints import Constraint, masks
-from openbook.generate.sampler import Key, Row, Sampler, take
+from openbook.generate.sampler import Key, Row, Sampler, hold, take
 
 DRAFTING, ACCEPTING = 1, 2  # branches of a request's stream; its own tokens are drawn from the stream itself
 
@@ -301,6 +301,4 @@ def _held(logits: Tensor, grammars: Sequence[Constraint | None]) -> Tensor:
     if not lines:
         return logits
     allowed = masks([grammar for grammar in grammars if grammar is not None], logits.shape[1])
-    index = torch.tensor(lines, device=logits.device)
-    forbidden = torch.from_numpy(~allowed).to(logits.device)
-    return logits.index_copy(0, index, logits[index].masked_fill(forbidden, processors.IMPOSSIBLE))
+    return hold(logits, lines, torch.from_numpy(allowed).to(logits.device))
