@@ -105,6 +105,19 @@ def test_packing_keeps_the_weights(kind: str) -> None:
     assert torch.equal(layer(weight), Packed.of(other, kind)(weight))
 
 
+@pytest.mark.parametrize("kind", packed.KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("unit")
+def test_packing_is_its_reference(kind: str, dtype: torch.dtype) -> None:
+    for outs, ins in SIZES:
+        weight = numbers(outs, ins).to(dtype)
+        weight[0] = 0
+        whole, scale = packed.quantise(weight.float()) if kind == "int8" else (weight.bfloat16(), None)
+        layer = Packed.of(weight, kind)
+        assert torch.equal(layer.tiles, packed.pack(whole))
+        assert scale is None or torch.equal(layer.scale, scale)
+
+
 @pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_group_is_its_own_product(kind: str) -> None:

@@ -10,7 +10,7 @@ from openbook import log
 from openbook.hardware import cpu_features
 from openbook.native import build
 
-SOURCES = ("rows.cpp", "served.h", "agree.h", "product.h", "gemm.h", "lanes.h", "amx.h")
+SOURCES = ("rows.cpp", "served.h", "agree.h", "pack.h", "product.h", "gemm.h", "lanes.h", "amx.h")
 EXACT = ("-ffp-contract=off",)  # a product and a sum are rounded where PyTorch rounds them
 WIDE = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))
 AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
@@ -112,6 +112,8 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     for function in (found.openbook_rows_before, found.openbook_rows_after):
         function.argtypes = [address, address, word]
         function.restype = ctypes.c_int
+    found.openbook_rows_pack.argtypes = [address, word, address, address, address, word]
+    found.openbook_rows_pack.restype = ctypes.c_int
     for function in (found.openbook_rows_product, found.openbook_rows_grouped):
         function.restype = ctypes.c_int
     for function in (found.openbook_rows_normalise, found.openbook_rows_activate):
