@@ -11,7 +11,7 @@ from openbook.hardware import cpu_features
 from openbook.native import build
 
 SOURCES = ("rows.cpp", "served.h", "agree.h", "pack.h", "product.h", "gemm.h", "lanes.h", "amx.h")
-EXACT = ("-ffp-contract=off",)  # a product and a sum are rounded where PyTorch rounds them
+EXACT = ("-ffp-contract=off", "-fwrapv")  # rounded where PyTorch rounds; whole numbers may pass over the end and back
 WIDE = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))
 AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 KINDS = {"fp32": 0, "bf16": 1, "int8": 2}
