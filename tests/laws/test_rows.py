@@ -105,6 +105,19 @@ def test_packing_keeps_the_weights(kind: str) -> None:
     assert torch.equal(layer(weight), Packed.of(other, kind)(weight))
 
 
+@pytest.mark.parametrize("kind", packed.KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("unit")
+def test_packing_is_its_reference(kind: str, dtype: torch.dtype) -> None:
+    for outs, ins in SIZES:
+        weight = numbers(outs, ins).to(dtype)
+        weight[0] = 0
+        whole, scale = packed.quantise(weight.float()) if kind == "int8" else (weight.bfloat16(), None)
+        layer = Packed.of(weight, kind)
+        assert torch.equal(layer.tiles, packed.pack(whole))
+        assert scale is None or torch.equal(layer.scale, scale)
+
+
 @pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_group_is_its_own_product(kind: str) -> None:
@@ -124,19 +137,21 @@ def test_a_group_is_its_own_product(kind: str) -> None:
     assert not y[21:].any()
 
 
-def test_experts_do_not_know_of_other_tokens() -> None:
-    experts = Experts(spec.MoE(experts=5, top_k=2, expert=spec.MLP(hidden=20)), 24)
+@pytest.mark.parametrize(("top_k", "dim"), [(2, 24), (4, 33), (8, 130)])
+def test_experts_do_not_know_of_other_tokens(top_k: int, dim: int) -> None:
+    experts = Experts(spec.MoE(experts=9, top_k=top_k, expert=spec.MLP(hidden=20)), dim)
     for parameter in experts.parameters():
         parameter.copy_(torch.randn_like(parameter) * 0.2)
-    x, router = numbers(11, 24), numbers(5, 24, seed=4)
+    x, router = numbers(31, dim), numbers(9, dim, seed=4)
 
     def run(tokens: Tensor) -> Tensor:
-        weights, chosen = packed.product(tokens, router, None).softmax(-1).topk(2, -1)
-        return experts(tokens, chosen, weights)
+        weights, chosen = packed.product(tokens, router, None).softmax(-1).topk(top_k, -1)
+        return experts(tokens, chosen, weights / weights.sum(dim=-1, keepdim=True))
 
     assert not unlike_alone(run, x)
-    weights, chosen = packed.product(x, router, None).softmax(-1).topk(2, -1)
-    assert (run(x) - experts_reference(experts, x, chosen, weights)).abs().max() <= 1e-5
+    weights, chosen = packed.product(x, router, None).softmax(-1).topk(top_k, -1)
+    expected = experts_reference(experts, x, chosen, weights / weights.sum(dim=-1, keepdim=True))
+    assert (run(x) - expected).abs().max() <= 3e-6 * max(1.0, float(expected.abs().max()))
 
 
 def test_a_router_does_not_know_of_other_tokens() -> None:

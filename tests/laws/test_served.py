@@ -135,12 +135,27 @@ def test_the_form_for_serving_is_reversible(form: str) -> None:
     assert all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
 
 
-def test_a_model_does_not_know_of_other_rows() -> None:
-    for name in ("pre", "both"):
-        for form in FORMS:
-            model = serve_form(make(MODELS[name], seed=1).eval(), form)
-            ids = torch.randint(50, (9, 1), generator=torch.Generator().manual_seed(1))
-            assert not unlike_alone(lambda x, model=model: model(x).flatten(1), ids)  # type: ignore[misc]
+def of_layer(layer: spec.MoE | spec.Selective) -> spec.Model:
+    stack = spec.Stack(dim=36, blocks=(spec.Block(branches=(spec.Branch(layer=layer, norm=RMS),)),) * 2, final_norm=RMS)
+    return spec.Model(embed=spec.Embed(vocab=50, dim=36), stack=stack, heads=(spec.Language(tied=True),))
+
+
+OTHERS = {
+    "experts": of_layer(spec.MoE(experts=5, top_k=2, expert=spec.MLP(hidden=50))),
+    "state space": of_layer(spec.Selective(inner=72, state=6, kernel=3, rank=4)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["pre", "both", *OTHERS])
+def test_a_model_does_not_know_of_other_rows(name: str, form: str) -> None:
+    model = serve_form(make((MODELS | OTHERS)[name], seed=1).eval(), form)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    for tokens in (1, 6):
+        ids = torch.randint(50, (9, tokens), generator=torch.Generator().manual_seed(1))
+        if tokens == 1 or name in OTHERS:  # attention over more than one token is the state's
+            assert not unlike_alone(lambda x: model(x).flatten(1), ids)
 
 
 def test_a_copy_stands_by_itself() -> None:

@@ -5,6 +5,7 @@
 #endif
 
 #include "agree.h"
+#include "pack.h"
 #include "served.h"
 
 namespace openbook {
@@ -64,6 +65,11 @@ void openbook_rows_large_pages(char* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
+}
+
+// weight [out,in] fp32 (wide) or bf16 → tiles and, for int8, the scale of each output.
+int openbook_rows_pack(const Matrix* w, int64_t wide, const char* weight, char* tiles, float* scale, int64_t threads) {
+    return guarded([&] { pack(*w, wide, weight, tiles, scale, threads); });
 }
 
 int openbook_rows_product(const Matrix* w, int64_t rows, const float* x, float* y, int64_t threads) {

@@ -10,8 +10,8 @@ from openbook import log
 from openbook.hardware import cpu_features
 from openbook.native import build
 
-SOURCES = ("rows.cpp", "served.h", "agree.h", "product.h", "gemm.h", "lanes.h", "amx.h")
-EXACT = ("-ffp-contract=off",)  # a product and a sum are rounded where PyTorch rounds them
+SOURCES = ("rows.cpp", "served.h", "agree.h", "pack.h", "product.h", "gemm.h", "lanes.h", "amx.h")
+EXACT = ("-ffp-contract=off", "-fwrapv")  # rounded where PyTorch rounds; whole numbers may pass over the end and back
 WIDE = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))
 AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 KINDS = {"fp32": 0, "bf16": 1, "int8": 2}
@@ -112,6 +112,8 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     for function in (found.openbook_rows_before, found.openbook_rows_after):
         function.argtypes = [address, address, word]
         function.restype = ctypes.c_int
+    found.openbook_rows_pack.argtypes = [address, word, address, address, address, word]
+    found.openbook_rows_pack.restype = ctypes.c_int
     for function in (found.openbook_rows_product, found.openbook_rows_grouped):
         function.restype = ctypes.c_int
     for function in (found.openbook_rows_normalise, found.openbook_rows_activate):

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openbook.errors import ConfigError
+from openbook.errors import ConfigError, Refusal
 from openbook.native import rows as native
 from openbook.nn.linear import Linear
 from openbook.nn.rows import usable
 
 KINDS = ("bf16", "int8")
-WIDTH = {"bf16": 2, "int8": 4}  # inputs of an output that lie together
+DTYPES = {"bf16": torch.bfloat16, "int8": torch.uint8}  # of the tiles
 
 
 # ---------------------------------------------------------------------------------------------- packing
@@ -151,6 +151,10 @@ class Packed(nn.Module):
         parts = (self.tiles, self.scale, self.smooth, self.bias)
         addresses = tuple(0 if t is None else t.data_ptr() for t in parts)
         if self._native is None or addresses != self._addresses:
+            if self.tiles.dtype != DTYPES[self.kind] or any(
+                t is not None and t.dtype != torch.float32 for t in parts[1:]
+            ):
+                raise Refusal(f"A packed {self.kind} matrix cannot be cast: `restore` the model, then cast it.")
             self._native = native.Matrix(*addresses, native.KINDS[self.kind], self.shape[1], self.shape[0])
             self._addresses = addresses
         return self._native
@@ -318,11 +322,27 @@ def reference(x: Tensor, matrix: Tensor, scale: Tensor | None, smooth: Tensor | 
 
 def encode(weight: Tensor, kind: str, smooth: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """[out,in] → tiles and scales."""
-    weight = weight.float() if smooth is None else weight.float() / smooth
+    if smooth is not None:
+        weight = weight.float() / smooth
+    library = native.library() if weight.device.type == "cpu" else None
+    if library is not None and weight.dtype in (torch.float32, torch.bfloat16):
+        return _encode(library, weight.contiguous(), kind)
     if kind == "bf16":
         return pack(weight.bfloat16()), None
-    whole, scale = quantise(weight)
+    whole, scale = quantise(weight.float())
     return pack(whole), scale
+
+
+def _encode(library: ctypes.CDLL, weight: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    outs, ins = weight.shape
+    width = 4 // DTYPES[kind].itemsize
+    tiles = weight.new_empty(-(-outs // 16), -(-ins // (16 * width)), 16, 16, width, dtype=DTYPES[kind])
+    scale = weight.new_empty(outs, dtype=torch.float32) if kind == "int8" else None
+    matrix = native.Matrix(None, None, None, None, native.KINDS[kind], ins, outs)
+    wide, address = weight.dtype == torch.float32, None if scale is None else scale.data_ptr()
+    call, threads = library.openbook_rows_pack, torch.get_num_threads()
+    native.check(call(ctypes.addressof(matrix), wide, weight.data_ptr(), tiles.data_ptr(), address, threads))
+    return tiles, scale
 
 
 def decode(tiles: Tensor, kind: str, shape: torch.Size, scale: Tensor | None, smooth: Tensor | None) -> Tensor:
