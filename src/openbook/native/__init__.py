@@ -5,4 +5,5 @@ An operator is a plain C interface without dependencies, compiled at its first u
 processor, no compiler, OPENBOOK_NATIVE=0) its loader answers None, says why once, and the reference does the work.
 
     attention    fused attention over bf16, forward and backward (AMX or AVX-512 BF16); chosen in nn/attend.py
+    paged        attention over pages of keys and values (AMX, AVX-512 BF16 or any vectors); chosen in nn/paged.py
 """
