@@ -98,7 +98,7 @@ def _shape(pages: Pages) -> dict[str, int | bool]:
         "heads": layout.kv_heads,
         "key_dim": layout.key_dim,
         "value_dim": layout.value_dim,
-        "keys": triton.next_power_of_2(max(16, layout.key_dim)),
+        "keys": triton.next_power_of_2(max(32, layout.key_dim)),
         "values": triton.next_power_of_2(max(16, layout.value_dim)),
         "block": layout.block_bytes // size,
         "key_half": 0 if size == 4 else layout.key_bytes // size // 2,
@@ -140,30 +140,19 @@ def _quantise(x):
 
 
 @triton.jit
+def _product(x, y, wide):
+    if wide:
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), input_precision="ieee")
+    return tl.dot(x, y, input_precision="ieee")
+
+
+# fmt: off
+@triton.jit
 def _write(
-    pages,
-    scales,
-    k,
-    v,
-    slots,
-    k_token,
-    k_head,
-    v_token,
-    v_head,
-    heads: tl.constexpr,
-    key_dim: tl.constexpr,
-    value_dim: tl.constexpr,
-    keys: tl.constexpr,
-    values: tl.constexpr,
-    block: tl.constexpr,
-    key_half: tl.constexpr,
-    key_size: tl.constexpr,
-    value_row: tl.constexpr,
-    scale_block: tl.constexpr,
-    scale_start: tl.constexpr,
-    single: tl.constexpr,
-    whole: tl.constexpr,
-    latent: tl.constexpr,
+    pages, scales, k, v, slots, k_token, k_head, v_token, v_head, heads: tl.constexpr, key_dim: tl.constexpr,
+    value_dim: tl.constexpr, keys: tl.constexpr, values: tl.constexpr, block: tl.constexpr,
+    key_half: tl.constexpr, key_size: tl.constexpr, value_row: tl.constexpr, scale_block: tl.constexpr,
+    scale_start: tl.constexpr, single: tl.constexpr, whole: tl.constexpr, latent: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token, head = tl.program_id(0), tl.program_id(1)
@@ -192,47 +181,13 @@ def _write(
 
 @triton.jit
 def _attend(
-    pages,
-    scales,
-    table,
-    starts,
-    lengths,
-    q,
-    out,
-    bias,
-    sinks,
-    q_token,
-    q_head,
-    out_token,
-    out_head,
-    width,
-    bias_length,
-    window,
-    scale,
-    softcap,
-    group: tl.constexpr,
-    causal: tl.constexpr,
-    capped: tl.constexpr,
-    biased: tl.constexpr,
-    sunk: tl.constexpr,
-    wide: tl.constexpr,
-    ROWS: tl.constexpr,
-    heads: tl.constexpr,
-    key_dim: tl.constexpr,
-    value_dim: tl.constexpr,
-    keys: tl.constexpr,
-    values: tl.constexpr,
-    block: tl.constexpr,
-    key_half: tl.constexpr,
-    key_size: tl.constexpr,
-    value_row: tl.constexpr,
-    scale_block: tl.constexpr,
-    scale_start: tl.constexpr,
-    blocks: tl.constexpr,
-    single: tl.constexpr,
-    whole: tl.constexpr,
-    latent: tl.constexpr,
-    BLOCK: tl.constexpr,
+    pages, scales, table, starts, lengths, q, out, bias, sinks, q_token, q_head, out_token, out_head, width,
+    bias_length, window, scale, softcap, group: tl.constexpr, causal: tl.constexpr, capped: tl.constexpr,
+    biased: tl.constexpr, sunk: tl.constexpr, wide: tl.constexpr, ROWS: tl.constexpr, heads: tl.constexpr,
+    key_dim: tl.constexpr, value_dim: tl.constexpr, keys: tl.constexpr, values: tl.constexpr,
+    block: tl.constexpr, key_half: tl.constexpr, key_size: tl.constexpr, value_row: tl.constexpr,
+    scale_block: tl.constexpr, scale_start: tl.constexpr, blocks: tl.constexpr, single: tl.constexpr,
+    whole: tl.constexpr, latent: tl.constexpr, BLOCK: tl.constexpr,
 ):
     sequence, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(starts + sequence)
@@ -261,10 +216,7 @@ def _attend(
             k = k.to(tl.float32)  # whole numbers by way of fp32
             if not single:
                 k = k.to(tl.bfloat16)
-            if wide:
-                scores = tl.dot(x.to(tl.float32), k.to(tl.float32), input_precision="ieee")
-            else:
-                scores = tl.dot(x, k, input_precision="ieee")
+            scores = _product(x, k, wide)
             if whole:
                 from_scales = scales + place * scale_block + scale_start + key
                 scores *= tl.load(from_scales, mask=written, other=0.0)[None, :]
@@ -292,10 +244,7 @@ def _attend(
             if not single:
                 weights = weights.to(tl.bfloat16)
                 v = v.to(tl.bfloat16)
-            if wide:
-                weights = weights.to(tl.float32)
-                v = v.to(tl.float32)
-            mixed = mixed * kept[:, None] + tl.dot(weights, v, input_precision="ieee")
+            mixed = mixed * kept[:, None] + _product(weights, v, wide)
             top = high
         if sunk:
             sink = tl.load(sinks + of, mask=real, other=0.0)
