@@ -328,6 +328,22 @@ def test_pages_are_copied_whole(dtype: torch.dtype) -> None:
     assert pages.data.nbytes == 6 * case.layout(dtype).nbytes
 
 
+@DTYPES
+@pytest.mark.parametrize("unit", ["here", "reference"])
+@pytest.mark.usefixtures("operator")
+def test_parts_of_one_matrix_are_taken_as_they_lie(dtype: torch.dtype) -> None:
+    joint = torch.randn(40, 6 + 2 + 2, 64)
+    parts = joint.split([6, 2, 2], dim=1)
+    case = Case(key_dim=64, value_dim=64)
+    slots = slots_of([2, 1], range(40), 32)
+    tables = {"table": torch.tensor([[2, 1]]), "starts": torch.tensor([0, 40]), "lengths": torch.tensor([40])}
+    walk = Walk(**{name: x.int() for name, x in tables.items()}, slots=slots)
+    mixed = []
+    for q, k, v in (parts, [part.contiguous() for part in parts]):
+        mixed.append(paged.write_and_attend(Pages(case.layout(dtype), 3), walk, q, k, v, **case.rule()._asdict()))  # type: ignore[arg-type]
+    assert torch.equal(*mixed)
+
+
 def test_a_layout_says_what_is_wrong() -> None:
     with pytest.raises(InputError, match="page=48"):
         Case(page=48).layout(BF16)

@@ -7,4 +7,5 @@ processor, no compiler, OPENBOOK_NATIVE=0) its loader answers None, says why onc
     rows         products with fp32, bf16 and int8 matrices, norms, activations, scans and whole blocks in which a row's
                  result depends on that row alone; chosen in nn/rows.py, nn/packed.py and nn/served.py
     attention    fused attention over bf16, forward and backward (AMX or AVX-512 BF16); chosen in nn/attend.py
+    paged        attention over pages of keys and values (AMX, AVX-512 BF16 or any vectors); chosen in nn/paged.py
 """

@@ -1,17 +1,22 @@
 """Attention over pages of keys and values, for the engine: write new tokens, then mix for packed query rows.
 
-The one place where the way is chosen: the native operator (native/paged.cpp) on the CPU, or its definition in
-`paged_reference`. Both walk the keys on a fixed grid in absolute order (see there), so that what a query gets depends
-on its own numbers and on the keys and values it sees, and on nothing else; the native one bit for bit: not on what else
-is in the step, how a prompt was cut, which pages hold it, nor on the number of threads. What stands in unwritten places
-of a page reaches nobody, not even as NaN. Symbols: shapes.py; N sequences, P pages of the longest.
+The one place where the way is chosen: the native operator (native/paged.cpp) on the CPU, Triton kernels on a GPU, or
+their definition in `paged_reference`. All walk the keys on a fixed grid in absolute order (see there), so that what a
+query gets depends on its own numbers and on the keys and values it sees, and on nothing else; the native one bit for
+bit: not on what else is in the step, how a prompt was cut, which pages hold it, nor on the number of threads. What
+stands in unwritten places of a page reaches nobody, not even as NaN. Symbols: shapes.py; N sequences, P pages of the
+longest.
 """
 
 from __future__ import annotations
 
+import functools
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from openbook import log
 from openbook.native import paged as native
 from openbook.native.paged import Paged, Problem
 from openbook.nn import paged_reference as reference
@@ -27,7 +32,7 @@ def write(pages: Pages, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """Store k [T,G,K] and v [T,G,V], fp32 or bf16, at `slots` [T] int32; -1: nowhere. Latent pages ignore v."""
     operator = _operator(pages)
     if operator is None:
-        return reference.write(pages, k, v, slots)
+        return _kernels(pages).write(pages, k, v, slots)
     nothing = slots[:0]
     walk = Walk(table=nothing.view(0, 1), starts=nothing, lengths=nothing, slots=slots)
     k, v = _new(pages, walk, k, v, k.dtype)
@@ -57,7 +62,7 @@ def attend(
     rule = Rule(causal, window, scale, softcap, bias, sinks)
     operator = _operator(pages)
     if operator is None:
-        return reference.attend(pages, walk, q, rule)
+        return _kernels(pages).attend(pages, walk, q, rule)
     q = _dense(q)
     out = q.new_empty(*q.shape[:2], pages.layout.value_dim)
     _run(operator, native.ATTEND, pages, walk, q, q, q, rule, out)
@@ -82,8 +87,8 @@ def write_and_attend(
     rule = Rule(causal, window, scale, softcap, bias, sinks)
     operator = _operator(pages)
     if operator is None:
-        reference.write(pages, k, v, walk.slots)
-        return reference.attend(pages, walk, q, rule)
+        _kernels(pages).write(pages, k, v, walk.slots)
+        return _kernels(pages).attend(pages, walk, q, rule)
     q = _dense(q)
     k, v = _new(pages, walk, k, v, q.dtype)
     out = q.new_empty(*q.shape[:2], pages.layout.value_dim)
@@ -91,11 +96,37 @@ def write_and_attend(
     return out
 
 
-# ------------------------------------------------------------------------------------------------ the native operator
+def exact(pages: Pages) -> bool:
+    """Whether what a query gets here is its own bit for bit; otherwise it is close (law 3)."""
+    return _operator(pages) is not None
+
+
+# ------------------------------------------------------------------------------------------------ the choice
+
+
+class Kernels(Protocol):
+    """What does the work where the native operator does not."""
+
+    def write(self, pages: Pages, k: Tensor, v: Tensor, slots: Tensor) -> None: ...
+    def attend(self, pages: Pages, walk: Walk, q: Tensor, rule: Rule) -> Tensor: ...
 
 
 def _operator(pages: Pages) -> Paged | None:
     return native.paged() if pages.data.device.type == "cpu" else None
+
+
+def _kernels(pages: Pages) -> Kernels:
+    return _gpu_kernels() if pages.data.device.type == "cuda" else reference
+
+
+@functools.cache
+def _gpu_kernels() -> Kernels:
+    try:
+        from openbook.nn import paged_triton
+    except ImportError:
+        log.note("Triton is not installed: attention over pages on the GPU is slow.", once="paged triton")
+        return reference
+    return paged_triton
 
 
 def _new(pages: Pages, walk: Walk, k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ def reserve(size: int, device: torch.device | str) -> Tensor:
     """So many bytes that nobody has touched; on Linux in large pages of memory, for a walk jumps far and often."""
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux") or size < LARGE:
         return torch.empty(size, dtype=torch.uint8, device=device)
-    room = mmap.mmap(-1, size)
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         room.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(room, dtype=torch.uint8)
