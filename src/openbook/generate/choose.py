@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from openbook.errors import OpenbookError
 from openbook.generate.sampler import Row, Sampler
 
 
@@ -21,11 +22,9 @@ class Chooser:
         self._sampler.update(rows)
         return self._sampler.process(logits)
 
-    def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        """The next id of each row by logits [N,V], taken into its history; -1 where none could be chosen."""
+    def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int | OpenbookError]:
+        """The next id of each row by logits [N,V], taken into its history; or why there is none."""
         self._sampler.update(rows)
         tokens: list[int] = self._sampler.choose(logits).tolist()
-        for row, token in zip(rows, tokens, strict=True):
-            if token >= 0:
-                row.add(token)
-        return tokens
+        errors = self._sampler.take(tokens)
+        return [token if error is None else error for token, error in zip(tokens, errors, strict=True)]

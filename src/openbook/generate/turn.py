@@ -14,7 +14,7 @@ from openbook.generate.output import Line, logprobs
 from openbook.generate.plan import Plan, Work
 from openbook.generate.plan import Sequence as Run
 from openbook.generate.requests import Logprob, Token, replay
-from openbook.generate.sampler import Row, nothing_left
+from openbook.generate.sampler import Row
 from openbook.generate.speculate import verify
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Turn:
         entries, drafted = self._entries()
         if entries:
             self._choose(entries)
-        for entry, count in drafted:
-            self._judge(entry, count)
+        if drafted:
+            self._judge(drafted)
         self._commit()
         return self.events
 
@@ -95,18 +95,19 @@ class Turn:
         rows = [entry.row for entry in entries]
         logits = logits if rows == list(range(len(logits))) else logits[torch.tensor(rows)]
         tokens = engine.chooser.choose(logits, [entry.line.row for entry in entries])
-        found = logprobs(logits, [max(t, 0) for t in tokens], [e.line.request.sampling.logprobs for e in entries])
-        for entry, token, logprob in zip(entries, tokens, found, strict=True):
+        ids = [token if isinstance(token, int) else 0 for token in tokens]
+        found = logprobs(logits, ids, [entry.line.request.sampling.logprobs for entry in entries])
+        for entry, token, number, logprob in zip(entries, tokens, ids, found, strict=True):
             sequence, line = entry.work.sequence, entry.line
             own = sequence.choice == line.result.choice
-            if token < 0:
-                self._fail(entry, nothing_left(line.row))
+            if isinstance(token, OpenbookError):
+                self._fail(entry, token)
             else:
-                self._say(line, token, logprob)
+                self._say(line, number, logprob)
             if own:
-                sequence.ids.append(max(token, 0))
+                sequence.ids.append(number)
             elif not line.done:
-                self.forks.append((sequence, entry.job, line, token))
+                self.forks.append((sequence, entry.job, line, number))
             if line.done and own:
                 self.finished.append((entry.job, line.result.choice))
 
@@ -121,38 +122,39 @@ class Turn:
         self.engine.stats.failures += 1
         self.events.append(entry.job.end(entry.line, "error", str(error)))
 
-    def _judge(self, entry: Entry, count: int) -> None:
-        """Writes what the drafts of a sequence were right in, and what comes after."""
-        speculator, line, sequence = self.engine.speculator, entry.line, entry.work.sequence
+    def _judge(self, drafted: list[tuple[Entry, int]]) -> None:
+        """Writes what the drafts of sequences were right in, and what comes after."""
+        speculator, logits = self.engine.speculator, self.reading.logits
         assert speculator is not None
-        logits = self.reading.logits[entry.row : entry.row + count + 1]
-        top = line.request.sampling.logprobs
-        at = 0
+        places = {entry.line.row: entry.row for entry, _ in drafted}
+        lines = {entry.line.row: entry.line for entry, _ in drafted}
 
-        def over(row: Row, token: int) -> bool:  # noqa: ARG001
-            nonlocal at
-            (found,) = logprobs(logits[at : at + 1], [token], [top])
-            at += 1
+        def over(row: Row, token: int) -> bool:
+            place, line = places[row], lines[row]
+            (found,) = logprobs(logits[place : place + 1], [token], [line.request.sampling.logprobs])
+            places[row] = place + 1
             self._say(line, token, found)
             return line.done
 
-        case = speculator.case(sequence, line, count)
-        try:
-            (verdict,) = verify([case], logits, over)
-        except OpenbookError as error:
-            self._fail(entry, error)
-            sequence.ids += line.row.output[-at:] if at else [0]
-            self.finished.append((entry.job, line.result.choice))
-            return
-        if at < len(verdict.tokens):  # the token after the last right draft is not asked about
-            over(line.row, verdict.tokens[-1])
-        speculator.note(sequence, case, verdict)
-        sequence.ids += verdict.tokens
-        if verdict.accepted < count:
-            # A recurrent state cannot go back to the middle of what was read: it stays where it was and reads again.
-            self.accepted[sequence] = entry.work.start + (0 if sequence.slot >= 0 else 1 + verdict.accepted)
-        if line.done:
-            self.finished.append((entry.job, line.result.choice))
+        cases = [speculator.case(entry.work.sequence, entry.line, count) for entry, count in drafted]
+        rows = [row for entry, count in drafted for row in range(entry.row, entry.row + count + 1)]
+        part = logits if len(rows) == len(logits) else logits[torch.tensor(rows)]
+        for (entry, count), case, verdict in zip(drafted, cases, verify(cases, part, over), strict=True):
+            line, sequence = entry.line, entry.work.sequence
+            if verdict.error is not None:
+                self._fail(entry, verdict.error)
+            elif places[line.row] - entry.row < len(
+                verdict.tokens
+            ):  # what follows the last right draft is not asked about
+                over(line.row, verdict.tokens[-1])
+            speculator.note(sequence, case, verdict)
+            sequence.ids += verdict.tokens or [0]
+            if verdict.accepted < count:
+                # A recurrent state cannot go back to the middle of what was read: it stays and reads again.
+                kept = 0 if sequence.slot >= 0 else 1 + verdict.accepted
+                self.accepted[sequence] = entry.work.start + kept
+            if line.done:
+                self.finished.append((entry.job, line.result.choice))
 
     def _beam(self, work: Work, job: Job, row: int) -> None:
         """Hands a beam its logits; when all beams of the request have theirs, they move."""
