@@ -209,7 +209,8 @@ class Packed:
         for index, slots, after in self._pending:
             keep: Tensor | None = None
             if without:
-                keep = torch.tensor([i for i, slot in enumerate(slots.tolist()) if slot not in without])
+                going = [i for i, slot in enumerate(slots.tolist()) if slot not in without]
+                keep = torch.tensor(going, dtype=torch.int64, device=slots.device)
             for tensor, new in zip(self.store.slots[index], after, strict=True):
                 tensor[slots if keep is None else slots[keep]] = new if keep is None else new[keep]
         self._pending = []
