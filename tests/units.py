@@ -14,7 +14,12 @@ from openbook.native import build
 from openbook.native import rows as native
 
 EMULATED = ("-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")
-UNITS = {"own": (), "avx2": ("-mavx2", "-mfma"), "plain": (), "amx": EMULATED}
+UNITS = {
+    "own": (),
+    "avx2": ("-O1", "-mavx2", "-mfma"),
+    "plain": ("-O1",),
+    "amx": ("-O1", *EMULATED),
+}  # -O1: quick to compile
 
 
 @pytest.fixture(params=UNITS)

@@ -6,12 +6,14 @@ Every law runs on every unit that this machine can run: its own, AVX2, plain C++
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openbook.native import build
 from openbook.native import rows as native
 from openbook.nn import packed, rows, spec
 from openbook.nn.activation import REFERENCES, activate
@@ -21,7 +23,7 @@ from openbook.nn.packed import Packed, PackedStack, RowLinear
 from openbook.nn.selective import StateSpace
 from openbook.nn.serving import FORMS
 from openbook.nn.state import Context, Dense
-from tests.units import no_gradients, numbers, unit, unlike_alone
+from tests.units import compiled, no_gradients, numbers, unit, unlike_alone
 
 __all__ = ["no_gradients", "unit"]
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: the reference does the work")
@@ -262,3 +264,15 @@ def test_gradients_go_through_the_reference() -> None:
         linear("fp32", 17, 33)(x).sum().backward()
     assert x.grad is not None
     assert rows.usable(x) is not None  # without gradients it is native
+
+
+def test_a_unit_is_tried_before_it_is_used(tmp_path: Path) -> None:
+    assert build.tried(compiled("amx"), "openbook_rows_trial")
+    assert not build.tried(compiled("plain"), "openbook_rows_trial")  # it has no tiles
+    source = tmp_path / "crash.cpp"
+    source.write_text('extern "C" int crash() { __builtin_trap(); }\n', encoding="utf-8")
+    library = build.load(f"crash-{tmp_path.name}", (str(source),), [()])
+    assert library is not None
+    assert not build.tried(library, "crash")  # the seeded fault ends a process that is not this one
+    Path(library._name).unlink()
+    Path(library._name).with_suffix(".crash").unlink()

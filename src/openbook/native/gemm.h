@@ -189,10 +189,26 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
 #endif
 }
 
-// Walk the 64-byte lines of N blocks side by side, f(line of the first block, its place in a row), and ask for what comes:
-// the same blocks further on, and towards their end the N that follow them.
+// What to ask the memory for while blocks are multiplied. The first rows ask for the same blocks further on; the others
+// (`parts` of them, this is number `part`) find them in the cache and ask for their part of the blocks that follow.
+struct Ask {
+    int64_t part = 0, parts = 0;
+};
+
+// Walk the 64-byte lines of N blocks side by side: f(line of the first block, its place in a row, its number below U).
 template <int N, int U, class F>
-inline void walk(const char* w, int64_t block, F f) {
+inline void walk(const char* w, int64_t block, Ask ask, F f) {
+    if (ask.parts) {
+        const char* next = w + N * block + ask.part * (N * block / ask.parts);
+        const int64_t pace = 64 * N / ask.parts;  // bytes for each line
+        for (int64_t place = 0; place < block; place += 64 * U)
+            for (int u = 0; u < U; u++, next += pace) {
+                __builtin_prefetch(next, 0, 2);
+                for (int64_t some = 64; some < pace; some += 64) __builtin_prefetch(next + some, 0, 2);
+                f(w + place + 64 * u, place / 16 + 4 * u, u);
+            }
+        return;
+    }
     const auto lines = [&](int64_t first, int64_t last, int64_t ahead) __attribute__((always_inline)) {
         for (int64_t place = first; place < last; place += 64 * U) {
             for (int n = 0; n < N; n++)
@@ -202,22 +218,22 @@ inline void walk(const char* w, int64_t block, F f) {
     };
     const int64_t turn = std::max<int64_t>(0, block - AHEAD);
     lines(0, turn, AHEAD);
-    lines(turn, block, AHEAD + (N - 1) * block);
+    lines(turn, block, AHEAD + (N - 1) * block);  // towards the end: the N blocks that follow
 }
 
 template <int M, int N>
-inline void pair_sums(const char* w, int64_t block, const char* a, int64_t stride, Lanes (&acc)[M][N]) {
-    walk<N, 1>(w, block, [&](const char* line, int64_t place, int) __attribute__((always_inline)) {
+inline void pair_sums(const char* w, int64_t block, Ask ask, const char* a, int64_t stride, Lanes (&acc)[M][N]) {
+    walk<N, 1>(w, block, ask, [&](const char* line, int64_t place, int) __attribute__((always_inline)) {
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) acc[m][n] = pairs(line + n * block, a + m * stride + place, acc[m][n]);
     });
 }
 
 template <int M, int N>
-inline void quad_sums(const char* w, int64_t block, const char* a, int64_t stride, Whole (&acc)[M][N]) {
+inline void quad_sums(const char* w, int64_t block, Ask ask, const char* a, int64_t stride, Whole (&acc)[M][N]) {
     constexpr int U = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;  // enough chains to hide an instruction's latency
     Whole part[U][M][N] = {};
-    walk<N, U>(w, block, [&](const char* line, int64_t place, int u) __attribute__((always_inline)) {
+    walk<N, U>(w, block, ask, [&](const char* line, int64_t place, int u) __attribute__((always_inline)) {
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) part[u][m][n] = quads(line + n * block, a + m * stride + place, part[u][m][n]);
     });
@@ -234,16 +250,16 @@ inline void put_whole(const Matrix& w, const Rows& a, int64_t row, int64_t first
 }
 
 template <int M, int N>
-void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, const Output& out) {
+void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, Ask ask, const Output& out) {
     const char* from = w.data + number * w.block();
     if (w.kind == INT8) {
         Whole acc[M][N];
-        quad_sums<M, N>(from, w.block(), a.at(row), a.stride, acc);
+        quad_sums<M, N>(from, w.block(), ask, a.at(row), a.stride, acc);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) put_whole(w, a, row + m, 16 * (number + n), acc[m][n], out);
     } else {
         Lanes acc[M][N] = {};
-        pair_sums<M, N>(from, w.block(), a.at(row), a.stride, acc);
+        pair_sums<M, N>(from, w.block(), ask, a.at(row), a.stride, acc);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) out.put(w, row + m, 16 * (number + n), acc[m][n]);
     }

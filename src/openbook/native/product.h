@@ -47,20 +47,25 @@ constexpr int64_t MOST_ROWS = 4, MOST_BLOCKS = 1, FLOAT_ROWS = 2, FLOAT_PASS = 2
 inline void by_vectors(const Matrix& w, const Rows& a, Span rows, Span columns, const Output& out) {
     const bool one = w.kind == FLOAT && rows.last - rows.first <= FLOAT_PASS;  // all rows in one pass over the matrix
     const int64_t most = one ? FLOAT_PASS : w.kind == FLOAT ? FLOAT_ROWS : MOST_ROWS, wide = w.kind == FLOAT ? 1 : MOST_BLOCKS;
-    const int64_t panel = std::max(wide, PANEL / w.block() / wide * wide);
+    const int64_t count = rows.last - rows.first, parts = (count + most - 1) / most - 1;
+    // Some rows: few blocks at a time, and the next ones are on their way. Many rows: a panel of blocks for all of them.
+    const bool some = w.kind != FLOAT && count * padded(w) <= PANEL / 2;
+    const int64_t panel = some ? wide : std::max(wide, PANEL / w.block() / wide * wide);
     for (int64_t p = columns.first; p < columns.last; p += panel) {
         const int64_t end = std::min(p + panel, columns.last);
-        for (int64_t row = rows.first; row < rows.last; row += most)
+        for (int64_t row = rows.first; row < rows.last; row += most) {
+            const Ask ask = some && row > rows.first ? Ask{(row - rows.first) / most - 1, parts} : Ask{};
             for (int64_t n = p; n < end; n += wide)
                 with_count(std::min(most, rows.last - row), [&](auto m) {
                     if (w.kind == FLOAT) return float_block<(m < FLOAT_PASS ? m : FLOAT_PASS)>(w, a, row, n, out);
                     constexpr int M = m < MOST_ROWS ? m : MOST_ROWS;
                     const int64_t blocks = std::min(wide, end - n);
-                    if (MOST_BLOCKS > 2 && blocks == 3) return some_blocks<M, MOST_BLOCKS>(w, a, row, n, out);
+                    if (MOST_BLOCKS > 2 && blocks == 3) return some_blocks<M, MOST_BLOCKS>(w, a, row, n, ask, out);
                     if (MOST_BLOCKS > 1 && blocks == 2)
-                        return some_blocks<M, (MOST_BLOCKS > 1 ? 2 : 1)>(w, a, row, n, out);
-                    some_blocks<M, 1>(w, a, row, n, out);
+                        return some_blocks<M, (MOST_BLOCKS > 1 ? 2 : 1)>(w, a, row, n, ask, out);
+                    some_blocks<M, 1>(w, a, row, n, ask, out);
                 });
+        }
     }
 }
 
