@@ -14,7 +14,7 @@ namespace openbook {
 struct Piece {  // blocks from..to-1 of the piece of keys that begins at key `base`
     int64_t base, from, to, valid;
     const char *keys[RUN], *values[RUN];
-    const char* next[RUN];  // blocks that will be taken after these
+    const char *next_keys[RUN], *next_values[RUN];  // what will be taken after these: asked for meanwhile
     const float *key_scales[RUN], *value_scales[RUN];
     int64_t keys_in(int64_t b) const { return std::min(BLOCK, valid - BLOCK * b); }
 };
@@ -47,10 +47,10 @@ inline void score_rows(const Shape& s, const char* q, const Piece& piece, float*
     constexpr int B = R <= 2 ? 4 : R <= 4 ? 2 : 1;
     int64_t b = piece.from;
     for (; b + B <= piece.to; b += B)
-        score_some<Word, ahead, R, B>(s, q, piece.keys + b, piece.next + b, scores + BLOCK * b);
+        score_some<Word, ahead, R, B>(s, q, piece.keys + b, piece.next_keys + b, scores + BLOCK * b);
     if (B > 1)
         for (; b < piece.to; b++)
-            score_some<Word, ahead, R, 1>(s, q, piece.keys + b, piece.next + b, scores + BLOCK * b);
+            score_some<Word, ahead, R, 1>(s, q, piece.keys + b, piece.next_keys + b, scores + BLOCK * b);
 }
 
 // Weights of R rows times J tiles of values, added to `mixed`.
@@ -66,7 +66,7 @@ inline void mix_some(const Shape& s, const char* weights, const Piece& piece, in
         for (int j = 0; j < J; j++) {
             const int64_t place = (tile + j) * s.value_tile + w * s.value_step;
             right[j] = change(load(piece.values[b] + place));
-            if (ahead) expect(piece.next[b] + s.key_bytes + place);
+            if (ahead) expect(piece.next_values[b] + place);
         }
         for (int r = 0; r < R; r++) {
             int32_t left;
@@ -112,7 +112,7 @@ inline void by_eights(int64_t rows, Work work) {
 template <int M>
 inline void score_tiles(const Shape& s, char* q, const Piece& piece, float* scores) {
     for (int64_t b = piece.from; b < piece.to; b++) {
-        for (int64_t line = 0; line < s.key_bytes; line += 64) expect(piece.next[b] + line);
+        for (int64_t line = 0; line < s.wide_keys; line += 64) expect(piece.next_keys[b] + line);
         amx_block<M, 2>(scores + BLOCK * b, PIECE, {q, 16 * s.row, 64, s.row},
                         {(char*)piece.keys[b], s.key_half, TILE}, s.chunks, false);
     }
@@ -128,8 +128,8 @@ inline void mix_tiles(const Shape& s, const char* weights, const Piece& piece, i
     if (M > 1) TILE_LOAD(2, lower, stride);
     if (M > 1 && N > 1) TILE_LOAD(3, lower + 16, stride);
     for (int64_t b = piece.from; b < piece.to; b++) {
-        const char *right = piece.values[b] + tile * TILE, *next = piece.next[b] + s.key_bytes + tile * TILE;
-        for (int64_t line = 0; line < N * TILE && s.value_bytes && s.kind == BF16; line += 64) expect(next + line);
+        const char *right = piece.values[b] + tile * TILE, *next = piece.next_values[b] + tile * TILE;
+        for (int64_t line = 0; line < N * TILE; line += 64) expect(next + line);
         TILE_LOAD(6, right, 64);
         TILE_LOAD(4, weights + 64 * b, row);
         TILE_MULTIPLY(0, 4, 6);

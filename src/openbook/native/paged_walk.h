@@ -125,27 +125,28 @@ struct Walker {
         const int64_t stop = (end(then) + BLOCK - 1) / BLOCK;
         for (int64_t b = piece.from; b < piece.to; b++) {
             const char* own = block(item, base / BLOCK + b);
-            piece.next[b] = number + b < stop ? block(then, number + b) : own;
-            prepare(own, b, piece);
+            prepare(own, number + b < stop ? block(then, number + b) : own, b, piece);
         }
     }
 
-    void prepare(const char* block, int64_t b, Piece& piece) {
+    void prepare(const char* block, const char* next, int64_t b, Piece& piece) {
         char* values = wide_values + b * s.wide_values;
         piece.keys[b] = block;
         piece.values[b] = block + s.key_bytes;
+        piece.next_keys[b] = next;
+        piece.next_values[b] = next + s.key_bytes;
         if (s.kind == INT8) {
             char* keys = wide_keys + b * s.wide_keys;
-            expand(block, s.key_bytes, (uint16_t*)keys, piece.next[b]);
-            if (!s.latent) expand(block + s.key_bytes, s.value_bytes, (uint16_t*)values, piece.next[b] + s.key_bytes);
-            piece.keys[b] = keys;
-            piece.values[b] = values;
+            expand(block, s.key_bytes, (uint16_t*)keys, next);
+            if (!s.latent) expand(block + s.key_bytes, s.value_bytes, (uint16_t*)values, next + s.key_bytes);
+            piece.keys[b] = piece.next_keys[b] = keys;
+            piece.values[b] = piece.next_values[b] = values;
             piece.key_scales[b] = (const float*)(block + s.key_bytes + s.value_bytes);
             piece.value_scales[b] = piece.key_scales[b] + (s.latent ? 0 : BLOCK);
         }
         if (s.latent) {
             prefix(s, piece.keys[b], values);
-            piece.values[b] = values;
+            piece.values[b] = piece.next_values[b] = values;
         }
         if (matrices && piece.keys_in(b) < BLOCK) {  // whole tiles are multiplied
             if (piece.values[b] != values) memcpy(values, piece.values[b], s.wide_values);
@@ -233,9 +234,8 @@ struct Walker {
 #endif
         by_eights(item.count, [&](int64_t r, auto count) {
             constexpr int R = decltype(count)::value;
-            const bool ahead = r == 0 && s.kind != INT8;
-            const auto score = ahead ? score_rows<Word, true, R> : score_rows<Word, false, R>;
-            const auto mix = ahead && !s.latent ? mix_rows<Word, true, R> : mix_rows<Word, false, R>;
+            const auto score = r ? score_rows<Word, R != 8, R> : score_rows<Word, true, R>;  // once is enough
+            const auto mix = r ? mix_rows<Word, R != 8, R> : mix_rows<Word, true, R>;
             score(s, q + r * s.row, piece, scores + r * PIECE);
             for (int64_t i = r; i < r + R; i++) weigh(item, piece, i, state);
             mix(s, weights + r * PIECE * 4 / Word::numbers, piece, state.mixed + r * state.width);
