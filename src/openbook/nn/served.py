@@ -56,11 +56,11 @@ class Watch:
         return found
 
     def current(self) -> bool:
-        return (
-            bool(self.parts)
-            and not any(self.hooks)
-            and all(held.get(name) is value for held, name, value in self.parts)
-        )
+        """Asked at every step of every block: a plain loop."""
+        for held, name, value in self.parts:
+            if held.get(name) is not value:
+                return False
+        return bool(self.parts) and not any(self.hooks)
 
 
 class Plan:
