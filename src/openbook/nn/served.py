@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,25 +43,31 @@ class Watch:
     """What a plan was made from; it holds as long as every part is the same one, and nothing hooks on it."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Mapping[str, Any], str, object]] = []
+        self.held: list[dict[str, Any]] = []  # where each watched thing is held,
+        self.names: list[str] = []  # under which name,
+        self.things: list[object] = []  # and which it was
         self.hooks: list[Mapping[int, Any]] = []
 
     def part(self, owner: nn.Module, name: str) -> Any:
         """The module `name` of `owner`, watched with its tensors."""
         found = owner._modules.get(name)
-        self.parts.append((owner._modules, name, found))
+        self._note(owner._modules, name, found)
         if found is not None:
             for held in (found._parameters, found._buffers):
-                self.parts += [(held, key, value) for key, value in held.items()]
+                for key, value in held.items():
+                    self._note(held, key, value)
             self.hooks += [found._forward_hooks, found._forward_pre_hooks]
         return found
 
+    def _note(self, held: dict[str, Any], name: str, thing: object) -> None:
+        self.held.append(held)
+        self.names.append(name)
+        self.things.append(thing)
+
     def current(self) -> bool:
-        """Asked at every step of every block: a plain loop."""
-        for held, name, value in self.parts:
-            if held.get(name) is not value:
-                return False
-        return bool(self.parts) and not any(self.hooks)
+        """Whether everything is as it was. Asked for every block of every step, hence without a loop in Python."""
+        found = map(dict.get, self.held, self.names)
+        return bool(self.held) and not any(self.hooks) and all(map(is_, found, self.things))
 
 
 class Plan:
