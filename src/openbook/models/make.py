@@ -56,7 +56,7 @@ def make(model: spec.Model, seed: int = 0, device: str | torch.device = "cpu") -
 
 def fuse(model: LanguageModel) -> LanguageModel:
     """Rewrite in place: q·k·v and gate·up each become one matrix product. The logical parameters stay, as views."""
-    if "fuse" in model.rewrites:
+    if "fuse" in model.rewrites or model.stored is not None:  # served: the block is one operator as it is
         return model
     for module in model.modules():
         match module:

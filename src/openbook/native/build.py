@@ -54,6 +54,28 @@ def load(name: str, sources: Sequence[str], choices: Sequence[Sequence[str]]) ->
     return None
 
 
+def tried(library: ctypes.CDLL, function: str) -> bool:
+    """Whether `function` of a library answers 0, tried once in a process of its own: it may crash there.
+
+    The answer is kept beside the library.
+    """
+    path = Path(library._name)
+    kept = path.with_suffix(f".{function}")
+    with contextlib.suppress(OSError):
+        return kept.read_text(encoding="utf-8") == "fine"
+    runtime = _openmp_runtime()
+    first = f"ctypes.CDLL({runtime!r}, ctypes.RTLD_GLOBAL);" if runtime else ""
+    program = f"import ctypes,sys;{first}sys.exit(ctypes.CDLL({str(path)!r}).{function}())"
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+        fine = done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    with contextlib.suppress(OSError):
+        kept.write_text("fine" if fine else "no", encoding="utf-8")
+    return fine
+
+
 def _say_without(name: str, why: str) -> None:
     log.note(f"The native {name} is not used, and PyTorch's own does the work: {why}.", once=f"native {name}")
 
@@ -82,6 +104,7 @@ def _load(name: str, sources: Sequence[str], compiler: str, flags: Sequence[str]
         library = ctypes.CDLL(str(made))  # only what loads is kept
         if place.parent == kept.parent:
             os.replace(made, kept)
+            return ctypes.CDLL(str(kept))  # the same library, under the name it keeps
         return library
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -134,7 +134,8 @@ inline void float_sums(const float* w, int64_t in, const char* a, int64_t stride
     };
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES) {
-        for (int n = 0; n < N; n++) __builtin_prefetch((const char*)(w + n * in + i) + AHEAD);
+        const int64_t ahead = AHEAD / 4 + (i + AHEAD / 4 < in ? 0 : (N - 1) * in);  // the rows after these N
+        for (int n = 0; n < N; n++) __builtin_prefetch(w + n * in + i + ahead);
         step(i, [](const float* from) { return load(from); });
     }
     if (i < in) step(i, [&](const float* from) { return load(from, in - i); });
@@ -171,7 +172,12 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
         Whole whole;
         __m256i half[2];
     } acc = {sum};
-    const __m256i left = _mm256_set1_epi32(four);  // bytes 0 and 2, then 1 and 3, as numbers of 16 bits
+    const __m256i left = _mm256_set1_epi32(four);
+#if defined(__AVXVNNI__)
+    for (int i = 0; i < 2; i++)
+        acc.half[i] = _mm256_dpbusd_avx_epi32(acc.half[i], _mm256_loadu_si256((const __m256i*)w + i), left);
+#else
+    // Bytes 0 and 2, then 1 and 3, as numbers of 16 bits.
     const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(left, 8), 8), odd = _mm256_srai_epi16(left, 8);
     for (int i = 0; i < 2; i++) {
         const __m256i right = _mm256_loadu_si256((const __m256i*)w + i);
@@ -179,6 +185,7 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
         acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(low, even));
         acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(high, odd));
     }
+#endif
     return acc.whole;
 #else
     Whole right;
@@ -188,25 +195,54 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
 #endif
 }
 
-template <int M, int N>
-inline void pair_sums(const char* w, int64_t block, int64_t tiles, const char* a, int64_t stride, Lanes (&acc)[M][N]) {
-    for (int64_t step = 0; step < 16 * tiles; step++, w += 64, a += 4) {
-        for (int n = 0; n < N; n++) __builtin_prefetch(w + n * block + AHEAD);
-        for (int m = 0; m < M; m++)
-            for (int n = 0; n < N; n++) acc[m][n] = pairs(w + n * block, a + m * stride, acc[m][n]);
+// What to ask the memory for while blocks are multiplied. The first rows ask for the same blocks further on; the others
+// (`parts` of them, this is number `part`) find them in the cache and ask for their part of the blocks that follow.
+struct Ask {
+    int64_t part = 0, parts = 0;
+};
+
+// Walk the 64-byte lines of N blocks side by side: f(line of the first block, its place in a row, its number below U).
+template <int N, int U, class F>
+inline void walk(const char* w, int64_t block, Ask ask, F f) {
+    if (ask.parts) {
+        const char* next = w + N * block + ask.part * (N * block / ask.parts);
+        const int64_t pace = 64 * N / ask.parts;  // bytes for each line
+        for (int64_t place = 0; place < block; place += 64 * U)
+            for (int u = 0; u < U; u++, next += pace) {
+                __builtin_prefetch(next, 0, 2);
+                for (int64_t some = 64; some < pace; some += 64) __builtin_prefetch(next + some, 0, 2);
+                f(w + place + 64 * u, place / 16 + 4 * u, u);
+            }
+        return;
     }
+    const auto lines = [&](int64_t first, int64_t last, int64_t ahead) __attribute__((always_inline)) {
+        for (int64_t place = first; place < last; place += 64 * U) {
+            for (int n = 0; n < N; n++)
+                for (int u = 0; u < U; u++) __builtin_prefetch(w + n * block + place + 64 * u + ahead);
+            for (int u = 0; u < U; u++) f(w + place + 64 * u, place / 16 + 4 * u, u);
+        }
+    };
+    const int64_t turn = std::max<int64_t>(0, block - AHEAD);
+    lines(0, turn, AHEAD);
+    lines(turn, block, AHEAD + (N - 1) * block);  // towards the end: the N blocks that follow
 }
 
 template <int M, int N>
-inline void quad_sums(const char* w, int64_t block, int64_t tiles, const char* a, int64_t stride, Whole (&acc)[M][N]) {
+inline void pair_sums(const char* w, int64_t block, Ask ask, const char* a, int64_t stride, Lanes (&acc)[M][N]) {
+    walk<N, 1>(w, block, ask, [&](const char* line, int64_t place, int) __attribute__((always_inline)) {
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) acc[m][n] = pairs(line + n * block, a + m * stride + place, acc[m][n]);
+    });
+}
+
+template <int M, int N>
+inline void quad_sums(const char* w, int64_t block, Ask ask, const char* a, int64_t stride, Whole (&acc)[M][N]) {
     constexpr int U = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;  // enough chains to hide an instruction's latency
     Whole part[U][M][N] = {};
-    for (int64_t step = 0; step < 16 * tiles; step += U)
-        for (int u = 0; u < U; u++, w += 64, a += 4) {
-            for (int n = 0; n < N; n++) __builtin_prefetch(w + n * block + AHEAD);
-            for (int m = 0; m < M; m++)
-                for (int n = 0; n < N; n++) part[u][m][n] = quads(w + n * block, a + m * stride, part[u][m][n]);
-        }
+    walk<N, U>(w, block, ask, [&](const char* line, int64_t place, int u) __attribute__((always_inline)) {
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) part[u][m][n] = quads(line + n * block, a + m * stride + place, part[u][m][n]);
+    });
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) {
             acc[m][n] = part[0][m][n];
@@ -220,16 +256,16 @@ inline void put_whole(const Matrix& w, const Rows& a, int64_t row, int64_t first
 }
 
 template <int M, int N>
-void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, const Output& out) {
+void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, Ask ask, const Output& out) {
     const char* from = w.data + number * w.block();
     if (w.kind == INT8) {
         Whole acc[M][N];
-        quad_sums<M, N>(from, w.block(), w.tiles(), a.at(row), a.stride, acc);
+        quad_sums<M, N>(from, w.block(), ask, a.at(row), a.stride, acc);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) put_whole(w, a, row + m, 16 * (number + n), acc[m][n], out);
     } else {
         Lanes acc[M][N] = {};
-        pair_sums<M, N>(from, w.block(), w.tiles(), a.at(row), a.stride, acc);
+        pair_sums<M, N>(from, w.block(), ask, a.at(row), a.stride, acc);
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) out.put(w, row + m, 16 * (number + n), acc[m][n]);
     }
@@ -237,7 +273,7 @@ void some_blocks(const Matrix& w, const Rows& a, int64_t row, int64_t number, co
 
 template <int M>
 void float_block(const Matrix& w, const Rows& a, int64_t row, int64_t number, const Output& out) {
-    constexpr int N = 4;
+    constexpr int N = M > 6 ? 2 : 4;
     const float* from = (const float*)w.data + 16 * number * w.in;
     const int64_t present = std::min<int64_t>(16, w.out - 16 * number);
     Lanes y[M] = {};

@@ -38,28 +38,34 @@ inline void with_count(int64_t count, F f) {  // f(a number the compiler knows)
 }
 
 #if defined(__AVX512F__)
-constexpr int64_t MOST_ROWS = 8, MOST_BLOCKS = 3, FLOAT_ROWS = 6;
+constexpr int64_t MOST_ROWS = 8, MOST_BLOCKS = 3, FLOAT_ROWS = 6, FLOAT_PASS = 8;
 #else
-constexpr int64_t MOST_ROWS = 4, MOST_BLOCKS = 1, FLOAT_ROWS = 2;  // 16 registers, two for each vector
+constexpr int64_t MOST_ROWS = 4, MOST_BLOCKS = 1, FLOAT_ROWS = 2, FLOAT_PASS = 2;  // 16 registers, two for each vector
 #endif
 
 // Blocks `columns` for the rows `rows`, by vectors.
 inline void by_vectors(const Matrix& w, const Rows& a, Span rows, Span columns, const Output& out) {
-    const int64_t most = w.kind == FLOAT ? FLOAT_ROWS : MOST_ROWS, wide = w.kind == FLOAT ? 1 : MOST_BLOCKS;
-    const int64_t panel = std::max(wide, PANEL / w.block() / wide * wide);
+    const bool one = w.kind == FLOAT && rows.last - rows.first <= FLOAT_PASS;  // all rows in one pass over the matrix
+    const int64_t most = one ? FLOAT_PASS : w.kind == FLOAT ? FLOAT_ROWS : MOST_ROWS, wide = w.kind == FLOAT ? 1 : MOST_BLOCKS;
+    const int64_t count = rows.last - rows.first, parts = (count + most - 1) / most - 1;
+    // Some rows: few blocks at a time, and the next ones are on their way. Many rows: a panel of blocks for all of them.
+    const bool some = w.kind != FLOAT && count * padded(w) <= PANEL / 2;
+    const int64_t panel = some ? wide : std::max(wide, PANEL / w.block() / wide * wide);
     for (int64_t p = columns.first; p < columns.last; p += panel) {
         const int64_t end = std::min(p + panel, columns.last);
-        for (int64_t row = rows.first; row < rows.last; row += most)
+        for (int64_t row = rows.first; row < rows.last; row += most) {
+            const Ask ask = some && row > rows.first ? Ask{(row - rows.first) / most - 1, parts} : Ask{};
             for (int64_t n = p; n < end; n += wide)
                 with_count(std::min(most, rows.last - row), [&](auto m) {
-                    if (w.kind == FLOAT) return float_block<(m < FLOAT_ROWS ? m : FLOAT_ROWS)>(w, a, row, n, out);
+                    if (w.kind == FLOAT) return float_block<(m < FLOAT_PASS ? m : FLOAT_PASS)>(w, a, row, n, out);
                     constexpr int M = m < MOST_ROWS ? m : MOST_ROWS;
                     const int64_t blocks = std::min(wide, end - n);
-                    if (MOST_BLOCKS > 2 && blocks == 3) return some_blocks<M, MOST_BLOCKS>(w, a, row, n, out);
+                    if (MOST_BLOCKS > 2 && blocks == 3) return some_blocks<M, MOST_BLOCKS>(w, a, row, n, ask, out);
                     if (MOST_BLOCKS > 1 && blocks == 2)
-                        return some_blocks<M, (MOST_BLOCKS > 1 ? 2 : 1)>(w, a, row, n, out);
-                    some_blocks<M, 1>(w, a, row, n, out);
+                        return some_blocks<M, (MOST_BLOCKS > 1 ? 2 : 1)>(w, a, row, n, ask, out);
+                    some_blocks<M, 1>(w, a, row, n, ask, out);
                 });
+        }
     }
 }
 
@@ -84,30 +90,44 @@ inline void by_tiles(const Matrix& w, const Rows& a, Span rows, Span columns, co
 
 constexpr int64_t FEW = 4;  // rows up to which vectors are no slower than tiles; int8 only: its sums are exact
 
-// This thread's part of y = W x + b for `count` prepared rows from `first` on. The parts depend on the sizes alone.
-inline void multiply(const Matrix& w, const Rows& a, Span rows, const Team& team, int64_t machine, const Output& out) {
-    const int64_t count = rows.last - rows.first, blocks = w.blocks();
-    if (count <= 0) return;
-    // Where there are more threads than blocks, the rows are parted too.
-    const int64_t across = std::min(team.count, blocks);
+struct Part {
+    Span rows, columns;  // columns in blocks of 16
+};
+
+// A thread's part of a product; it depends on the sizes alone. Where there are more threads than blocks, the rows are
+// parted too.
+inline Part part(const Matrix& w, Span rows, const Team& team) {
+    const int64_t count = rows.last - rows.first, across = std::min(team.count, w.blocks());
     const int64_t down = std::max<int64_t>(1, std::min(team.count / across, count / 32));
-    if (team.id >= across * down) return;
-    const Span columns = share(blocks, team.id % across, across);
-    Span mine = share((count + 31) / 32, team.id / across, down);
-    mine = {rows.first + 32 * mine.first, std::min(rows.first + 32 * mine.last, rows.last)};
+    if (count <= 0 || team.id >= across * down) return {};
+    const Span mine = share((count + 31) / 32, team.id / across, down);
+    return {{rows.first + 32 * mine.first, std::min(rows.first + 32 * mine.last, rows.last)},
+            share(w.blocks(), team.id % across, across)};
+}
+
+// This thread's part of y = W x + b for prepared rows.
+inline void multiply(const Matrix& w, const Rows& a, Span rows, const Team& team, int64_t machine, const Output& out) {
+    const int64_t count = rows.last - rows.first;
+    const Part mine = part(w, rows, team);
 #ifdef OPENBOOK_AMX
-    if (machine == TILES && w.kind != FLOAT && (w.kind == BF16 || count > FEW)) return by_tiles(w, a, mine, columns, out);
+    if (machine == TILES && w.kind != FLOAT && (w.kind == BF16 || count > FEW)) 
+        return by_tiles(w, a, mine.rows, mine.columns, out);
 #endif
-    by_vectors(w, a, mine, columns, out);
+    by_vectors(w, a, mine.rows, mine.columns, out);
 }
 
 // Working memory of the calling thread, kept from call to call.
 class Scratch {
     char* place = nullptr;
     size_t size = 0, used = 0;
+    bool own = true;
 
   public:
-    ~Scratch() { free(place); }
+    Scratch() = default;
+    explicit Scratch(char* place) : place(place), own(false) {}  // memory that somebody else reserved
+    ~Scratch() {
+        if (own) free(place);
+    }
     void reserve(size_t bytes) {
         used = 0;
         if (bytes <= size) return;

@@ -1,6 +1,12 @@
 // Row-exact operators: products, norms and activations whose result for a row depends on that row alone, bit for bit.
 
-#include "product.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "agree.h"
+#include "pack.h"
+#include "served.h"
 
 namespace openbook {
 
@@ -48,9 +54,22 @@ using namespace openbook;
 
 extern "C" {
 
-int64_t openbook_rows_machine(int64_t wanted) {
-    if (wanted >= 0) machine = wanted;
-    return machine;
+// Make AMX the machine (2) if the system allows it, or vectors (1); answers which it is now.
+int64_t openbook_rows_machine(int64_t wanted) { return machine = wanted == TILES && tiles_allowed() ? TILES : WIDE; }
+
+// 0: AMX gives what the vectors give; else it may not be used. The first trial may end the process.
+int openbook_rows_trial() { return tiles_allowed() && agree(INT8) && agree(BF16) ? 0 : 1; }
+
+// Ask the system to keep this memory in large pages.
+void openbook_rows_large_pages(char* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+}
+
+// weight [out,in] fp32 (wide) or bf16 → tiles and, for int8, the scale of each output.
+int openbook_rows_pack(const Matrix* w, int64_t wide, const char* weight, char* tiles, float* scale, int64_t threads) {
+    return guarded([&] { pack(*w, wide, weight, tiles, scale, threads); });
 }
 
 int openbook_rows_product(const Matrix* w, int64_t rows, const float* x, float* y, int64_t threads) {
@@ -60,6 +79,18 @@ int openbook_rows_product(const Matrix* w, int64_t rows, const float* x, float* 
 int openbook_rows_grouped(const Matrix* w, const int32_t* ends, int64_t experts, int64_t rows, const float* x, float* y,
                           int64_t threads) {
     return guarded([&] { product(*w, ends, experts, rows, x, y, threads); });
+}
+
+int openbook_rows_before(const Block* block, const Step* step, int64_t threads) {
+    return guarded([&] {
+        in_slices(*block, *step, [&](const Step& part) { before(*block, part, threads, machine); });
+    });
+}
+
+int openbook_rows_after(const Block* block, const Step* step, int64_t threads) {
+    return guarded([&] {
+        in_slices(*block, *step, [&](const Step& part) { after(*block, part, threads, machine); });
+    });
 }
 
 void openbook_rows_normalise(const Norm* norm, int64_t rows, int64_t dim, const float* x, float* y, int64_t threads) {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 
+from openbook import log
 from openbook.hardware import cpu_features
 from openbook.native import build
 
-SOURCES = ("rows.cpp", "product.h", "gemm.h", "lanes.h", "amx.h")
-EXACT = ("-ffp-contract=off",)  # a product and a sum are rounded where PyTorch rounds them
+SOURCES = ("rows.cpp", "served.h", "agree.h", "pack.h", "product.h", "gemm.h", "lanes.h", "amx.h")
+EXACT = ("-ffp-contract=off", "-fwrapv")  # rounded where PyTorch rounds; whole numbers may pass over the end and back
 WIDE = tuple(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))
+AMX = ("-DOPENBOOK_AMX", "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 KINDS = {"fp32": 0, "bf16": 1, "int8": 2}
 FUNCTIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu", "tanh", "sigmoid", "softplus", "exp")
 
@@ -35,6 +38,32 @@ class Norm(ctypes.Structure):
     )
 
 
+class Branch(ctypes.Structure):
+    """served.h's `struct Branch`."""
+
+    _fields_ = (*((name, Norm) for name in ("pre", "post", "last")), ("factor", ctypes.c_float))
+
+
+class Block(ctypes.Structure):
+    """served.h's `struct Block`."""
+
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("dim", "heads", "kv_heads", "head_dim", "hidden", "activation", "parallel")),
+        *((name, Branch) for name in ("attention", "ffn")),
+        *((name, Norm) for name in ("shared", "head_q", "head_k")),
+        *((name, Matrix) for name in ("q", "k", "v", "out", "gate", "up", "down")),
+    )
+
+
+class Step(ctypes.Structure):
+    """served.h's `struct Step`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "turned")),
+        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "q", "k", "v", "mixed", "y")),
+    )
+
+
 class Scan(ctypes.Structure):
     """rows.cpp's `struct Scan`."""
 
@@ -50,13 +79,23 @@ def library() -> ctypes.CDLL | None:
     if not build.wanted():
         return None
     features = cpu_features()
+    tiles = sys.platform == "linux" and {"AMX int8", "AMX bf16", "AVX-512 BF16"} <= set(features)
     choices: list[tuple[str, ...]] = []
     if "AVX-512 VNNI" in features:
-        choices = [(*EXACT, *WIDE, "-mavx512bf16")] if "AVX-512 BF16" in features else []
+        choices = [(*EXACT, *WIDE, "-mavx512bf16", *AMX)] if tiles else []
+        choices += [(*EXACT, *WIDE, "-mavx512bf16")] if "AVX-512 BF16" in features else []
         choices += [(*EXACT, *WIDE)]
+    if "AVX-VNNI" in features:
+        choices += [(*EXACT, "-mavx2", "-mfma", "-mavxvnni")]
     choices += [(*EXACT, "-mavx2", "-mfma")] if "AVX2" in features else [EXACT]
     found = build.load("rows", SOURCES, choices)
-    return None if found is None else declared(found)
+    if found is None:
+        return None
+    if tiles and build.tried(found, "openbook_rows_trial"):
+        found.openbook_rows_machine(2)
+    elif tiles:
+        log.note("AMX is not used by the row operators: a trial of it failed. AVX-512 is.", once="native rows amx")
+    return declared(found)
 
 
 def declared(found: ctypes.CDLL) -> ctypes.CDLL:
@@ -68,8 +107,15 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.openbook_rows_grouped.argtypes = [address, address, word, word, address, address, word]
     found.openbook_rows_normalise.argtypes = [address, word, word, address, address, word]
     found.openbook_rows_activate.argtypes = [word, word, address, address, word]
+    found.openbook_rows_large_pages.argtypes = [address, word]
+    found.openbook_rows_large_pages.restype = None
     found.openbook_rows_scan.argtypes = [address, word]
     found.openbook_rows_scan.restype = None
+    for function in (found.openbook_rows_before, found.openbook_rows_after):
+        function.argtypes = [address, address, word]
+        function.restype = ctypes.c_int
+    found.openbook_rows_pack.argtypes = [address, word, address, address, address, word]
+    found.openbook_rows_pack.restype = ctypes.c_int
     for function in (found.openbook_rows_product, found.openbook_rows_grouped):
         function.restype = ctypes.c_int
     for function in (found.openbook_rows_normalise, found.openbook_rows_activate):

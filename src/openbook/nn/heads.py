@@ -35,9 +35,7 @@ class LanguageHead(nn.Module):
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
         self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
         self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
-        self.packed: Packed | RowLinear | None = (
-            None  # the matrix in another form (nn/serving.py)
-        )
+        self.packed: Packed | RowLinear | None = None  # the matrix in another form (nn/serving.py)
 
     def matrix(self, tied: Tensor) -> Tensor:
         """The matrix [V,D] as a tensor, in whatever form it is kept."""

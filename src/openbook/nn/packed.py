@@ -11,18 +11,19 @@ the same bit for bit). A packed matrix holds tiles of 16 outputs by 64 bytes of 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openbook.errors import ConfigError
+from openbook.errors import ConfigError, Refusal
 from openbook.native import rows as native
 from openbook.nn.linear import Linear
 from openbook.nn.rows import usable
 
 KINDS = ("bf16", "int8")
-WIDTH = {"bf16": 2, "int8": 4}  # inputs of an output that lie together
+DTYPES = {"bf16": torch.bfloat16, "int8": torch.uint8}  # of the tiles
 
 
 # ---------------------------------------------------------------------------------------------- packing
@@ -60,6 +61,27 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return whole, torch.where(torch.isfinite(largest), scale, float("nan"))
 
 
+class Arena:
+    """Memory that many packed matrices share, in the system's large pages where it has them: reading is then faster."""
+
+    PIECE, PAGE, LINE = 32 << 20, 2 << 20, 4096
+
+    def __init__(self) -> None:
+        self.piece = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A copy of `tensor` that lies here."""
+        size = tensor.numel() * tensor.element_size()
+        size += -size % self.LINE
+        if size > len(self.piece):
+            memory = torch.empty(max(size, self.PIECE) + self.PAGE, dtype=torch.uint8)
+            self.piece = memory[-memory.data_ptr() % self.PAGE :][: max(size, self.PIECE)]
+            if (library := native.library()) is not None:
+                library.openbook_rows_large_pages(self.piece.data_ptr(), len(self.piece))
+        place, self.piece = self.piece[:size], self.piece[size:]
+        return place[: tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 # ---------------------------------------------------------------------------------------------- modules
 
 
@@ -78,8 +100,8 @@ class Packed(nn.Module):
         self.smooth: Tensor | None
         self.register_buffer("smooth", None if smooth is None else smooth.detach().float().contiguous(), False)
         self.register_buffer("scale", None, False)
-        self._native = native.Matrix()
-        self._addresses: tuple[int, ...] = ()
+        self._native: native.Matrix | None = None
+        self._addresses: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, weight: Tensor, kind: str, bias: Tensor | None = None, smooth: Tensor | None = None) -> Packed:
@@ -121,11 +143,18 @@ class Packed(nn.Module):
             return F.linear(x, self.unpack(), self.bias)
         return self.reference(x) if library is None else run(library, self.matrix(), x)
 
+    def __getstate__(self) -> dict[str, Any]:  # addresses are of no use to a copy
+        return {**self.__dict__, "_native": None, "_addresses": None}
+
     def matrix(self) -> native.Matrix:
         """The matrix as the native operators want it."""
         parts = (self.tiles, self.scale, self.smooth, self.bias)
         addresses = tuple(0 if t is None else t.data_ptr() for t in parts)
-        if addresses != self._addresses:
+        if self._native is None or addresses != self._addresses:
+            if self.tiles.dtype != DTYPES[self.kind] or any(
+                t is not None and t.dtype != torch.float32 for t in parts[1:]
+            ):
+                raise Refusal(f"A packed {self.kind} matrix cannot be cast: `restore` the model, then cast it.")
             self._native = native.Matrix(*addresses, native.KINDS[self.kind], self.shape[1], self.shape[0])
             self._addresses = addresses
         return self._native
@@ -209,6 +238,10 @@ class RowLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias)
 
+    def matrix(self) -> native.Matrix:
+        """The matrix as the native operators want it."""
+        return plain_matrix(self.weight, self.bias)
+
     @classmethod
     def of(cls, weight: nn.Parameter, bias: nn.Parameter | None) -> RowLinear:
         """With these parameters, in fp32: the same ones if they are."""
@@ -234,9 +267,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     usual = weight.dtype == torch.float32 and weight.is_contiguous() and (bias is None or bias.dtype == torch.float32)
     if library is None or not usual:
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return run(library, plain_matrix(weight, bias), x)
+
+
+def plain_matrix(weight: Tensor, bias: Tensor | None) -> native.Matrix:
+    """A plain fp32 matrix as the native operators want it."""
     outs, ins = weight.shape
     address = None if bias is None else bias.data_ptr()
-    return run(library, native.Matrix(weight.data_ptr(), None, None, address, native.KINDS["fp32"], ins, outs), x)
+    return native.Matrix(weight.data_ptr(), None, None, address, native.KINDS["fp32"], ins, outs)
 
 
 def grouped(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor | None:
@@ -284,11 +322,27 @@ def reference(x: Tensor, matrix: Tensor, scale: Tensor | None, smooth: Tensor | 
 
 def encode(weight: Tensor, kind: str, smooth: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """[out,in] → tiles and scales."""
-    weight = weight.float() if smooth is None else weight.float() / smooth
+    if smooth is not None:
+        weight = weight.float() / smooth
+    library = native.library() if weight.device.type == "cpu" else None
+    if library is not None and weight.dtype in (torch.float32, torch.bfloat16):
+        return _encode(library, weight.contiguous(), kind)
     if kind == "bf16":
         return pack(weight.bfloat16()), None
-    whole, scale = quantise(weight)
+    whole, scale = quantise(weight.float())
     return pack(whole), scale
+
+
+def _encode(library: ctypes.CDLL, weight: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+    outs, ins = weight.shape
+    width = 4 // DTYPES[kind].itemsize
+    tiles = weight.new_empty(-(-outs // 16), -(-ins // (16 * width)), 16, 16, width, dtype=DTYPES[kind])
+    scale = weight.new_empty(outs, dtype=torch.float32) if kind == "int8" else None
+    matrix = native.Matrix(None, None, None, None, native.KINDS[kind], ins, outs)
+    wide, address = weight.dtype == torch.float32, None if scale is None else scale.data_ptr()
+    call, threads = library.openbook_rows_pack, torch.get_num_threads()
+    native.check(call(ctypes.addressof(matrix), wide, weight.data_ptr(), tiles.data_ptr(), address, threads))
+    return tiles, scale
 
 
 def decode(tiles: Tensor, kind: str, shape: torch.Size, scale: Tensor | None, smooth: Tensor | None) -> Tensor:

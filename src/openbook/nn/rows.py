@@ -34,12 +34,17 @@ def normalise(norm: spec.Norm, x: Tensor, weight: Tensor, bias: Tensor | None) -
     x = x.contiguous()
     y = torch.empty_like(x)
     dim = x.shape[-1]
-    address = None if bias is None else bias.data_ptr()
-    values = native.Norm(weight.data_ptr(), address, NORMS[norm.kind], norm.eps, norm.offset)
+    values = norm_of(norm, weight, bias)
     count = x.numel() // dim
     call = library.openbook_rows_normalise
     call(ctypes.addressof(values), count, dim, x.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
+
+
+def norm_of(norm: spec.Norm, weight: Tensor, bias: Tensor | None) -> native.Norm:
+    """A norm as the native operators want it."""
+    address = None if bias is None else bias.data_ptr()
+    return native.Norm(weight.data_ptr(), address, NORMS[norm.kind], norm.eps, norm.offset)
 
 
 def activate(name: str, x: Tensor) -> Tensor | None:
@@ -54,11 +59,18 @@ def activate(name: str, x: Tensor) -> Tensor | None:
 
 
 def scan(
-    x: Tensor, step: Tensor, write: Tensor, read: Tensor, decay: Tensor, skip: Tensor, mark: Tensor | None, start: Tensor
+    x: Tensor,
+    step: Tensor,
+    write: Tensor,
+    read: Tensor,
+    decay: Tensor,
+    skip: Tensor,
+    mark: Tensor | None,
+    start: Tensor,
 ) -> tuple[Tensor, Tensor] | None:
     """The recurrence of nn/selective.py with its reading: y [B,T,C] and the last state [B,C,N].
 
-    x and step [B,T,C], write and read [B,T,N], decay [C,N] (negative), skip [C], start [B,C,N]. mark [B,T] int8: 0 leaves
+    x and step [B,T,C], write and read [B,T,N], decay [C,N] (negative), skip [C], start [B,C,N]. mark [B,T]: 0 leaves
     the state as it is, 1 goes on, 2 starts from nothing.
     """
     library = usable(x)

@@ -176,14 +176,12 @@ class StateSpace(Stateful):
         total = padded.new_zeros(()) if bias is None else bias
         for place in range(kernel):  # products and sums by themselves are rounded alike wherever a row lies
             seen = padded[:, place : place + tokens]
-            if before is not None:
-                seen = seen * (before[:, place : place + tokens] == segments).unsqueeze(-1)
+            if before is not None and segments is not None:
+                seen = seen * torch.eq(before[:, place : place + tokens], segments).unsqueeze(-1)
             total = total + seen * weight[:, place]
         return total
 
-    def _discretise(
-        self, step: Tensor, inner: Tensor, write: Tensor, segments: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _discretise(self, step: Tensor, inner: Tensor, write: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
         """decay and inputs [B,T,C,N] in fp32."""
         decay = torch.exp(step.unsqueeze(-1) * -self.log_decay.float().exp())
         inputs = (step * inner.float()).unsqueeze(-1) * write.float().unsqueeze(2)

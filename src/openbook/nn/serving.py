@@ -23,7 +23,7 @@ from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, Stored
 from openbook.nn.moe import Experts, Mixture
-from openbook.nn.packed import Packed, PackedStack, RowLinear, as_fp32
+from openbook.nn.packed import Arena, Packed, PackedStack, RowLinear, as_fp32
 from openbook.nn.selective import StateSpace
 
 FORMS = ("fp32", "bf16", "int8")
@@ -53,8 +53,11 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     for module in model.modules():
         if isinstance(module, SelfAttention | FeedForward):
             module.fused = None
+    arena = Arena()
     for path, choice in named.items():
-        _replace(model, path, choice)
+        made = _replace(model, path, choice)
+        if isinstance(made, Packed | PackedStack) and made.tiles.device.type == "cpu":
+            made.tiles = arena.take(made.tiles)
     for module in model.modules():
         if not isinstance(module, Table | Linear | Packed | Experts | LanguageHead) or isinstance(module, RowLinear):
             _widen(module)
@@ -96,7 +99,7 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
 
 
 @torch.no_grad()
-def _replace(model: LanguageModel, path: str, choice: Choice) -> None:
+def _replace(model: LanguageModel, path: str, choice: Choice) -> nn.Module:
     owner, _, leaf = path.rpartition(".")
     parent = model.get_submodule(owner)
     if isinstance(parent, Experts):
@@ -106,7 +109,7 @@ def _replace(model: LanguageModel, path: str, choice: Choice) -> None:
             parent.register_parameter(leaf, as_fp32(stacked))
         else:
             parent.add_module(leaf, PackedStack.of(stacked, choice.kind))
-        return
+        return parent.get_submodule(leaf) if choice.kind != "fp32" else parent
     module = model.get_submodule(path)
     if isinstance(module, LanguageHead):
         weight = model.embed.tokens.weight if module.weight is None else module.weight
@@ -115,9 +118,11 @@ def _replace(model: LanguageModel, path: str, choice: Choice) -> None:
             module.weight = None
         elif module.weight is not None and isinstance(module.packed, RowLinear):
             module.weight = module.packed.weight
-        return
+        return module.packed
     assert isinstance(module, Linear)
-    parent.add_module(leaf, _formed(module.weight, module.bias, choice))
+    made = _formed(module.weight, module.bias, choice)
+    parent.add_module(leaf, made)
+    return made
 
 
 def _formed(weight: nn.Parameter, bias: nn.Parameter | None, choice: Choice) -> Packed | RowLinear:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openbook.nn import lean, spec
+from openbook.nn import lean, served, spec
 from openbook.nn.embed import RelativeBias
 from openbook.nn.lean import Plan
 from openbook.nn.norm import Normalise
@@ -56,8 +56,11 @@ class ResidualBlock(nn.Module):
         self.norm = Normalise(block.norm, dim) if block.norm else None
         self.branches = nn.ModuleList(branches)
         self.lean: tuple[list[nn.Module | None], Plan | None] | None = None  # what lean.py knows of this block
+        self.served: served.Plan | None = None  # what served.py knows of it
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        if (out := served.run(self, x, ctx)) is not None:
+            return out
         if lean.few(x) and (out := lean.run(self, x, ctx)) is not None:
             return out
         if not self.spec.parallel:
