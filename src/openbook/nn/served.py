@@ -35,11 +35,11 @@ def run(block: ResidualBlock, x: Tensor, ctx: Context) -> Tensor | None:
         return None
     if block.served is None or not block.served.current():
         block.served = plan(block)
-    return block.served.run(library, x, ctx) if block.served.fits else None
+    return block.served.run(library, x, ctx) if block.served.fits and not block.served.watch.hooked() else None
 
 
 class Watch:
-    """What a plan was made from; it holds as long as every part is the same one, and nothing hooks on it."""
+    """What a plan was made from; it holds as long as every part is the same one."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Mapping[str, Any], str, object]] = []
@@ -60,7 +60,11 @@ class Watch:
         for held, name, value in self.parts:
             if held.get(name) is not value:
                 return False
-        return bool(self.parts) and not any(self.hooks)
+        return bool(self.parts)
+
+    def hooked(self) -> bool:
+        """Whether anything hooks on a part, as adapters do: then the modules themselves must run."""
+        return any(self.hooks)
 
 
 class Plan:
