@@ -36,11 +36,11 @@ def run(block: ResidualBlock, x: Tensor, ctx: Context) -> Tensor | None:
         return None
     if block.served is None or not block.served.current():
         block.served = plan(block)
-    return block.served.run(library, x, ctx) if block.served.fits else None
+    return block.served.run(library, x, ctx) if block.served.fits and not block.served.watch.hooked() else None
 
 
 class Watch:
-    """What a plan was made from; it holds as long as every part is the same one, and nothing hooks on it."""
+    """What a plan was made from; it holds as long as every part is the same one."""
 
     def __init__(self) -> None:
         self.held: list[dict[str, Any]] = []  # where each watched thing is held,
@@ -66,8 +66,11 @@ class Watch:
 
     def current(self) -> bool:
         """Whether everything is as it was. Asked for every block of every step, hence without a loop in Python."""
-        found = map(dict.get, self.held, self.names)
-        return bool(self.held) and not any(self.hooks) and all(map(is_, found, self.things))
+        return bool(self.held) and all(map(is_, map(dict.get, self.held, self.names), self.things))
+
+    def hooked(self) -> bool:
+        """Whether anything hooks on a part, as adapters do: then the modules themselves must run."""
+        return any(self.hooks)
 
 
 class Plan:
