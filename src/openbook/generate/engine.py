@@ -109,6 +109,8 @@ class Engine:
 
     def restore(self) -> LanguageModel:
         """The model as it was before this engine took it, where it was this engine that changed its form."""
+        for name in [] if self.bank is None else self.bank.names:
+            self.unload_adapter(name)
         if self._restores:
             restore(self.model)
         return self.model
