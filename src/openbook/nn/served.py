@@ -39,11 +39,12 @@ def run(block: ResidualBlock, x: Tensor, ctx: Context) -> Tensor | None:
 
 
 class Watch:
-    """What a plan was made from; it holds as long as every part is the same one, and nothing hooks on it."""
+    """What a plan was made from; it holds as long as every part is the same one, and hooks come and go nowhere."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Mapping[str, Any], str, object]] = []
         self.hooks: list[Mapping[int, Any]] = []
+        self.hooked = False
 
     def part(self, owner: nn.Module, name: str) -> Any:
         """The module `name` of `owner`, watched with its tensors."""
@@ -55,10 +56,15 @@ class Watch:
             self.hooks += [found._forward_hooks, found._forward_pre_hooks]
         return found
 
+    def close(self) -> bool:
+        """Notes whether anything hooks on a part (an adapter, say): then the layers themselves must run."""
+        self.hooked = any(self.hooks)
+        return self.hooked
+
     def current(self) -> bool:
         return (
             bool(self.parts)
-            and not any(self.hooks)
+            and any(self.hooks) == self.hooked
             and all(held.get(name) is value for held, name, value in self.parts)
         )
 
@@ -118,7 +124,7 @@ def plan(block: ResidualBlock) -> Plan:
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}
     heads = {name: watch.part(attention, name) for name in ("q_norm", "k_norm")}
     norms = [[watch.part(branch, name) for name in ("norm", "post_norm")] for branch in branches]
-    if not _known(linear, [shared, *heads.values(), *norms[0], *norms[1]]):
+    if watch.close() or not _known(linear, [shared, *heads.values(), *norms[0], *norms[1]]):
         return made
     native_block = made.block
     native_block.parallel = block.spec.parallel
