@@ -384,7 +384,9 @@ class Engine:
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
             reading, failed = self.reader.read_each(plan.works)
         began = time.perf_counter()
-        events = Turn(self, plan, reading).take()
+        turn = Turn(self, plan, reading)
+        turn.accepted.update((work.sequence, work.start) for work in plan.works if work.sequence in failed)
+        events = turn.take()
         self.stats.choose += time.perf_counter() - began
         self.stats.steps += 1
         for sequence, why in failed.items():
@@ -399,4 +401,4 @@ def _share(draft: LanguageModel, model: LanguageModel) -> float:
         sum(s.kv_heads * (s.key_dim + s.value_dim) for s in one.states if isinstance(s, PerToken))
         for one in (draft, model)
     )
-    return own / max(1, own + other)
+    return min(0.5, own / max(1, own + other))  # a recurrent model keeps nothing by the token, and yet it keeps

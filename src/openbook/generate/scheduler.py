@@ -181,6 +181,7 @@ class Scheduler:
         left = self._read_on(plan, left)
         if left and len(plan.works) < self.rows and self.queues:
             self._admit(plan, left, now)
+            self._unlock(plan, now)
         plan.copies, self.pool.copies = self.pool.copies, []
         plan.slot_copies, self.pool.slot_copies = self.pool.slot_copies, []
         if plan.works:
@@ -283,6 +284,12 @@ class Scheduler:
             sequence.state = "running"
             insort(self.running, sequence, key=_order)
             left -= taken
+
+    def _unlock(self, plan: Plan, now: float) -> None:
+        """Who is paused waits for others that may wait for its pages: if nothing else moves, it gives them up."""
+        while not plan.works and (paused := [s for s in self.running if s.paused]):
+            self._preempt(plan, paused[-1])
+            self._admit(plan, self.tokens, now)
 
     def _undo(self, sequence: Sequence) -> None:
         """A sequence that could not begin for want of pages."""
