@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from openbook.generate import pages
 from openbook.generate.entries import Entry, digest_of
 from openbook.generate.pages import Pool
-from openbook.generate.plan import Sequence
+from openbook.generate.plan import Ask, Sequence
 from tests.laws.pretend import SHAPES, World, drive, tight
 
 
@@ -161,6 +161,4 @@ def test_same_ids_of_another_digest_are_no_hit() -> None:
     entry = Entry(b"x", [1, 2, 3, 4], [0])
     pool = Pool(SHAPES["full"], 60)
     pool.entries[digest_of(b"", [5, 6, 7, 8])] = entry  # as if two digests were one
-    from openbook.generate.plan import Ask
-
     assert pool._match(Sequence(Ask(key=0, ids=[5, 6, 7, 8, 9], room=1, root=b""), 1)) == []
