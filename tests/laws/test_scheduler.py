@@ -341,12 +341,12 @@ def test_what_an_aborted_step_may_have_half_written_is_read_anew() -> None:
     scheduler = Scheduler(PLAIN, 100, rows=4, tokens=64)
     first = scheduler.add(ask(1, 6), 0.0)
     step(scheduler)
-    scheduler.fork(first, 1)
+    child = scheduler.fork(first, 1)
     plan = scheduler.next(0.0)
     assert len(plan.copies) == 1
     scheduler.abort(plan)
     scheduler.check()
     again = step(scheduler)
     (lost,) = again.preempted
-    assert {work.sequence for work in again.works} == {first, lost}
+    assert {work.sequence for work in again.works} == {first, child}
     assert next(work for work in again.works if work.sequence is lost).start <= 4, "from the cache, or from the start"
