@@ -384,9 +384,7 @@ class Engine:
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
             reading, failed = self.reader.read_each(plan.works)
         began = time.perf_counter()
-        turn = Turn(self, plan, reading)
-        turn.accepted.update((work.sequence, work.start) for work in plan.works if work.sequence in failed)
-        events = turn.take()
+        events = Turn(self, plan, reading, failed).take()
         self.stats.choose += time.perf_counter() - began
         self.stats.steps += 1
         for sequence, why in failed.items():

@@ -6,55 +6,20 @@
                    ids too, so it is exact. Entries that nobody uses are forgotten in the order of their last use
     windows        pages that a window cannot see any more are given back; what the cache still has of them goes first
     snapshots      of recurrent state, at a page border: without one, keys alone are no hit for a model with slots
+    loose          bytes that can be had without taking anything from a sequence: unused entries, then what used ones
+                   have that no sequence looks at any more (`stale`), then their snapshots
 
 Kwon et al. 2023 (paging, sharing, copy on write); Zheng et al. 2023 (prefixes in the order of their use).
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
-from hashlib import blake2b
 
+from openbook.generate.entries import Entry, Numbers, digest_of
 from openbook.generate.plan import Sequence, Shape
 
-
-class Entry:
-    """A full page of some prompt, in every group, and perhaps the recurrent state behind it."""
-
-    __slots__ = ("digest", "ids", "pages", "since", "snapshot", "users")
-
-    def __init__(self, digest: bytes, ids: list[int], pages: list[int]) -> None:
-        self.digest = digest
-        self.ids = ids
-        self.pages = pages  # of each group; -1: not kept
-        self.snapshot = -1
-        self.users = 0  # sequences that stand on it
-        self.since = 0.0  # when the last of them left
-
-
-class Numbers:
-    """The page numbers of one group: low ones first, those given back last are the next."""
-
-    def __init__(self, nbytes: int, capacity: int) -> None:
-        self.nbytes = nbytes
-        self.capacity = capacity
-        self.refs: list[int] = []  # of each number handed out so far
-        self.free: list[int] = []
-
-    def take(self) -> int:
-        """A number with one user; the caller has seen to the memory."""
-        if self.free:
-            number = self.free.pop()
-            self.refs[number] = 1
-            return number
-        self.refs.append(1)
-        return len(self.refs) - 1
-
-    @property
-    def used(self) -> int:
-        """Numbers that somebody has."""
-        return len(self.refs) - len(self.free)
+NEVER = 1 << 62
 
 
 class Pool:
@@ -80,6 +45,8 @@ class Pool:
         self.entries: dict[bytes, Entry] = {}
         self.idle: OrderedDict[bytes, Entry] = OrderedDict()  # entries without users, the longest unused first
         self.stale: OrderedDict[tuple[bytes, int], Entry] = OrderedDict()  # (entry, group): behind every user's window
+        self.snapshots: OrderedDict[bytes, Entry] = OrderedDict()  # entries with users that have one
+        self.loose = 0
         self.copies: list[tuple[int, int, int]] = []
         self.slot_copies: list[tuple[int, int]] = []
         self.hits = 0  # tokens
@@ -87,16 +54,22 @@ class Pool:
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def spare(self, nbytes: int) -> bool:
-        """Makes room for `nbytes` by forgetting what nobody uses; False if that does not suffice."""
+        """Makes room for `nbytes` by forgetting what nobody uses; False if all of it is too little."""
+        if self.bytes - self.loose + nbytes > self.memory:
+            return False
         while self.bytes + nbytes > self.memory:
             if self.idle:
                 self._forget(next(iter(self.idle.values())))
             elif self.stale:
-                (_, group), entry = self.stale.popitem(last=False)
+                (digest, group), entry = next(iter(self.stale.items()))
+                self._fresh(digest, group)
                 self._drop(self.groups[group], entry.pages[group])
                 entry.pages[group] = -1
             else:
-                return False
+                _, entry = self.snapshots.popitem(last=False)
+                self.loose -= self.shape.slot_bytes
+                self._drop(self.slots, entry.snapshot)
+                entry.snapshot = -1
         return True
 
     def _take(self, numbers: Numbers) -> int:
@@ -110,14 +83,30 @@ class Pool:
             self.bytes -= numbers.nbytes
 
     def _forget(self, entry: Entry) -> None:
-        self.idle.pop(entry.digest, None)
-        del self.entries[entry.digest]
+        """Of an entry without users."""
+        del self.idle[entry.digest], self.entries[entry.digest]
+        self.loose -= self.weight(entry)
         for group, page in enumerate(entry.pages):
             if page >= 0:
-                self.stale.pop((entry.digest, group), None)
                 self._drop(self.groups[group], page)
         if entry.snapshot >= 0:
             self._drop(self.slots, entry.snapshot)
+
+    def weight(self, entry: Entry) -> int:
+        """Bytes that an entry has."""
+        pages = sum(numbers.nbytes for numbers, page in zip(self.groups, entry.pages, strict=True) if page >= 0)
+        return pages + (self.shape.slot_bytes if entry.snapshot >= 0 else 0)
+
+    def _stale(self, entry: Entry, group: int) -> None:
+        """A page of an entry with users may be one that none of them has: then it can go."""
+        page, key = entry.pages[group], (entry.digest, group)
+        if page >= 0 and self.groups[group].refs[page] == 1 and key not in self.stale:
+            self.stale[key] = entry
+            self.loose += self.groups[group].nbytes
+
+    def _fresh(self, digest: bytes, group: int) -> None:
+        if self.stale.pop((digest, group), None) is not None:
+            self.loose -= self.groups[group].nbytes
 
     def expire(self, now: float) -> None:
         """Takes the time, and forgets what was unused for too long."""
@@ -144,8 +133,20 @@ class Pool:
             total += -(-source // page) * self.shape.source.nbytes
         return total
 
+    def missing(self, sequence: Sequence) -> int:
+        """Bytes of pages that a sequence still needs until all its ids are read, at most."""
+        page = self.shape.page
+        pages = -(-len(sequence.ids) // page) - len(sequence.tables[0]) if sequence.tables else 0
+        total = 0
+        for group in self.shape.groups:
+            most = pages if group.window is None else min(pages, -(-group.window // page) + 2)
+            total += max(0, most) * group.nbytes
+        return total
+
     def grow(self, sequence: Sequence, end: int) -> bool:
         """Gives a sequence pages for tokens up to `end`, copies of shared ones it will write; or changes nothing."""
+        if end <= sequence.ready:
+            return True
         page = self.shape.page
         first, last = sequence.computed // page, (end - 1) // page
         need: list[tuple[int, int]] = []  # (group, place in its table)
@@ -155,8 +156,6 @@ class Pool:
                 if place >= len(table) or numbers.refs[table[place]] > 1:
                     need.append((group, place))
                     nbytes += numbers.nbytes
-        if not need:
-            return True
         if not self.spare(nbytes):
             return False
         for group, place in need:
@@ -169,12 +168,14 @@ class Pool:
                     self.copies.append((group, table[place], number))
                 self._drop(numbers, table[place])
                 table[place] = number
+        sequence.ready = (last + 1) * page
         return True
 
     def begin(self, sequence: Sequence) -> bool:
         """Gives a sequence that is to run its hit, its slot and its source pages; or changes nothing."""
         entries = self._match(sequence)
         self._hold(entries)  # so that making room does not forget them
+        self._behind(entries)
         source = -(-sequence.ask.source // self.shape.page) if self.shape.source else 0
         if not self.spare(source * self.sources.nbytes + self.shape.slot_bytes):
             self._leave(entries)
@@ -198,12 +199,14 @@ class Pool:
             for place, entry in enumerate(entries):
                 table.append(entry.pages[group] if place >= begin else -1)
                 if place >= begin:
+                    self._fresh(entry.digest, group)
                     self.groups[group].refs[entry.pages[group]] += 1
-                    self.stale.pop((entry.digest, group), None)
-        if not sequence.started:
-            sequence.cached = sequence.computed
-            self.hits += sequence.computed
-            sequence.started = True
+
+    def _behind(self, entries: list[Entry]) -> None:
+        """Pages of a hit that its windows do not see can go."""
+        for group in range(len(self.groups)):
+            for entry in entries[: self._first_seen(group, len(entries) * self.shape.page)]:
+                self._stale(entry, group)
 
     def _first_seen(self, group: int, computed: int) -> int:
         """The first page of a group that tokens from `computed` on can see."""
@@ -240,40 +243,53 @@ class Pool:
     def _hold(self, entries: list[Entry]) -> None:
         for entry in entries:
             entry.users += 1
-            self.idle.pop(entry.digest, None)
+            if entry.users == 1:
+                if self.idle.pop(entry.digest, None) is not None:
+                    self.loose -= self.weight(entry)
+                if entry.snapshot >= 0:
+                    self.snapshots[entry.digest] = entry
+                    self.loose += self.shape.slot_bytes
 
     def _leave(self, entries: list[Entry]) -> None:
         for entry in reversed(entries):  # the beginning of a prompt is forgotten after its end
             entry.users -= 1
             if not entry.users:
+                for group in range(len(self.groups)):
+                    self._fresh(entry.digest, group)
+                if self.snapshots.pop(entry.digest, None) is not None:
+                    self.loose -= self.shape.slot_bytes
                 entry.since = self.now
                 self.idle[entry.digest] = entry
+                self.loose += self.weight(entry)
 
     def settle(self, sequence: Sequence, computed: int) -> None:
         """Tokens up to `computed` are there: full pages are known from now on, windows move."""
         sequence.computed = computed
-        page = self.shape.page
-        ask = sequence.ask
+        if computed < sequence.event:
+            return
+        page, ask, event = self.shape.page, sequence.ask, NEVER
         if self.prefix_cache and ask.keep and len(ask.ids) >= self.minimum:
             while (len(sequence.entries) + 1) * page <= computed:
                 if not self._register(sequence, len(sequence.entries)):
                     break
+            event = (len(sequence.entries) + 1) * page
         for group, (table, of) in enumerate(zip(sequence.tables, self.shape.groups, strict=True)):
             if of.window is None:
                 continue
-            place = self._first_seen(group, computed) - 1
+            begin = self._first_seen(group, computed)
+            event = min(event, (begin + 1) * page + of.window - 1)
+            place = begin - 1
             while place >= 0 and table[place] >= 0:
                 self._give_back(sequence, group, place)
                 place -= 1
+        sequence.event = event
 
     def _give_back(self, sequence: Sequence, group: int, place: int) -> None:
         number = sequence.tables[group][place]
         sequence.tables[group][place] = -1
         self._drop(self.groups[group], number)
         if place < len(sequence.entries):
-            entry = sequence.entries[place]
-            if entry.pages[group] == number and self.groups[group].refs[number] == 1:
-                self.stale[entry.digest, group] = entry
+            self._stale(sequence.entries[place], group)
 
     def _register(self, sequence: Sequence, place: int) -> bool:
         page = self.shape.page
@@ -285,13 +301,13 @@ class Pool:
             entry = self.entries[digest] = Entry(digest, part, [-1] * len(self.groups))
         elif entry.ids != part:
             return False
-        entry.users += 1
-        self.idle.pop(digest, None)
+        self._hold([entry])
         sequence.entries.append(entry)
         for group, table in enumerate(sequence.tables):
             if table[place] >= 0 and entry.pages[group] < 0:
                 entry.pages[group] = table[place]
                 self.groups[group].refs[table[place]] += 1
+            self._stale(entry, group)  # of a prompt that was read twice
         return True
 
     # -- snapshots, forks, ends ---------------------------------------------------------------------------------------
@@ -304,7 +320,10 @@ class Pool:
         """`number` holds a sequence's state after `border` tokens; an entry that has one already needs no other."""
         place = border // self.shape.page - 1
         if place < len(sequence.entries) and sequence.entries[place].snapshot < 0:
-            sequence.entries[place].snapshot = number
+            entry = sequence.entries[place]
+            entry.snapshot = number
+            self.snapshots[entry.digest] = entry
+            self.loose += self.shape.slot_bytes
         else:
             self.drop_snapshot(number)
 
@@ -330,6 +349,7 @@ class Pool:
         child.entries = list(parent.entries)
         self._hold(child.entries)
         child.computed, child.started = parent.computed, True
+        parent.ready = 0  # what both write next is one's own after a copy
         return True
 
     def release(self, sequence: Sequence) -> None:
@@ -346,54 +366,5 @@ class Pool:
             self._drop(self.slots, sequence.slot)
             sequence.slot = -1
         self._leave(sequence.entries)
-        for entry in sequence.entries:
-            if not entry.users:
-                for group in range(len(self.groups)):
-                    self.stale.pop((entry.digest, group), None)
         sequence.entries = []
-        sequence.computed = 0
-
-    # -- conservation -------------------------------------------------------------------------------------------------
-
-    def check(self, sequences: list[Sequence], snapshots: list[int]) -> None:
-        """Asserts that every page and slot is accounted for. `snapshots`: those that a plan under way has taken."""
-        total = 0
-        for group, numbers in enumerate(self.groups):
-            held = [0] * len(numbers.refs)
-            for pages in [s.tables[group] for s in sequences] + [
-                [entry.pages[group]] for entry in self.entries.values()
-            ]:
-                for page in pages:
-                    if page >= 0:
-                        held[page] += 1
-            total += _agree(numbers, held)
-        held = [0] * len(self.sources.refs)
-        for sequence in sequences:
-            for page in sequence.source_table:
-                held[page] += 1
-        total += _agree(self.sources, held)
-        held = [0] * len(self.slots.refs)
-        taken = [s.slot for s in sequences] + [entry.snapshot for entry in self.entries.values()] + snapshots
-        for slot in taken:
-            if slot >= 0:
-                held[slot] += 1
-        assert max(held, default=0) <= 1, "a slot belongs to one"
-        total += _agree(self.slots, held)
-        assert total == self.bytes <= self.memory, "the bytes are those of what is handed out"
-        users = dict.fromkeys(self.entries, 0)
-        for sequence in sequences:
-            for entry in sequence.entries:
-                users[entry.digest] += 1
-        assert all(users[d] == entry.users for d, entry in self.entries.items()), "entries know their users"
-        assert all((d in self.idle) == (not entry.users) for d, entry in self.entries.items()), "unused ones wait"
-
-
-def _agree(numbers: Numbers, held: list[int]) -> int:
-    assert held == numbers.refs, "the counts are those of who holds them"
-    assert sorted(numbers.free) == [n for n, count in enumerate(held) if not count], "free is what nobody holds"
-    return numbers.used * numbers.nbytes
-
-
-def digest_of(before: bytes, ids: list[int]) -> bytes:
-    """What a page is known by: all that came before it, and its own ids."""
-    return blake2b(before + array("q", ids).tobytes(), digest_size=16).digest()
+        sequence.computed = sequence.ready = sequence.event = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from openbook.generate.pages import Entry
+    from openbook.generate.entries import Entry
 
 Standing = Literal["waiting", "running", "done"]
 
@@ -51,8 +51,8 @@ class Sequence:
     """One output on its way. `tables`: pages of each group, -1 where a window has given one back."""
 
     __slots__ = (
-        "ask", "cached", "choice", "computed", "drafts", "entries", "ids", "order", "paused", "slot", "source_table",
-        "started", "state", "tables",
+        "ask", "cached", "choice", "computed", "drafts", "entries", "event", "ids", "order", "paused", "ready", "slot",
+        "source_table", "started", "state", "tables",
     )  # fmt: skip
 
     def __init__(self, ask: Ask, groups: int, choice: int = 0) -> None:
@@ -66,6 +66,8 @@ class Sequence:
         self.drafts: list[int] = []
         self.cached = 0  # prompt tokens taken from the prefix cache
         self.entries: list[Entry] = []  # of its first pages, in the prefix cache
+        self.ready = 0  # tokens up to here can be written: its pages are its own
+        self.event = 0  # as many computed tokens, and the pool has something to do
         self.state: Standing = "waiting"
         self.paused = False
         self.started = False

@@ -14,8 +14,10 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Mapping
+from math import inf
 
 from openbook.errors import InputError, OpenbookError
+from openbook.generate.audit import audit
 from openbook.generate.pages import Pool
 from openbook.generate.plan import Ask, Plan, Sequence, Shape, Work
 
@@ -63,8 +65,9 @@ class Scheduler:
         self.waiting = self.waiting_tokens = 0
         self.preemptions = 0
         self.now = 0.0
-        self._deadlines = 0  # sequences that have one
+        self._deadline = inf  # none is earlier
         self._turn = 0  # where the next step begins when more run than fit into one
+        self._lost: list[Sequence] = []  # whose state went with an aborted step
         self._ends: deque[float] = deque(maxlen=RECENT)
         self.underway: Plan | None = None
 
@@ -79,7 +82,8 @@ class Scheduler:
                 f"This request needs {need:,} bytes of the engine's memory ({most} tokens of prompt and output) and "
                 f"there are {self.pool.memory:,}. Give the engine more `memory`, or ask for fewer tokens."
             )
-        if self.waiting >= self.waiting_limit or self.waiting_tokens + len(ask.ids) > self.waiting_tokens_limit:
+        crowded = self.waiting > 0 and self.waiting_tokens + len(ask.ids) > self.waiting_tokens_limit
+        if crowded or self.waiting >= self.waiting_limit:
             raise Full(
                 f"{self.waiting} requests with {self.waiting_tokens} prompt tokens wait already "
                 f"(at most {self.waiting_limit} and {self.waiting_tokens_limit}). Try again later.",
@@ -87,7 +91,8 @@ class Scheduler:
             )
         sequence = Sequence(ask, len(self.shape.groups))
         self._enqueue(sequence, first=False)
-        self._deadlines += ask.deadline is not None
+        if ask.deadline is not None:
+            self._deadline = min(self._deadline, ask.deadline)
         self.now = now
         return sequence
 
@@ -113,10 +118,7 @@ class Scheduler:
     def _dequeue(self, sequence: Sequence) -> None:
         key = (sequence.ask.priority, sequence.ask.tenant)
         queue = self.queues[key]
-        if queue[0] is sequence:
-            queue.popleft()
-        else:
-            queue.remove(sequence)
+        queue.remove(sequence)
         if not queue:
             del self.queues[key]
         self.waiting -= 1
@@ -126,14 +128,10 @@ class Scheduler:
         """Ends a sequence, wherever it stands, and gives back all it has. Once more does nothing."""
         if sequence.state == "done":
             return
-        if sequence.state == "waiting":
-            self._dequeue(sequence)
-        else:
-            self.running.remove(sequence)
+        self._dequeue(sequence) if sequence.state == "waiting" else self.running.remove(sequence)
         self.pool.release(sequence)
         sequence.state = "done"
         sequence.drafts = []
-        self._deadlines -= sequence.ask.deadline is not None
         self._ends.append(self.now)
         tenant = sequence.ask.tenant
         if not any(key[1] == tenant for key in self.queues) and not any(s.ask.tenant == tenant for s in self.running):
@@ -146,7 +144,6 @@ class Scheduler:
         child = Sequence(parent.ask, len(self.shape.groups), choice)
         child.ids = list(parent.ids)
         child.paused = parent.paused
-        self._deadlines += parent.ask.deadline is not None
         if parent.state == "running" and self.pool.fork(parent, child):
             child.state = "running"
             insort(self.running, child, key=_order)
@@ -175,46 +172,66 @@ class Scheduler:
         self.now = now
         self.pool.expire(now)
         plan = Plan()
-        if self._deadlines:
+        if now >= self._deadline:
             self._expire(plan, now)
         left = self._decode(plan)
-        left = self._read_on(plan, left)
-        if left and len(plan.works) < self.rows and self.queues:
-            self._admit(plan, left, now)
-            self._unlock(plan, now)
-        plan.copies, self.pool.copies = self.pool.copies, []
-        plan.slot_copies, self.pool.slot_copies = self.pool.slot_copies, []
-        if plan.works:
+        if left and len(plan.works) < len(self.running):
+            left = self._read_on(plan, left)
+        if self.queues:
+            if left and len(plan.works) < self.rows:
+                self._admit(plan, left, now)
+            if not (plan.works or plan.ended or plan.preempted):
+                self._unlock(plan, now)
+            if not (plan.works or plan.ended or plan.preempted):
+                self._unstick(plan, now)
+        if self._lost:
+            plan.preempted += self._lost
+            self._lost = []
+        if plan.works:  # else they are for the next
+            pool = self.pool
+            plan.copies, pool.copies = pool.copies, []
+            plan.slot_copies, pool.slot_copies = pool.slot_copies, []
             self.underway = plan
         return plan
 
     def _expire(self, plan: Plan, now: float) -> None:
-        everyone = [*self.running, *(sequence for queue in self.queues.values() for sequence in queue)]
-        for sequence in everyone:
-            if sequence.ask.deadline is not None and sequence.ask.deadline <= now:
+        self._deadline = inf
+        for sequence in [*self.running, *(sequence for queue in self.queues.values() for sequence in queue)]:
+            deadline = sequence.ask.deadline
+            if deadline is None:
+                continue
+            if deadline <= now:
                 plan.ended.append((sequence, "deadline"))
                 self.finish(sequence)
+            else:
+                self._deadline = min(self._deadline, deadline)
 
     def _decode(self, plan: Plan) -> int:
         """One token, and drafts, for every sequence that has one to read; what is left of the step's tokens."""
-        left = self.tokens
-        order = self.running
-        if len(order) > self.rows:  # everyone in turn
-            self._turn %= len(order)
-            order = order[self._turn :] + order[: self._turn]
-            self._turn += self.rows
-        for sequence in list(order):
-            if not left or len(plan.works) == self.rows:
+        order, most = self.running, min(self.rows, self.tokens)
+        ready = [s for s in order if s.computed == len(s.ids) - 1 and not s.paused]
+        if len(ready) > most:  # everyone in turn
+            self._turn %= len(ready)
+            ready = ready[self._turn :] + ready[: self._turn]
+            self._turn += most
+        left, works, grow = self.tokens, plan.works, self.pool.grow
+        extra = left - len(ready)  # drafts do not take the token of another
+        for sequence in ready:
+            if len(works) == most:
                 break
-            if sequence.state != "running" or sequence.paused or sequence.computed != len(sequence.ids) - 1:
+            if sequence.state != "running":  # preempted by one before it
                 continue
-            drafts = sequence.drafts = sequence.drafts[: left - 1]
-            if drafts and not self.pool.grow(sequence, len(sequence.ids) + len(drafts)):
-                drafts = sequence.drafts = []  # they are not worth taking pages from somebody
-            if not drafts and not self._grow(plan, sequence, len(sequence.ids)):
+            end, count = len(sequence.ids), 1
+            if sequence.drafts:
+                drafts = sequence.drafts = sequence.drafts[: max(0, extra)]
+                if drafts and not grow(sequence, end + len(drafts)):
+                    drafts = sequence.drafts = []  # they are not worth taking pages from somebody
+                count += len(drafts)
+                extra -= len(drafts)
+            if end > sequence.ready and not grow(sequence, end) and not self._grow(plan, sequence, end):
                 continue
-            plan.works.append(Work(sequence, sequence.computed, 1 + len(drafts), True))
-            left -= 1 + len(drafts)
+            works.append(Work(sequence, sequence.computed, count, True))
+            left -= count
         return left
 
     def _read_on(self, plan: Plan, left: int) -> int:
@@ -262,12 +279,15 @@ class Scheduler:
         return True
 
     def _preempt(self, plan: Plan, sequence: Sequence) -> None:
+        self._back(sequence)
+        plan.preempted.append(sequence)
+        self.preemptions += 1
+
+    def _back(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.pool.release(sequence)
         sequence.drafts = []
         self._enqueue(sequence, first=True)
-        plan.preempted.append(sequence)
-        self.preemptions += 1
 
     def _admit(self, plan: Plan, left: int, now: float) -> None:
         preempted = set(plan.preempted)
@@ -275,15 +295,27 @@ class Scheduler:
             sequence = self._candidate(now)
             if sequence is None or sequence in preempted or not self.pool.begin(sequence):
                 return
-            spare = sum(group.nbytes for group in self.shape.groups) if self.running else 0
-            taken = self._chunk(plan, sequence, left, taking=False) if self.pool.spare(spare) else 0
+            taken = self._chunk(plan, sequence, left, taking=False) if self._fits(plan, sequence) else 0
             if not taken:
-                self._undo(sequence)
+                self.pool.release(sequence)
                 return
             self._dequeue(sequence)
             sequence.state = "running"
+            if not sequence.started:
+                sequence.cached = sequence.computed
+                self.pool.hits += sequence.cached
+                sequence.started = True
             insort(self.running, sequence, key=_order)
             left -= taken
+
+    def _fits(self, plan: Plan, sequence: Sequence) -> bool:
+        """Whether it can be read to its end beside those that run: two that were read by half would only take turns."""
+        if not self.running:
+            return True
+        pool = self.pool
+        need = pool.missing(sequence) + len(plan.works) * sum(group.nbytes for group in self.shape.groups)
+        need += sum(pool.missing(s) for s in self.running if s.computed < len(s.ids) - 1)
+        return pool.bytes - pool.loose + need <= pool.memory
 
     def _unlock(self, plan: Plan, now: float) -> None:
         """Who is paused waits for others that may wait for its pages: if nothing else moves, it gives them up."""
@@ -291,43 +323,49 @@ class Scheduler:
             self._preempt(plan, paused[-1])
             self._admit(plan, self.tokens, now)
 
-    def _undo(self, sequence: Sequence) -> None:
-        """A sequence that could not begin for want of pages."""
-        if sequence.cached and sequence.state == "waiting" and not sequence.ids[len(sequence.ask.ids) :]:
-            sequence.started = False
-            self.pool.hits -= sequence.cached
-            sequence.cached = 0
-        self.pool.release(sequence)
+    def _unstick(self, plan: Plan, now: float) -> None:
+        """Nothing moves. Who waits for a mate that cannot get in beside it would wait forever: the mate has to end."""
+        if any(s.computed < len(s.ids) for s in self.running):  # paused: somebody resumes it
+            return
+        asks = {s.ask.key for s in self.running}
+        waiting = [s for queue in self.queues.values() for s in queue if not s.paused]
+        mate = next((s for s in waiting if s.ask.key in asks), None if self.running else self._candidate(now))
+        if mate is not None:
+            plan.ended.append((mate, "memory"))
+            self.finish(mate)
 
     def _candidate(self, now: float) -> Sequence | None:
         """Who comes next of those that wait."""
-        best: Sequence | None = None
-        rank: tuple[float, float, float, tuple[int, float, int, int]] | None = None
+        best: tuple[tuple[float, float, float, tuple[int, float, int, int]], Sequence] | None = None
         for (priority, tenant), queue in self.queues.items():
             head = next((sequence for sequence in queue if not sequence.paused), None)
             if head is None:
                 continue
             aged = priority + int((now - head.ask.arrived) / AGING)
             mine = (0.0 if head.started else 1.0, -aged, self.served[tenant], head.order)
-            if rank is None or mine < rank:
-                best, rank = head, mine
-        return best
+            if best is None or mine < best[0]:
+                best = mine, head
+        return best[1] if best else None
 
     def commit(self, plan: Plan, accepted: Mapping[Sequence, int] | None = None) -> None:
         """The step was carried out. `accepted`: tokens that hold, where not all that were read do (drafts)."""
         assert plan is self.underway, "the plan that is under way"
         self.underway = None
-        pool = self.pool
+        pool, served = self.pool, self.served
         for work in plan.works:
-            sequence = work.sequence
+            sequence, count = work.sequence, work.count
             if sequence.state != "running":
                 continue
-            computed = work.start + work.count
-            if accepted is not None and sequence in accepted:
+            computed = work.start + count
+            if accepted and sequence in accepted:
                 computed = accepted[sequence]
-            sequence.drafts = []
-            pool.settle(sequence, computed)
-            self.served[sequence.ask.tenant] += work.count
+            if sequence.drafts:
+                sequence.drafts = []
+            if computed < sequence.event:
+                sequence.computed = computed
+            else:
+                pool.settle(sequence, computed)
+            served[sequence.ask.tenant] += count
         for sequence, border, number in plan.snapshots:
             if sequence.state == "running" and sequence.computed >= border:
                 pool.keep_snapshot(sequence, border, number)
@@ -335,11 +373,23 @@ class Scheduler:
                 pool.drop_snapshot(number)
 
     def abort(self, plan: Plan) -> None:
-        """The step was not carried out: nothing it would have written counts."""
+        """The step was not carried out, or not to its end: nothing it wrote counts.
+
+        What it may have half written and cannot write again, copies and recurrent states, goes with it: those sequences
+        are read anew, and the next plan names them among its preempted.
+        """
         assert plan is self.underway, "the plan that is under way"
         self.underway = None
         for _, _, number in plan.snapshots:
             self.pool.drop_snapshot(number)
+        pages = {(group, target) for group, _, target in plan.copies}
+        slots = {target for _, target in plan.slot_copies} | {work.sequence.slot for work in plan.works} - {-1}
+        for sequence in list(self.running):
+            sequence.drafts = []
+            copied = pages and any((g, page) in pages for g, table in enumerate(sequence.tables) for page in table)
+            if copied or sequence.slot in slots:
+                self._back(sequence)
+                self._lost.append(sequence)
 
     def check(self) -> None:
         """Asserts that everything is accounted for."""
@@ -350,7 +400,7 @@ class Scheduler:
         assert [s.order for s in self.running] == sorted(s.order for s in self.running)
         assert self.waiting == len(waiting)
         assert self.waiting_tokens == sum(len(s.ask.ids) for s in waiting)
-        self.pool.check(self.running, snapshots)
+        audit(self.pool, self.running, snapshots)
 
 
 def _order(sequence: Sequence) -> tuple[int, float, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class Entry(NamedTuple):
 class Turn:
     """One step's choice of tokens."""
 
-    def __init__(self, engine: Engine, plan: Plan, reading: Reading) -> None:
+    def __init__(self, engine: Engine, plan: Plan, reading: Reading, failed: Collection[Run] = ()) -> None:
         self.engine = engine
         self.plan = plan
         self.reading = reading
@@ -41,7 +42,8 @@ class Turn:
         self.forks: list[tuple[Run, Job, Line, int]] = []  # a choice that begins now, with its first token
         self.finished: list[tuple[Job, int]] = []
         self.beaming: list[tuple[Work, Job, int]] = []
-        self.accepted: dict[Run, int] = {}  # of sequences whose drafts were not all right: tokens that hold
+        # Tokens that hold of sequences whose drafts were not all right, or that failed (what those wrote is not kept).
+        self.accepted = {work.sequence: work.start for work in plan.works if work.sequence in failed}
 
     def take(self) -> list[Token]:
         """Chooses, commits, forks and ends; the events of the step."""
@@ -58,7 +60,7 @@ class Turn:
         entries, drafted = [], []
         for work, (row, count) in zip(self.plan.works, self.reading.spans, strict=True):
             job = self.engine.jobs[work.sequence.ask.key]
-            if work.final and not job.request.room:
+            if work.final and not job.request.room and work.sequence not in self.accepted:
                 self._only_read(work, job)
             if not count:
                 continue
