@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -112,12 +112,18 @@ class Reader:
         if self.bank is None or not any(job.adapter for job in jobs):
             yield
             return
-        rows: dict[str, list[int]] = {}
+        names = sorted({job.adapter for job in jobs if job.adapter is not None})
+        owner = torch.full((state.starts[-1],), -1)  # the adapter of each packed token, by its place in `names`
         for number, job in enumerate(jobs):
             if job.adapter is not None:
-                rows.setdefault(job.adapter, []).extend(range(state.starts[number], state.starts[number + 1]))
-        source = () if state.sources is None else state.sources.adapted
-        with self.bank.using([(name, torch.tensor(places)) for name, places in rows.items()], source):
+                owner[state.starts[number] : state.starts[number + 1]] = names.index(job.adapter)
+        bank, source = self.bank, () if state.sources is None else state.sources.adapted
+
+        def chosen(own: Tensor) -> AbstractContextManager[None]:
+            return bank.using([(name, (own == number).nonzero()[:, 0]) for number, name in enumerate(names)], source)
+
+        state.around = lambda rows: chosen(owner[rows])
+        with chosen(owner):
             yield
 
     def _encode(self, source: Sequence[int], adapter: str | None) -> Tensor:

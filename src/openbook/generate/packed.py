@@ -12,8 +12,9 @@ Symbols: N sequences of the step, T tokens, P pages of the longest sequence.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,8 @@ class Packed:
         ]
         self.source_walk = self._source_walk(starts) if store.shape.source is not None else None
         self.parts = self._parts() if store.slots else []
+        # What surrounds a recurrent layer's inner part where its rows are not those of the packed row (adapters).
+        self.around: Callable[[Tensor], AbstractContextManager[None]] | None = None
         self._pending: list[tuple[int, Tensor, tuple[Tensor, ...]]] = []
         self._bias: Tensor | None = None
 
@@ -194,7 +197,9 @@ class Packed:
         for part in self.parts:
             rows = flat if part.rows is None else flat[part.rows]
             before = tuple(tensor[part.slots] for tensor in tensors)
-            out, after = run(rows.unflatten(0, (-1, part.tokens)), before, None)  # [B,t,C]
+            around = nullcontext() if self.around is None or part.rows is None else self.around(part.rows)
+            with around:
+                out, after = run(rows.unflatten(0, (-1, part.tokens)), before, None)  # [B,t,C]
             self._pending.append((index, part.slots, after))
             outs.append(out.flatten(0, 1))
         if self.parts[0].rows is None:
