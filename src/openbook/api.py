@@ -7,15 +7,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
+from openbook.chat.engine import Engine
 from openbook.chat.prompts import Prompts
 from openbook.errors import InputError
+from openbook.generate.grammars import Choice, Json, Lark, Regex, Schema
 from openbook.generate.sampling import Sampling
-from openbook.models.load import load
+from openbook.generate.settings import Settings
+from openbook.models.load import load as load_model
 from openbook.models.load import save as save_model
 from openbook.nn.model import LanguageModel
+from openbook.quant.load import check_format, quantized
 from openbook.text.tokenizer import Tokenizer
 
-__all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
+__all__ = [
+    "Choice",
+    "Engine",
+    "Json",
+    "LanguageModel",
+    "Lark",
+    "Regex",
+    "Sampling",
+    "Schema",
+    "Settings",
+    "Tokenizer",
+    "generate",
+    "load",
+    "save",
+]
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+) -> LanguageModel:
+    """A model from any folder of a supported family, in evaluation mode; see `openbook.models.load.load`.
+
+    `quantize`: "int8" puts the model into its form for serving, with every matrix in int8 that stands it (measured here
+    on what the model itself writes, in seconds; the others are smoothed or stay bf16). None keeps it as it is.
+    """
+    check_format(quantize)
+    model = load_model(name, dtype=dtype, device=device)
+    return model if quantize is None else quantized(model)
 
 
 def generate(
