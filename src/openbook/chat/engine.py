@@ -87,19 +87,23 @@ class _Batch:
             if token.finish is not None:
                 self._news.put((number, token.choice))
 
-        terms = self.terms
-        submit = partial(
-            self.live.engine.submit, prompt, sampling, adapter=adapter, listener=heard,
-            tenant=terms.tenant, priority=terms.priority, timeout=terms.timeout,
-        )  # fmt: skip
+        def submit() -> tuple[Job, bool]:
+            terms = self.terms
+            job = self.live.engine.submit(
+                prompt, sampling, adapter=adapter, listener=heard,
+                tenant=terms.tenant, priority=terms.priority, timeout=terms.timeout,
+            )  # fmt: skip
+            return job, job.ended  # as it is now: a moment later it may be done, and the listener has said so
+
         try:
-            job = self.jobs[number] = self.live.call(submit).result()
+            job, ended = self.live.call(submit).result()
         except Full:
             if not self.open:
                 raise
             return False
+        self.jobs[number] = job
         self.open += len(job.lines)
-        if job.ended:
+        if ended:
             for line in job.lines:
                 self._news.put((number, line.result.choice))
         return True
