@@ -61,8 +61,10 @@ def test_ids_choices_and_logprobs(engine: Engine) -> None:
     outputs = engine.generate([ids], asked)
     assert [output.choice for output in outputs] == [0, 1, 2]
     for output in outputs:
-        assert output.logprobs is not None and len(output.logprobs) == len(output.ids)
-    assert outputs[0].prompt_logprobs is not None and len(outputs[0].prompt_logprobs) == len(ids)
+        assert output.logprobs is not None
+        assert len(output.logprobs) == len(output.ids)
+    assert outputs[0].prompt_logprobs is not None
+    assert len(outputs[0].prompt_logprobs) == len(ids)
 
 
 def test_streams_say_the_same_and_what_was_cached(engine: Engine) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.text.kinds import SENTENCES
 
 from openbook import cli
 from openbook.models.load import save
 from openbook.models.make import make, spec_of
 from openbook.text import Tokenizer
-from tests.text.kinds import SENTENCES
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,10 @@ def test_every_line_once_and_the_rest_later(say: Any, tmp_path: Path) -> None:
     assert say("--batch", file, "--out", out)[0] == 0
     lines = out.read_text().split("\n")[:-1]
     records = {record["index"]: record for record in map(json.loads, lines)}
-    assert sorted(records) == [0, 1, 2] and len(lines) == 3
-    assert records[1]["id"] == "x" and len(records[2]["outputs"]) == 2
+    assert sorted(records) == [0, 1, 2]
+    assert len(lines) == 3
+    assert records[1]["id"] == "x"
+    assert len(records[2]["outputs"]) == 2
     assert records[0]["outputs"][0]["completion_tokens"] == 6
     out.write_text(lines[0] + "\n" + lines[1][:20])  # killed within a line
     assert say("--batch", file, "--out", out)[0] == 0
@@ -61,7 +63,8 @@ def test_every_line_once_and_the_rest_later(say: Any, tmp_path: Path) -> None:
         assert [o["text"] for o in record["outputs"]] == [o["text"] for o in records[index]["outputs"]]
     assert sorted(again) == [0, 1, 2]
     status, said, _ = say("--batch", file)
-    assert status == 0 and len(said.splitlines()) == 3
+    assert status == 0
+    assert len(said.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -117,10 +120,12 @@ def test_a_full_disk_is_said(say: Any, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     status, _, said = say("--batch", written(tmp_path / "in.jsonl", [{"prompt": "A"}]), "--out", "/dev/full")
-    assert status == 1 and "No space left" in said
+    assert status == 1
+    assert "No space left" in said
 
 
 def test_grammars_and_int8_of_a_single_prompt(say: Any) -> None:
     pytest.importorskip("llguidance")
     status, said, _ = say("--prompt", "A", "--choice", "yes", "--choice", "no", "--quantize", "int8")
-    assert status == 0 and said.strip() in ("Ayes", "Ano")
+    assert status == 0
+    assert said.strip() in ("Ayes", "Ano")
