@@ -86,7 +86,8 @@ def test_a_wrong_line_is_said_before_any_work(say: Any, tmp_path: Path, line: ob
 
     file, out = written(tmp_path / "in.jsonl", [{"prompt": "A"}, line]), tmp_path / "out.jsonl"
     status, _, said = say("--batch", file, "--out", out)
-    assert status == 1 and re.search(complaint, " ".join(said.split())), said
+    assert status == 1
+    assert re.search(complaint, " ".join(said.split())), said
     assert not out.exists()
 
 
