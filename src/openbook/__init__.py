@@ -16,9 +16,37 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from openbook.api import LanguageModel, Sampling, Tokenizer, generate, load, save
+    from openbook.api import (
+        Choice,
+        Engine,
+        Json,
+        LanguageModel,
+        Lark,
+        Regex,
+        Sampling,
+        Schema,
+        Settings,
+        Tokenizer,
+        generate,
+        load,
+        save,
+    )
 
-__all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
+__all__ = [
+    "Choice",
+    "Engine",
+    "Json",
+    "LanguageModel",
+    "Lark",
+    "Regex",
+    "Sampling",
+    "Schema",
+    "Settings",
+    "Tokenizer",
+    "generate",
+    "load",
+    "save",
+]
 
 
 class _Package(ModuleType):

@@ -9,16 +9,33 @@ from types import ModuleType
 
 import torch
 
+from openbook.chat.engine import Engine
 from openbook.chat.prompts import Prompts
 from openbook.errors import InputError
+from openbook.generate.grammars import Choice, Json, Lark, Regex, Schema
 from openbook.generate.sampling import Sampling
+from openbook.generate.settings import Settings
 from openbook.models.load import load as load_model
 from openbook.models.load import save as save_model
 from openbook.nn.model import LanguageModel
 from openbook.quant.form import check_quantize, quantised
 from openbook.text.tokenizer import Tokenizer
 
-__all__ = ["LanguageModel", "Sampling", "Tokenizer", "generate", "load", "save"]
+__all__ = [
+    "Choice",
+    "Engine",
+    "Json",
+    "LanguageModel",
+    "Lark",
+    "Regex",
+    "Sampling",
+    "Schema",
+    "Settings",
+    "Tokenizer",
+    "generate",
+    "load",
+    "save",
+]
 
 
 def load(

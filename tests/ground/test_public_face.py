@@ -15,6 +15,7 @@ LATER = "import openbook.generate.loop as loop; assert loop.generate_ids; assert
 def test_generate_is_callable(first: str) -> None:
     code = f"{first}\nimport openbook as ob\nassert callable(ob.generate)\n{LATER}\nassert callable(ob.generate)"
     code += "\nfrom openbook import generate\nassert callable(generate)\nassert ob.load and ob.save and ob.Sampling"
+    code += "\nassert all(getattr(ob, name) for name in ob.__all__) and ob.Engine and ob.Schema and ob.Settings"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,9 +1,10 @@
 """Law 3: cached == full. The logits of a model with a cache are those of a pass over the whole row, however it is cut.
 
 For every registered family and archetype: token by token, ragged batches against each row alone, chunked prefill, rows
-that split, move and drop (beams), going back to a snapshot, and pages against columns. In fp32, within
+that split, move and drop (beams), and going back to a snapshot. Pages are held to it through the engine, in
+test_served_alone.py. In fp32, within
 1e-5 × max(1, largest logit). Seeded faults: positions off by one, a stale row, holes that are seen, a window one too
-wide, a slot that is not reordered, a page that is shared by mistake.
+wide, a slot that is not reordered.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from torch import Tensor
 from openbook.errors import InputError
 from openbook.generate import cache as caches
 from openbook.generate.cache import Contiguous
-from openbook.generate.paged import Paged
 from openbook.models.load import load
 from openbook.nn import spec
 from openbook.nn.build import build
@@ -90,7 +90,6 @@ SPECS = {
 }
 CASES = {f"family {case.name}": case for case in families.DECODERS + families.ENCODER_DECODERS}
 NAMES = [*SPECS, *CASES]
-PAGEABLE = [name for name in NAMES if not any(word in name for word in ("t5", "mamba", "hybrid"))]
 
 
 @pytest.fixture(autouse=True)
@@ -217,24 +216,6 @@ def reordered(name: str) -> None:
             close(logits, bench.full(row, ids)[-1:])
 
 
-def packed(name: str, page: int = 4) -> None:
-    """Sequences packed in one row and kept in pages give what each gives alone."""
-    bench = Bench(name)
-    pool = Paged(bench.model, pages=40, page=page, length=bench.length)
-    at = [0, 0, 0]
-    for counts in ([5, 0, 9], [1, 3, 1], [2, 1, 0], [1, 1, 1], [1, 1, 1]):
-        rows = [row for row in (2, 0, 1) if counts[row]]
-        ids = torch.cat([bench.texts[row][at[row] : at[row] + counts[row]] for row in rows])
-        segments = torch.tensor([row + 1 for row in rows for _ in range(counts[row])])
-        logits = bench.model(ids[None], segments=segments[None], cache=pool)[0]
-        at = [a + c for a, c in zip(at, counts, strict=True)]
-        for row in rows:
-            close(logits[segments == row + 1], bench.full(row, bench.texts[row][: at[row]])[-counts[row] :])
-    for row in range(3):
-        pool.release(row + 1)
-    assert len(pool.free) == 40
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_token_by_token(name: str) -> None:
     token_by_token(name)
@@ -276,12 +257,6 @@ def test_back_to_a_snapshot(name: str, lengths: list[int]) -> None:
     parts = [text[10:11] for text in bench.texts]
     for row, logits in enumerate(bench.step(cache, [0, 1], parts)):
         close(logits, bench.full(row, torch.cat([start[row], parts[row]]))[-1:])
-
-
-@pytest.mark.parametrize("name", PAGEABLE)
-def test_pages_are_columns(name: str) -> None:
-    packed(name)
-    packed(name, page=1)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid"])
@@ -328,15 +303,6 @@ def test_bounds_are_errors_with_numbers() -> None:
         bench.step(cache, [0], [bench.texts[0][8:9]])
     with pytest.raises(InputError, match="has 1 rows: got 2"):
         bench.model(torch.zeros(2, 1, dtype=torch.int64), cache=cache)
-    pool = Paged(bench.model, pages=2, page=4)
-    ones = torch.ones(1, 9, dtype=torch.int64)
-    with pytest.raises(InputError, match="3 pages of 4 tokens are needed and 2 are free"):
-        bench.model(ones, segments=ones, cache=pool)
-    assert pool.free == [1, 0]
-    with pytest.raises(InputError, match="one row"):
-        bench.model(ones, cache=pool)
-    with pytest.raises(InputError, match="per row need `Contiguous`"):
-        Paged(model_of("mamba"), pages=2)
 
 
 def test_a_cache_lives_on_between_inference_mode_and_not() -> None:
@@ -396,17 +362,6 @@ def wide(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(caches, "visible", visible)
 
 
-def shared(patch: pytest.MonkeyPatch) -> None:
-    """A page is given out twice."""
-    plain = Paged.__init__
-
-    def init(self: Paged, *given: object, **named: object) -> None:
-        plain(self, *given, **named)
-        self.free = [page // 2 for page in self.free]
-
-    patch.setattr(Paged, "__init__", init)
-
-
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None]]] = {
     "positions off by one": (shifted, lambda: token_by_token("llama")),
     "learned positions off by one": (shifted, lambda: token_by_token("gpt2")),
@@ -414,7 +369,6 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None]
     "window one too wide": (wide, lambda: ragged("mistral", RAGGED["prompts"])),
     "stale rows": (stale, lambda: reordered("llama")),
     "stuck slots": (stuck, lambda: reordered("mamba")),
-    "shared page": (shared, lambda: packed("llama")),
 }
 
 

@@ -12,9 +12,12 @@ The engine below (`generate/engine.py`) knows ids and runs in a thread of its ow
 
 from __future__ import annotations
 
+import weakref
+from asyncio import wrap_future
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,8 +26,10 @@ from typing import Any
 from torch import Tensor
 
 from openbook.chat.local import Local, start_of
-from openbook.chat.messages import Message
-from openbook.errors import InputError, OpenbookError
+from openbook.chat.messages import Delta, Message
+from openbook.chat.protocols import DEFAULT
+from openbook.errors import InputError, OpenbookError, Refusal
+from openbook.generate import encode
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
@@ -55,11 +60,22 @@ class Output:
     error: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a request stands among the others: whose it is (prefixes are never shared between tenants), how urgent, and
+    the seconds after which it is ended (finish "deadline")."""
+
+    tenant: str = ""
+    priority: int = 0
+    timeout: float | None = None
+
+
 class _Batch:
     """Requests of one call: as many as the engine's queue takes, the rest when there is room."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, terms: Terms) -> None:
         self.live = live
+        self.terms = terms
         self.jobs: dict[int, Job] = {}
         self.open = 0  # choices that are not done
         self._news: SimpleQueue[tuple[int, int]] = SimpleQueue()  # prompts and choices that are done
@@ -71,15 +87,23 @@ class _Batch:
             if token.finish is not None:
                 self._news.put((number, token.choice))
 
-        submit = partial(self.live.engine.submit, prompt, sampling, adapter=adapter, listener=heard)
+        def submit() -> tuple[Job, bool]:
+            terms = self.terms
+            job = self.live.engine.submit(
+                prompt, sampling, adapter=adapter, listener=heard,
+                tenant=terms.tenant, priority=terms.priority, timeout=terms.timeout,
+            )  # fmt: skip
+            return job, job.ended  # as it is now: a moment later it may be done, and the listener has said so
+
         try:
-            job = self.jobs[number] = self.live.call(submit).result()
+            job, ended = self.live.call(submit).result()
         except Full:
             if not self.open:
                 raise
             return False
+        self.jobs[number] = job
         self.open += len(job.lines)
-        if job.ended:
+        if ended:
             for line in job.lines:
                 self._news.put((number, line.result.choice))
         return True
@@ -121,17 +145,18 @@ class Engine(Local):
     ) -> None:
         settings = settings or Settings()
         super().__init__(model, tokenizer, context=settings.context)
-        self._specials = frozenset(tokenizer.specials.values())
+        self._bytes = _bytes_of(tokenizer)
         self.core = Core(
             model,
             settings,
             memory=memory,
             eos=tokenizer.stops,
             start=start_of(model, tokenizer),
-            token_bytes=self._bytes,
+            token_bytes=_bytes_of(tokenizer),
             draft=draft,
         )
         self.live = Live(self.core)
+        weakref.finalize(self, self.live.close)  # forgotten, or the end of the program: the thread ends
         for name, folder in (adapters or {}).items():
             self.load_adapter(name, folder)
 
@@ -143,6 +168,7 @@ class Engine(Local):
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         adapter: str | Sequence[str | None] | None = None,
+        terms: Terms = Terms(),
         on_output: Callable[[Output], object] | None = None,
     ) -> list[Output]:
         """Continues every prompt, texts or lists of ids; `n` outputs for each, in the order of prompts and choices.
@@ -153,13 +179,19 @@ class Engine(Local):
         if isinstance(prompts, str):
             raise InputError("`prompts` is a list of texts: give [prompt] for a single one.")
         sampling = Sampling() if sampling is None else sampling
+        if not isinstance(sampling, (Sampling, Sequence)):
+            raise InputError(f"`sampling` is a Sampling, or one for each prompt: got {type(sampling).__name__}.")
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         if len(samplings) != len(prompts):
             raise InputError(
                 f"There are {len(prompts)} prompts and {len(samplings)} samplings: give one, or one for each."
             )
         adapters = [adapter] * len(prompts) if adapter is None or isinstance(adapter, str) else list(adapter)
-        batch = _Batch(self.live)
+        if len(adapters) != len(prompts):
+            raise InputError(
+                f"There are {len(prompts)} prompts and {len(adapters)} adapters: give one, or one for each."
+            )
+        batch = _Batch(self.live, terms)
         waiting = deque(enumerate(zip(map(self._ids_of, prompts), samplings, adapters, strict=True)))
         done: dict[tuple[int, int], Output] = {}
         try:
@@ -206,23 +238,62 @@ class Engine(Local):
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
+    def stream(
+        self,
+        asked: str | Sequence[Mapping[str, Any] | Message],
+        sampling: Sampling = DEFAULT,
+        *,
+        adapter: str | None = None,
+        terms: Terms = Terms(),
+    ) -> AsyncIterator[Delta]:
+        """`complete` of a text, or `chat` of a conversation, with an adapter and terms. Closing it cancels."""
+        if sampling.prompt_logprobs is not None:
+            raise Refusal("`prompt_logprobs` are not a part of an answer: use `score`, or `generate`.")
+        ids, plain = self.prompt_of(asked), replace(sampling, stop=())
+        self.core.check(ids, plain)
+        self.check_adapter(adapter)
+        return self._deltas(self._streamed(ids, plain, adapter, terms), sampling, len(ids), ())
+
     def _tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
         self.core.check(ids, sampling)
         return self._streamed(ids, sampling)
 
-    async def _streamed(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
-        async for job, token in self.live.stream(ids, sampling):
-            if token.finish == "error":
-                raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
-            if token.finish in ("cancelled", "deadline"):
-                return
-            yield token
+    async def _streamed(
+        self, ids: list[int], sampling: Sampling, adapter: str | None = None, terms: Terms = Terms()
+    ) -> AsyncGenerator[Token]:
+        stream = self.live.stream(
+            ids, sampling, adapter=adapter, tenant=terms.tenant, priority=terms.priority, timeout=terms.timeout
+        )
+        async with aclosing(stream):
+            async for job, token in stream:
+                if token.finish == "error":
+                    raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
+                if token.finish == "deadline":
+                    raise OpenbookError(f"The request was not done after its `timeout` of {terms.timeout} seconds.")
+                if token.finish == "cancelled":
+                    raise OpenbookError("The request was cancelled: the engine was closed.")
+                yield token
+
+    def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
+        return [output.prompt_logprobs or () for output in self.generate(texts, asked)]
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector of length 1 for each text: the mean of its hidden states. See `generate/encode.py`."""
+        ids = [self._prompt(text) for text in texts]
+        return (await wrap_future(self.live.call(partial(encode.embed, self.model, ids)))).tolist()
 
     # -- weights and adapters -----------------------------------------------------------------------------------------
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Adds a PEFT LoRA folder under a name that requests can ask for; what runs goes on undisturbed."""
         self.live.call(partial(self.core.load_adapter, name, folder)).result()
+
+    def check_adapter(self, name: object) -> None:
+        """`InputError` for a name that no adapter here has."""
+        there = [] if self.core.bank is None else list(self.core.bank.names)
+        if name is not None and name not in there:
+            known = f" There are: {', '.join(there)}." if there else " None is loaded."
+            raise InputError(f"There is no adapter {name!r}.{known}")
 
     def unload_adapter(self, name: str) -> None:
         """Takes it away. A `Refusal` while requests use it."""
@@ -242,5 +313,8 @@ class Engine(Local):
     def __exit__(self, *about: object) -> None:
         self.close()
 
-    def _bytes(self, number: int) -> bytes:
-        return b"" if number in self._specials else self.tokenizer.token_bytes(number)
+
+def _bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """The bytes of an id; special ids write nothing."""
+    specials = frozenset(tokenizer.specials.values())
+    return lambda number: b"" if number in specials else tokenizer.token_bytes(number)

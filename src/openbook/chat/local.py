@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from openbook.chat.messages import Delta, Finish, Logprob, Message, Scored, Tool, Usage
@@ -102,9 +101,13 @@ class Local:
                 missing = "a continuation" if not continuation else "a context, or a tokenizer with a begin token"
                 raise InputError(f"A score needs {missing}: got ({context!r:.40}, {continuation!r:.40}).")
         asked = Sampling(max_tokens=0, prompt_logprobs=1)
-        work = partial(generate_ids, self.model, wholes, asked, context=self.context, cached=self._cached)
-        results = await asyncio.get_running_loop().run_in_executor(self._worker, work)
-        return [_scored((result.prompt_logprobs or [])[begin:]) for result, begin in zip(results, begins, strict=True)]
+        heard = await asyncio.get_running_loop().run_in_executor(self._worker, self._heard, wholes, asked)
+        return [_scored(logprobs[begin:]) for logprobs, begin in zip(heard, begins, strict=True)]
+
+    def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[TokenLogprob | None]]:
+        """The log-probabilities of the tokens of texts."""
+        results = generate_ids(self.model, texts, asked, context=self.context, cached=self._cached)
+        return [result.prompt_logprobs or [] for result in results]
 
     async def tokenize(self, text: str) -> list[int]:
         """Ids of `text`, nothing around them."""
@@ -213,7 +216,8 @@ class Local:
                 delta = choice.take(token)
                 over = all(choice.finish for choice in choices)
                 if over:
-                    delta = replace(delta, usage=Usage(prompt_tokens=heard, completion_tokens=said))
+                    usage = Usage(prompt_tokens=heard, completion_tokens=said, cached_tokens=token.cached)
+                    delta = replace(delta, usage=usage)
                 if delta.text or delta.finish or delta.logprobs:
                     yield delta
                 if over:
@@ -232,11 +236,12 @@ class _Choice:
         self._stream = TextStream(tokenizer)
         self._watch = Watch(sampling.stop_bytes)
         self._min_tokens = sampling.min_tokens
+        self._ends = {*sampling.stop_ids, *(() if sampling.ignore_eos else tokenizer.stops)}
 
     def take(self, token: Token) -> Delta:
-        """What `token` adds. The token that stops is not a part of the text."""
+        """What `token` adds. An id that stops is not a part of the text; the last one of a grammar is."""
         stopped = token.finish == "stop"
-        text = "" if stopped else self._stream.feed(token.id)
+        text = "" if stopped and token.id in self._ends else self._stream.feed(token.id)
         if token.finish is not None:
             self.finish = "stop" if stopped else "length"
             text += self._stream.finish()

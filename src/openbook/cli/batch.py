@@ -96,7 +96,7 @@ def read(path: Path, sampling: Sampling, engine: Engine) -> Iterator[Line]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 text (byte {error.start}).") from error
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(text.split("\n"), start=1):
         if not raw.strip():
             continue
         try:
@@ -114,6 +114,10 @@ def _line(index: int, value: object, sampling: Sampling, engine: Engine) -> Line
     for key in value:
         if key not in known and key not in OTHERS:
             raise InputError(f"unknown key `{key}`.{nearest(key, [*known, *OTHERS])}")
+    return _request(index, value, known, sampling, engine)
+
+
+def _request(index: int, value: dict[str, Any], known: list[str], sampling: Sampling, engine: Engine) -> Line:
     if ("prompt" in value) == ("messages" in value):
         raise InputError("give `prompt` (a text) or `messages` (a conversation), one of them.")
     changed: dict[str, Any] = {key: _plain(value[key]) for key in value if key in known}
@@ -126,6 +130,7 @@ def _line(index: int, value: object, sampling: Sampling, engine: Engine) -> Line
     prompt = tuple(engine.prompt_of(asked))
     engine.core.check(prompt, own)
     adapter, name = value.get("adapter"), value.get("id")
+    engine.check_adapter(adapter)
     return Line(index, prompt, own, adapter, None if name is None else str(name))
 
 
@@ -137,11 +142,11 @@ def _grammar(value: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"give one of {', '.join(GRAMMARS)}: got {' and '.join(given)}.")
     match given:
         case ["schema"]:
-            return {"grammar": grammars.Schema(json.dumps(value["schema"]))}
+            return {"grammar": grammars.Schema.of(value["schema"])}
         case ["regex"]:
             return {"grammar": grammars.Regex(value["regex"])}
         case ["choice"]:
-            return {"grammar": grammars.Choice(tuple(value["choice"]))}
+            return {"grammar": grammars.Choice(value["choice"])}
         case ["lark"]:
             return {"grammar": grammars.Lark(value["lark"])}
         case _:
@@ -154,10 +159,11 @@ def _plain(value: object) -> object:
 
 def finished(out: Path | None, count: int) -> set[int]:
     """The lines that an earlier run has written; a last line that was cut off is taken away."""
-    if out is None or not out.exists():
+    if out is None or not out.is_file():
         return set()
     whole, found = [], set()
-    for raw in out.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    text = out.read_text(encoding="utf-8", errors="replace")
+    for raw in filter(None, text.replace("\n", "\n\0").split("\0")):  # lines end with \n alone
         try:
             found.add(int(json.loads(raw)["index"]))
         except (ValueError, KeyError, TypeError) as error:

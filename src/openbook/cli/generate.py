@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openbook.cli.filling import filled, refuse_others
@@ -16,6 +17,7 @@ from openbook.options import Positional, Repeated, parse
 
 if TYPE_CHECKING:
     from openbook.chat.prompts import Prompts
+    from openbook.generate.grammars import Grammar
     from openbook.generate.sampling import Sampling
     from openbook.nn.model import LanguageModel
     from openbook.text.tokenizer import Tokenizer
@@ -80,6 +82,24 @@ class Config(Drawing, Machine):
     """Text to continue; may be given several times."""
     logprobs: int | None = None
     """With --json: log-probabilities of the output, and of this many alternatives."""
+    batch: Path | None = None
+    """A JSONL file of requests, run together: `prompt` or `messages`, and options of its own on each line."""
+    out: Path | None = None
+    """With --batch: where the answers go, a line each; what is there already is not done again."""
+    quantize: str | None = None
+    """int8: matrices in int8 where they stand it."""
+    adapter: Repeated[tuple[str, ...]] = ()
+    """With --batch: NAME=DIR, a LoRA folder that lines may ask for by name; may be given several times."""
+    memory: str | None = None
+    """With --batch: for keys and values, such as 2GiB. Default: a share of what is free."""
+    speculation: str | None = None
+    """With --batch: lookup drafts tokens from the text itself."""
+    schema: str | None = None
+    """The output is a JSON document of this JSON schema: a file, or the schema itself."""
+    regex: str | None = None
+    """The output matches this regular expression."""
+    choice: Repeated[tuple[str, ...]] = ()
+    """The output is this text; given several times, one of them."""
     cached: bool = True
     """Off: the slow reference, a full forward pass for every token."""
     json: bool = False
@@ -89,11 +109,14 @@ class Config(Drawing, Machine):
 def main(args: Sequence[str], prog: str) -> int:
     """The verb."""
     config = parse(Config, args, prog=prog)
+    check(config)
+    if config.batch is not None:
+        return _batch(config)
     prompts = config.prompt or _from_standard_input()
     if config.logprobs is not None and not config.json:
         raise UsageError("--logprobs needs --json: there is no place for numbers in plain text.")
-    sampling = config.sampling(logprobs=config.logprobs)
-    model, tokenizer = load_both(config.dir, config)
+    sampling = config.sampling(logprobs=config.logprobs, grammar=grammar_of(config))
+    model, tokenizer = load_both(config.dir, config, config.quantize)
     if not model.spec.causal and model.spec.source is None:
         _fill(model, tokenizer, list(prompts), config)
         return 0
@@ -108,6 +131,65 @@ def main(args: Sequence[str], prog: str) -> int:
     else:
         print("\n\n".join(_texts(work)))
     return 0
+
+
+def check(config: Config) -> None:
+    """Options that do not go together, and values that there are not."""
+    if config.batch is None:
+        for name in ("out", "adapter", "memory", "speculation"):
+            if getattr(config, name):
+                raise UsageError(f"--{name} is for --batch FILE.jsonl.")
+    elif config.prompt:
+        raise UsageError("Give --prompt or --batch, one of them: the prompts of a batch are in its file.")
+    elif not config.cached or config.json:
+        raise UsageError("--batch writes JSON lines and has no slow reference: leave out --json and --no-cached.")
+    if config.speculation not in (None, "lookup"):
+        raise UsageError(f"--speculation is lookup: got '{config.speculation}'.")
+    from openbook.cli.loading import FORMATS
+
+    if config.quantize is not None and config.quantize not in FORMATS:
+        raise UsageError(f"--quantize is {' or '.join(FORMATS)}: got '{config.quantize}'.")
+    if sum(map(bool, (config.schema, config.regex, config.choice))) > 1:
+        raise UsageError("Give one of --schema, --regex and --choice.")
+
+
+def grammar_of(config: Config) -> Grammar | None:
+    """What the output must be, if anything."""
+    if config.schema is not None:
+        written = config.schema
+        text = written if written.lstrip().startswith("{") else Path(written).read_text(encoding="utf-8")
+    from openbook.generate import grammars
+
+    with as_usage():
+        if config.schema is not None:
+            return grammars.Schema(text)
+        if config.regex is not None:
+            return grammars.Regex(config.regex)
+        return grammars.Choice(config.choice) if config.choice else None
+
+
+def _batch(config: Config) -> int:
+    adapters = {}
+    for word in config.adapter:
+        name, equals, folder = word.partition("=")
+        if not (name and equals and folder) or name in adapters:
+            raise UsageError(f"--adapter is NAME=DIR, each name once: got '{word}'.")
+        adapters[name] = folder
+    assert config.batch is not None
+    if not config.batch.is_file():
+        raise UsageError(f"--batch is a file of JSON lines: there is none at '{config.batch}'.")
+    sampling = config.sampling(logprobs=config.logprobs, grammar=grammar_of(config))
+    model, tokenizer = load_both(config.dir, config, config.quantize)
+    from openbook.chat.engine import Engine
+    from openbook.cli import batch
+    from openbook.generate.memory import memory_for
+    from openbook.generate.settings import Settings
+
+    with as_usage():
+        memory = memory_for(config.memory)
+    settings = Settings(speculation=config.speculation)
+    with Engine(model, tokenizer, memory=memory, settings=settings, adapters=adapters) as engine:
+        return batch.run(engine, config.batch, config.out, sampling)
 
 
 def _fill(model: LanguageModel, tokenizer: Tokenizer, prompts: list[str], config: Config) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from openbook.text.tokenizer import Tokenizer
 
 
+FORMATS = ("int8",)  # of --quantize; quant/form.py has them
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """On what and with what to compute."""
@@ -35,16 +38,21 @@ def as_usage() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def load_model(name: str, machine: Machine) -> LanguageModel:
+def load_model(name: str, machine: Machine, quantize: str | None = None) -> LanguageModel:
     """The model of a folder, or of a name in the local Hugging Face cache, on its device."""
     from openbook import runtime
     from openbook.models.load import load
 
     runtime.use_threads(machine.threads)
-    return load(name, dtype=machine.dtype, device=runtime.pick_device(machine.device))
+    model = load(name, dtype=machine.dtype, device=runtime.pick_device(machine.device))
+    if quantize is None:
+        return model
+    from openbook.quant.form import quantised
+
+    return quantised(model, "int8")
 
 
-def load_both(name: str, machine: Machine) -> tuple[LanguageModel, Tokenizer]:
+def load_both(name: str, machine: Machine, quantize: str | None = None) -> tuple[LanguageModel, Tokenizer]:
     """A model and its tokenizer, which must fit each other."""
     from openbook.models.folder import resolve
     from openbook.text.tokenizer import Tokenizer
@@ -56,6 +64,6 @@ def load_both(name: str, machine: Machine) -> tuple[LanguageModel, Tokenizer]:
             f"Go on with it: openbook pretrain {folder / 'recipe.toml'}"
         )
     tokenizer = Tokenizer.load(folder)
-    model = load_model(name, machine)
+    model = load_model(name, machine, quantize)
     tokenizer.check_fits(model.spec.embed.vocab)
     return model, tokenizer

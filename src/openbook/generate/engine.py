@@ -179,7 +179,11 @@ class Engine:
 
     def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Raises what `submit` would raise for a request that cannot be served at all."""
-        accept(self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context)
+        (request,) = accept(
+            self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context
+        )
+        if sampling.grammar is not None:
+            self.lines.begin(request)
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Adds a PEFT LoRA folder under a name that requests can ask for. Loading only adds."""

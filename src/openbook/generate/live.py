@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -67,7 +67,7 @@ class Live:
         tenant: str = "",
         priority: int = 0,
         timeout: float | None = None,
-    ) -> AsyncIterator[tuple[Job, Token]]:
+    ) -> AsyncGenerator[tuple[Job, Token]]:
         """The tokens of one request as they come, each with its request. Its errors come at the first one."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Token] = asyncio.Queue()
@@ -113,6 +113,12 @@ class Live:
             self._broken = error
             raise
         finally:
+            with self._wake:  # from here on nobody hands anything in; what was handed in is answered, then ended
+                self._closed = True
+                calls = list(self._calls)
+                self._calls.clear()
+            for call in calls:
+                call()
             for job in list(self.engine.jobs.values()):
                 self.engine.cancel(job)
 

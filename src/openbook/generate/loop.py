@@ -153,7 +153,7 @@ def stream_ids(
         raise InputError(f"`batch` and `chunk` must be at least 1: got batch={batch}, chunk={chunk}.")
     if token_bytes is None and any(request.sampling.stop for request in requests):
         raise InputError("`stop` strings are matched on the bytes of tokens: hand in `token_bytes`, or use `stop_ids`.")
-    return _stream(model, _batches(requests, batch), cached, chunk, token_bytes, cancel, results)
+    return _stream(model, _batches(requests, batch), cached, chunk, token_bytes, cancel, results, eos)
 
 
 def _stream(
@@ -164,6 +164,7 @@ def _stream(
     token_bytes: TokenBytes | None,
     cancel: Callable[[], bool] | None,
     results: list[Generation] | None,
+    eos: Sequence[int],
 ) -> Iterator[Token]:
     found: list[Generation] = []
     for requests in batches:
@@ -172,7 +173,7 @@ def _stream(
             found += beams
             yield from replay(beams)
             continue
-        writer = Writer(model, requests, cached=cached, chunk=chunk, token_bytes=token_bytes)
+        writer = Writer(model, requests, cached=cached, chunk=chunk, eos=eos, token_bytes=token_bytes)
         found += writer.generations
         while writer.active:
             if cancel is not None and cancel():

@@ -58,7 +58,7 @@ class Line:
         if logprob is not None and result.logprobs is not None:
             result.logprobs.append(logprob)
         finish = result.finish if self.done else None
-        return Token(result.prompt, result.choice, count - 1, token, text, logprob, finish, version)
+        return Token(result.prompt, result.choice, count - 1, token, text, logprob, finish, version, result.cached)
 
 
 class Lines:

@@ -39,6 +39,7 @@ class Token:
     logprob: Logprob | None = None
     finish: Finish | None = None  # set on the last token of a choice
     version: int = 0  # of the weights it was made with: how often weights were pushed before
+    cached: int = 0  # prompt tokens whose state was there already (prefix cache), where that is known
 
 
 @dataclass

@@ -26,4 +26,6 @@ def quantised(
     check_quantize(kind)
     if kind is None:
         return model
+    if model.device.type != "cpu":
+        raise ConfigError(f"`quantize='{kind}'` is for the CPU: this model is on {model.device.type}.")
     return serve_form(model, kind, plan_int8(model, sample_ids))

@@ -1,0 +1,186 @@
+"""`ob.Engine`: texts in, texts out, many at once; streams that cancel, terms, adapters' names, int8, embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+import openbook as ob
+from openbook.chat import Chat, Complete, Embed, Message, Sampling, Score, Tool, capabilities, collect, wait
+from openbook.chat.engine import Engine, Output, Terms
+from openbook.chat.local import Local
+from openbook.errors import ConfigError, InputError, OpenbookError, Refusal
+from openbook.models.load import save
+from openbook.models.make import make, spec_of
+from openbook.text import Tokenizer
+from tests.text.kinds import SENTENCES
+
+GREEDY = Sampling(max_tokens=12, temperature=0.0)
+LONG = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
+PROMPTS = ["Once upon", "The fox", "A", "Nobody in the house knew"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine")
+    tokenizer = Tokenizer.train(SENTENCES * 3, 400)
+    sizes = {"vocab": tokenizer.vocab, "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 64, "context": 512}
+    save(make(spec_of("llama", sizes), 3), path)
+    tokenizer.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    with ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="32MiB") as made:
+        yield made
+
+
+def test_generate_says_what_one_alone_says(engine: Engine, folder: Path) -> None:
+    heard: list[Output] = []
+    together = engine.generate(PROMPTS, GREEDY, on_output=heard.append)
+    assert [output.prompt for output in together] == [0, 1, 2, 3]
+    assert sorted(output.prompt for output in heard) == [0, 1, 2, 3]
+    for output, prompt in zip(together, PROMPTS, strict=True):
+        assert engine.generate([prompt], GREEDY)[0].ids == output.ids
+    slow = ob.generate(ob.load(folder), ob.Tokenizer.load(folder), PROMPTS, GREEDY)
+    assert [output.text for output in together] == slow
+
+
+def test_ids_choices_and_logprobs(engine: Engine) -> None:
+    asked = Sampling(max_tokens=5, n=3, seed=1, logprobs=2, prompt_logprobs=0)
+    ids = engine.prompt_of("The fox")
+    outputs = engine.generate([ids], asked)
+    assert [output.choice for output in outputs] == [0, 1, 2]
+    for output in outputs:
+        assert output.logprobs is not None
+        assert len(output.logprobs) == len(output.ids)
+    assert outputs[0].prompt_logprobs is not None
+    assert len(outputs[0].prompt_logprobs) == len(ids)
+
+
+def test_streams_say_the_same_and_what_was_cached(engine: Engine) -> None:
+    prompt = "The fox crossed the river. " * 12
+    (output,) = engine.generate([prompt], GREEDY)
+    answer = wait(collect(engine.complete(prompt, GREEDY)))
+    assert answer.text == output.text
+    assert answer.usage is not None
+    assert 0 < answer.usage.cached_tokens < answer.usage.prompt_tokens
+    said = wait(collect(engine.chat([Message.user("The fox")], GREEDY)))
+    assert said.text == wait(collect(engine.stream([Message.user("The fox")], GREEDY))).text
+    assert wait(collect(engine.complete("A", Sampling(max_tokens=0)))).text == ""
+
+
+def test_a_closed_stream_cancels(engine: Engine) -> None:
+    async def first() -> None:
+        async with aclosing(engine.complete("The fox", LONG)) as deltas:  # type: ignore[type-var]
+            async for _ in deltas:
+                break
+
+    asyncio.run(first())
+    until = time.monotonic() + 5
+    while engine.core.jobs and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not engine.core.jobs
+    engine.core.scheduler.check()
+
+
+def test_an_interrupt_leaves_it_usable(engine: Engine) -> None:
+    def stop(_: Output) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(["The fox", "A"], [GREEDY, LONG], on_output=stop)
+    assert len(engine.generate(["The fox"], GREEDY)) == 1
+
+
+def test_threads_and_loops_at_once(engine: Engine) -> None:
+    expected = [output.text for output in engine.generate(PROMPTS, GREEDY)]
+    got: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        got[number] = asyncio.run(collect(engine.complete(PROMPTS[number], GREEDY))).text
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [got[number] for number in range(4)] == expected
+
+
+def test_deadlines(engine: Engine) -> None:
+    terms = Terms(timeout=0.0, tenant="one", priority=1)
+    assert engine.generate(["The fox"], LONG, terms=terms)[0].finish == "deadline"
+    with pytest.raises(OpenbookError, match="timeout"):
+        wait(collect(engine.stream("The fox", LONG, terms=terms)))
+
+
+def test_a_grammar_is_kept_to_in_streams_too(engine: Engine) -> None:
+    pytest.importorskip("llguidance")
+    asked = Sampling(max_tokens=8, temperature=1.0, seed=2, grammar=ob.Choice(("yes", "no")))
+    assert engine.generate(["The fox"], asked)[0].text in ("yes", "no")
+    assert wait(collect(engine.complete("The fox", asked))).text in ("yes", "no")
+    schema = ob.Schema.of({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]})
+    asked = Sampling(max_tokens=200, seed=2, grammar=schema)
+    assert isinstance(json.loads(engine.generate(["The fox"], asked)[0].text)["a"], bool)
+
+
+def test_score_and_embed(engine: Engine, folder: Path) -> None:
+    assert capabilities(engine) == ("Chat", "Complete", "Embed", "Score", "Tokenize")
+    assert isinstance(engine, (Chat, Complete, Embed, Score))
+    pairs = [("The fox", " crossed"), ("A", " B C")]
+    reference = wait(Local(ob.load(folder), engine.tokenizer).score(pairs))
+    for ours, theirs in zip(wait(engine.score(pairs)), reference, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    one, two = wait(engine.embed(["The fox", "A much longer text than the other"]))
+    assert sum(x * x for x in one) == pytest.approx(1.0, abs=1e-5)
+    assert len(one) == len(two) == 32
+
+
+def test_errors_are_readable(engine: Engine) -> None:
+    with pytest.raises(InputError, match="give \\[prompt\\]"):
+        engine.generate("The fox")
+    with pytest.raises(InputError, match="1 prompts and 2 samplings"):
+        engine.generate(["A"], [GREEDY, GREEDY])
+    with pytest.raises(InputError, match="1 prompts and 2 adapters"):
+        engine.generate(["A"], GREEDY, adapter=["a", "b"])
+    with pytest.raises(InputError, match="There is no adapter 'poems'"):
+        engine.generate(["A"], GREEDY, adapter="poems")
+    with pytest.raises(InputError, match="context"):
+        engine.complete("word " * 3000, GREEDY)
+    with pytest.raises(Refusal, match="does not call tools"):
+        engine.chat([Message.user("A")], tools=[Tool(name="t", description="", parameters={})])
+    with pytest.raises(InputError, match="sampling"):
+        engine.generate(["A"], 3)  # type: ignore[arg-type]
+
+
+def test_int8_from_the_folder(folder: Path) -> None:
+    model = ob.load(folder, quantize="int8")
+    with ob.Engine(model, ob.Tokenizer.load(folder), memory="8MiB") as engine:
+        together = engine.generate(PROMPTS, GREEDY)
+        assert [engine.generate([prompt], GREEDY)[0].ids for prompt in PROMPTS] == [o.ids for o in together]
+    with pytest.raises(ConfigError, match="int8"):
+        ob.load(folder, quantize="int9")
+
+
+def test_a_forgotten_engine_ends_its_thread(folder: Path) -> None:
+    engine = ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="8MiB")
+    engine.generate(["A"], GREEDY)
+    live = engine.live
+    del engine
+    gc.collect()
+    assert live._thread is not None
+    live._thread.join(5)
+    assert not live._thread.is_alive()
+    with pytest.raises(OpenbookError, match="closed"):
+        live.call(lambda: None)
