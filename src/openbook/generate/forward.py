@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -110,7 +110,19 @@ class Reader:
             if job.adapter is not None:
                 rows.setdefault(job.adapter, []).extend(range(state.starts[number], state.starts[number + 1]))
         source = () if state.sources is None else state.sources.adapted
-        with self.bank.using([(name, torch.tensor(places)) for name, places in rows.items()], source):
+        own = [(name, torch.tensor(places)) for name, places in rows.items()]
+        bank = self.bank
+
+        def within(
+            part: Tensor | None,
+        ) -> AbstractContextManager[None]:  # recurrent layers take rows in their own order
+            if part is None:
+                return nullcontext()
+            moved = [(name, torch.isin(part, places).nonzero().flatten()) for name, places in own]
+            return bank.using([(name, places) for name, places in moved if len(places)], source)
+
+        state.within = within
+        with bank.using(own, source):
             yield
 
     def _encode(self, source: Sequence[int], adapter: str | None) -> Tensor:

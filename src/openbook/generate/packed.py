@@ -12,8 +12,9 @@ Symbols: N sequences of the step, T tokens, P pages of the longest sequence.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,13 @@ from openbook.nn.paged import Pages, Walk, attend, write, write_and_attend
 from openbook.nn.state import PositionBias, Recurrence, Scores, Source, SourceKeys
 
 BLOCK = 256  # distances whose bias is computed at once: always the same shape, so that a distance has one bias
+
+
+Within = Callable[[Tensor | None], AbstractContextManager[None]]  # entered while a layer sees these places alone
+
+
+def _alone(rows: Tensor | None) -> AbstractContextManager[None]:  # noqa: ARG001
+    return nullcontext()
 
 
 class Sources(NamedTuple):
@@ -78,6 +86,7 @@ class Packed:
         self.segments: Tensor | None = None
         self.biases = biases
         self.sources: Sources | None = None
+        self.within: Within = _alone
         counts = [work.count for work in works]
         self.starts = [0, *np.cumsum(counts).tolist()]
         ends = [work.start + work.count for work in works]
@@ -194,7 +203,8 @@ class Packed:
         for part in self.parts:
             rows = flat if part.rows is None else flat[part.rows]
             before = tuple(tensor[part.slots] for tensor in tensors)
-            out, after = run(rows.unflatten(0, (-1, part.tokens)), before, None)  # [B,t,C]
+            with self.within(part.rows):
+                out, after = run(rows.unflatten(0, (-1, part.tokens)), before, None)  # [B,t,C]
             self._pending.append((index, part.slots, after))
             outs.append(out.flatten(0, 1))
         if self.parts[0].rows is None:
