@@ -63,14 +63,14 @@ def test_minutes_of_random_work(name: str, tmp_path: Path) -> None:
     page = sum(group.nbytes for group in made().store.shape.groups)
     slot = made().store.shape.slot_bytes
     engine = made(memory=14 * page + 8 * slot, speculation="lookup", tokens=48, rows=8, waiting=24)
-    beginnings = [[chance.randint(3, 130) for _ in range(36)] for _ in range(4)]
+    beginnings = [[chance.randint(3, 100) for _ in range(36)] for _ in range(4)]
     open_: list[tuple[Job, list[int], Sampling, str | None]] = []
     end, warm = time.monotonic() + SECONDS / 2, time.monotonic() + SECONDS / 2 * WARM
     begun = compared = cancelled = 0
     memory = 0
     while time.monotonic() < end or open_:
         if time.monotonic() < end and len(open_) < 20 and chance.random() < 0.5:
-            prompt = chance.choice(beginnings)[: chance.randint(1, 36)] + [chance.randint(3, 130) for _ in range(4)]
+            prompt = chance.choice(beginnings)[: chance.randint(1, 36)] + [chance.randint(3, 100) for _ in range(4)]
             asked = (prompt, sampling_of(chance), chance.choice([None, None, "a"]))
             try:
                 job = engine.submit(prompt, asked[1], adapter=asked[2], tenant=chance.choice("xy"))
