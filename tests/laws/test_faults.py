@@ -160,7 +160,7 @@ def test_a_draft_model_that_is_always_wrong_costs_little() -> None:
     assert engine.speculator is not None
     assert said(engine, prompts, greedy(40)) == expected
     tally = engine.speculator.tally
-    assert 0 < tally.proposed
+    assert tally.proposed > 0
     assert tally.proposed <= 2 * tally.tokens  # it soon stops trying
     assert engine.stats.steps <= plain.stats.steps + 1
     assert not engine.speculator._habits

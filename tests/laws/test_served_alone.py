@@ -1,7 +1,7 @@
 """Law 3: served == alone. What a request gets from the engine does not depend on what else the engine does.
 
 For every registered decoder family, tokens and log-probabilities to the last bit: alone, among others, its prompt cut
-anyhow, after a prefix hit, after preemption, as one of n choices, greedy and drawn. And against the slow reference, which
+anyhow, after a hit, after preemption, as one of n choices, greedy and drawn. And against the slow reference, which
 runs each row whole: the same tokens, log-probabilities within the bound of law 1.
 """
 

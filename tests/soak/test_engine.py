@@ -1,4 +1,4 @@
-"""An engine under random work for minutes: memory stays flat, every page comes back, answers are those of a request alone.
+"""An engine under random work : memory stays flat, every page comes back, answers those of a request alone.
 
 OPENBOOK_SOAK_SECONDS: how long (default 600).
 """
