@@ -121,7 +121,7 @@ def test_streams() -> None:
 
     async def closed() -> None:
         stream = live.stream(prompts[0], Sampling(max_tokens=40, temperature=0.0, ignore_eos=True))
-        async for job, _ in stream:
+        async for job, _ in stream:  # noqa: B007
             break
         await stream.aclose()
         for _ in range(200):
