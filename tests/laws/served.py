@@ -19,8 +19,8 @@ from openbook.generate.requests import Generation
 from openbook.generate.sampling import Sampling
 from openbook.generate.settings import Settings
 from openbook.models.load import load
-from openbook.nn.build import build
 from openbook.nn import spec
+from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 from openbook.nn.serving import serve_form
 from tests import families

@@ -160,7 +160,7 @@ def test_a_draft_model_that_is_always_wrong_costs_little() -> None:
     assert engine.speculator is not None
     assert said(engine, prompts, greedy(40)) == expected
     tally = engine.speculator.tally
-    assert 0 < tally.proposed
+    assert tally.proposed > 0
     assert tally.proposed <= 2 * tally.tokens  # it soon stops trying
     assert engine.stats.steps <= plain.stats.steps + 1
     assert not engine.speculator._habits
@@ -290,7 +290,11 @@ def test_pushed_weights() -> None:
     engine = Engine(model, Settings(memory=8 << 20, tokens=24))
     old = [fresh(NAME, prompt, greedy()) for prompt in prompts]
     held = logical(model)
-    names = ["embed.tokens.weight", "stack.blocks.1.branches.0.layer.q.weight", "stack.blocks.0.branches.1.layer.up.weight"]
+    names = [
+        "embed.tokens.weight",
+        "stack.blocks.1.branches.0.layer.q.weight",
+        "stack.blocks.0.branches.1.layer.up.weight",
+    ]
     names = [name for name in held if "blocks.1" in name or "embed" in name][:6]
     new = {name: held[name] + 0.2 * torch.randn(held.shape(name)) for name in names}
     running = engine.submit(prompts[0], greedy())

@@ -49,7 +49,7 @@ def load_model(name: str, machine: Machine, quantize: str | None = None) -> Lang
         return model
     from openbook.quant.form import quantised
 
-    return quantised(model, "int8")
+    return quantised(model, quantize)
 
 
 def load_both(name: str, machine: Machine, quantize: str | None = None) -> tuple[LanguageModel, Tokenizer]:
