@@ -68,12 +68,9 @@ def our_engine(place: Place, who: str, *, prefix_cache: bool) -> Any:
     from openbook import runtime
     from openbook.generate.engine import Engine
     from openbook.generate.settings import Settings
-    from openbook.nn.serving import serve_form
 
     runtime.keep_memory()
-    model = ob.load(str(place.path), dtype="bfloat16")
-    if who == "ours-int8":
-        serve_form(model, "int8")
+    model = ob.load(str(place.path), dtype="bfloat16", quantize="int8" if who == "ours-int8" else None)
     return Engine(model, Settings(rows=place.rows, prefix_cache=prefix_cache), memory="2GiB")
 
 

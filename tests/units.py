@@ -14,12 +14,15 @@ from openbook.native import build
 from openbook.native import rows as native
 
 EMULATED = ("-DOPENBOOK_AMX", "-DOPENBOOK_EMULATE_AMX")
+# -O1: quick to compile
 UNITS = {
     "own": (),
+    "avxvnni": ("-O1", "-mavx2", "-mfma", "-mavxvnni"),
     "avx2": ("-O1", "-mavx2", "-mfma"),
     "plain": ("-O1",),
     "amx": ("-O1", *EMULATED),
-}  # -O1: quick to compile
+}
+NEEDS = {"avxvnni": "AVX-VNNI", "avx2": "AVX2"}
 
 
 @pytest.fixture(params=UNITS)
@@ -34,8 +37,8 @@ def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def compiled(name: str) -> ctypes.CDLL:
     features = cpu_features()
-    if name == "avx2" and "AVX2" not in features:
-        pytest.skip("no AVX2 here")
+    if name in NEEDS and NEEDS[name] not in features:
+        pytest.skip(f"no {NEEDS[name]} here")
     wide = (*native.WIDE, "-mavx512bf16") if name == "amx" and "AVX-512 BF16" in features else ()
     library = build.load("rows", native.SOURCES, [(*native.EXACT, *wide, *UNITS[name])])
     assert library is not None
@@ -59,7 +62,7 @@ def unlike_alone(operator: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     """Whether a row of x [R,D] gets other bits among others, at another place, or on other threads, than alone."""
     alone = torch.cat([operator(x[row : row + 1]) for row in range(len(x))])
     threads = torch.get_num_threads()
-    for count in (1, 2):
+    for count in (1, 2, 5):
         torch.set_num_threads(count)
         try:
             together, shifted = operator(x), operator(x.roll(1, 0)).roll(-1, 0)

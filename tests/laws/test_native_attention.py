@@ -151,7 +151,9 @@ def hold(case: Case, mixer: Mixer | None = None) -> None:
     exact = outcome(lambda q, k, v: mix_reference(q, k, v, seen, False, scale), *(x.double() for x in inputs), grad)
     ours, theirs = outcome(mixer or case.flash, *inputs, grad), outcome(peer, *inputs, grad)
     for name, a, b, c in zip(("out", "dq", "dk", "dv"), ours, theirs, exact, strict=True):
-        size = c.norm().clamp(min=1e-3)
+        # A single token has no gradient in q and k: what is left where two sums cancel is as small as their rounding,
+        # and is measured by the size of what cancels (AMD's units leave some, Intel's happen to leave none).
+        size = c.norm().clamp(min=0.1 * float(grad.norm()))
         mine, limit = (a.double() - c).norm() / size, 1.5 * (b.double() - c).norm() / size + 1e-5
         assert mine <= limit, f"{case}: {name} is {mine:.2e} off, at most {limit:.2e} is allowed"
 

@@ -82,7 +82,7 @@ def operator(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if unit == "reference":
         monkeypatch.setattr(native, "paged", lambda: None)
         return
-    found = native.paged() if unit == "here" else native.load([UNITS[unit]])
+    found = native.paged() if unit == "here" else native.load([(*UNITS[unit], "-O1")])  # sooner compiled
     if found is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(native, "paged", lambda: found)

@@ -22,7 +22,7 @@ from openbook.nn.norm import Normalise
 from openbook.nn.packed import Packed, PackedStack, RowLinear
 from openbook.nn.selective import StateSpace
 from openbook.nn.serving import FORMS
-from openbook.nn.state import Context, Dense
+from openbook.nn.state import Context, Dense, Recurrence
 from tests.units import compiled, no_gradients, numbers, unit, unlike_alone
 
 __all__ = ["no_gradients", "unit"]
@@ -220,11 +220,9 @@ class Slot(Dense):
 
     kept: tuple[Tensor, ...] | None = None
 
-    def slot(self, index: int) -> tuple[Tensor, ...] | None:  # type: ignore[override]  # noqa: ARG002
-        return self.kept
-
-    def keep(self, index: int, tensors: tuple[Tensor, ...]) -> None:  # noqa: ARG002
-        self.kept = tensors
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
+        out, self.kept = run(x, self.kept, self.segments)
+        return out
 
 
 def chunked(layer: StateSpace, x: Tensor, sizes: list[int], segments: Tensor | None = None) -> Tensor:

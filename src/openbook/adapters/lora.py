@@ -12,9 +12,8 @@ and a module without adapters is as it was. A row's result depends on that row a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,30 +23,51 @@ from torch.utils.hooks import RemovableHandle
 from openbook.adapters.folder import Adapter, read
 from openbook.adapters.place import Delta, bias_of, place, weight_of
 from openbook.adapters.product import rows_linear
+from openbook.adapters.stack import Rows, Stack, Step
 from openbook.errors import InputError, Refusal, nearest
 from openbook.nn.attention import SourceAttention
 from openbook.nn.model import LanguageModel
 
-Rows = Tensor | slice
 REWRITE = "adapters"
 
 
-@dataclass(frozen=True)
-class Step:
-    """Which rows belong to which adapter: those of the decoder's (or only) tokens, and of the encoder's."""
-
-    rows: tuple[tuple[str, Rows], ...] = ()
-    source: tuple[tuple[str, Rows], ...] = ()
-
-
 class Hooked:
-    """The hook on one module: what each adapter does to its output."""
+    """The hook on one module: what each adapter does to its output. Plain pairs run together, others one by one."""
 
     def __init__(self, bank: Bank, source: bool) -> None:
         self.bank = bank
         self.source = source  # its rows are the encoder's
+        self.stacks: tuple[Stack, ...] = ()
         self.deltas: dict[str, Delta] = {}
         self.gains: dict[str, Tensor] = {}  # DoRA's g [out], by adapter
+
+    def add(self, name: str, delta: Delta, gain: Tensor | None) -> None:
+        """Take an adapter."""
+        if delta.down is None or delta.up is None or any(t is not None for t in (delta.shift, delta.bias, gain)):
+            if gain is not None:
+                self.gains[name] = gain
+            self.deltas[name] = delta
+            return
+        stack = next((one for one in self.stacks if one.rank == len(delta.down)), None)
+        if stack is None:
+            stack = Stack(delta.down, delta.up)
+            self.stacks = (*self.stacks, stack)
+        stack.add(name, delta.down, delta.up)
+
+    def drop(self, name: str) -> bool:
+        """Give an adapter up; whether none is left."""
+        self.deltas.pop(name, None)
+        self.gains.pop(name, None)
+        for stack in self.stacks:
+            stack.drop(name)
+        self.stacks = tuple(stack for stack in self.stacks if stack.names)
+        return not self.deltas and not self.stacks
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of an adapter here."""
+        delta = self.deltas.get(name, Delta())
+        own = (delta.down, delta.up, delta.shift, delta.bias, delta.magnitude, self.gains.get(name))
+        return sum(t.nbytes for t in own if t is not None) + sum(s.nbytes for s in self.stacks if name in s.names)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         step = self.bank.step
@@ -55,18 +75,16 @@ class Hooked:
         if not chosen:
             return None
         flat_x, flat_y = inputs[0].flatten(0, -2), output.flatten(0, -2)  # [tokens,in] and [tokens,out]
-        for name, rows in chosen:
+        for stack in self.stacks:
+            flat_y = stack.apply(step, self.source, flat_x, flat_y)
+        for name, rows in chosen if self.deltas else ():
             delta = self.deltas.get(name)
             if delta is None:
                 continue
             new = adapted(delta, self.gains.get(name), bias_of(module), flat_x[rows], flat_y[rows])
-            if isinstance(rows, slice) and rows == slice(None):
-                flat_y = new
-            elif flat_y.requires_grad or new.requires_grad:
+            if flat_y.requires_grad or new.requires_grad:
                 flat_y = flat_y.clone()
-                flat_y[rows] = new
-            else:
-                flat_y[rows] = new  # the module's output is nobody else's yet
+            flat_y[rows] = new
         return flat_y.view(output.shape)
 
 
@@ -133,10 +151,7 @@ class Bank:
         gains = {path: gain_of(delta, modules[path]) for path, delta in deltas.items()}
         for path, delta in deltas.items():
             hook = self._hook(path, modules[path])
-            gain = gains[path]
-            if gain is not None:
-                hook.gains[name] = gain
-            hook.deltas[name] = delta
+            hook.add(name, delta, gains[path])
         if REWRITE not in self.model.rewrites:
             self.model.rewrites.append(REWRITE)
         self._count += 1
@@ -149,9 +164,7 @@ class Bank:
             raise Refusal(f"The adapter '{name}' is being used by a step that runs; unload it between steps.")
         del self._versions[name]
         for path, hook in list(self._hooks.items()):
-            hook.deltas.pop(name, None)
-            hook.gains.pop(name, None)
-            if not hook.deltas:
+            if hook.drop(name):
                 self._handles.pop(path).remove()
                 del self._hooks[path]
         if not self._hooks:
@@ -181,12 +194,7 @@ class Bank:
     def nbytes(self, name: str) -> int:
         """Bytes that an adapter holds."""
         self._known(name)
-        seen: dict[int, int] = {}
-        for hook in self._hooks.values():
-            delta = hook.deltas.get(name)
-            parts = () if delta is None else (*_fields(delta).values(), hook.gains.get(name))
-            seen |= {t.data_ptr(): t.numel() * t.element_size() for t in parts if t is not None}
-        return sum(seen.values())
+        return sum(hook.nbytes(name) for hook in self._hooks.values())
 
     def _known(self, name: str) -> None:
         if name not in self._versions:
@@ -203,8 +211,5 @@ class Bank:
 
 
 def _moved(delta: Delta, device: torch.device) -> Delta:
-    return Delta(**{key: None if t is None else t.to(device) for key, t in _fields(delta).items()})
-
-
-def _fields(delta: Delta) -> Mapping[str, Tensor | None]:
-    return vars(delta)
+    parts = (delta.down, delta.up, delta.shift, delta.bias, delta.magnitude)
+    return Delta(*(None if part is None else part.to(device) for part in parts))

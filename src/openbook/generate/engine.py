@@ -38,6 +38,7 @@ from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full, Scheduler
 from openbook.generate.settings import Settings, Stats
 from openbook.generate.store import Store
+from openbook.generate.threads import Threads
 from openbook.generate.turn import Turn
 from openbook.native import paged as paged_native
 from openbook.native import rows as native
@@ -108,6 +109,8 @@ class Engine:
 
     def restore(self) -> LanguageModel:
         """The model as it was before this engine took it, where it was this engine that changed its form."""
+        for name in [] if self.bank is None else self.bank.names:
+            self.unload_adapter(name)
         if self._restores:
             restore(self.model)
         return self.model
@@ -279,6 +282,20 @@ class Engine:
 
     def step(self) -> list[Token]:
         """One step for all that can run; the tokens it wrote, and the ends of requests that ended without one."""
+        threads = torch.get_num_threads()
+        try:
+            return self._step(threads)
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+    def _step(self, threads: int) -> list[Token]:
+        if (
+            self.settings.adapt_threads
+            and self.exact
+            and (self.reader.threads is None or self.reader.threads.most != threads)
+        ):
+            self.reader.threads = Threads(threads)
         if self.speculator is not None:
             self._draft(self.speculator)
         began = time.perf_counter()
@@ -382,4 +399,4 @@ def _share(draft: LanguageModel, model: LanguageModel) -> float:
         sum(s.kv_heads * (s.key_dim + s.value_dim) for s in one.states if isinstance(s, PerToken))
         for one in (draft, model)
     )
-    return own / max(1, own + other)
+    return min(0.5, own / max(1, own + other))  # a recurrent model keeps nothing by the token, and yet it keeps

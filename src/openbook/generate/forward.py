@@ -18,6 +18,7 @@ from openbook.generate.plan import Sequence as Run
 from openbook.generate.plan import Work
 from openbook.generate.settings import Stats
 from openbook.generate.store import Store
+from openbook.generate.threads import Threads
 from openbook.nn.model import LanguageModel
 
 
@@ -31,6 +32,7 @@ class Reader:
         self.stats = stats
         self.biases = Biases()
         self.bank: Bank | None = None
+        self.threads: Threads | None = None
         self.sourced: dict[Run, list[int]] = {}  # whose source's keys are in these pages
 
     def read_each(self, works: Sequence[Work]) -> tuple[Reading, dict[Run, str]]:
@@ -67,6 +69,8 @@ class Reader:
             rows += range(state.starts[number + 1] - wanted, state.starts[number + 1])
         packed = time.perf_counter()
         self.stats.pack += packed - began
+        if self.threads is not None:
+            torch.set_num_threads(self.threads.choose(state.starts[-1]))
         with self._adapted(jobs, state):
             hidden = self.model.hidden(state.ids, cache=state)[0]  # [T,D]
         logits = self.model.head(hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows, dtype=torch.int64)])
@@ -76,7 +80,10 @@ class Reader:
         for work in works:
             if work.sequence.source_table:
                 self.sourced[work.sequence] = list(work.sequence.source_table)
-        self.stats.model += time.perf_counter() - packed
+        seconds = time.perf_counter() - packed
+        self.stats.model += seconds
+        if self.threads is not None:
+            self.threads.note(state.starts[-1], torch.get_num_threads(), seconds)
         return Reading(logits.float(), spans, [state])
 
     def _sources(self, works: Sequence[Work], jobs: Sequence[Job]) -> Sources | None:

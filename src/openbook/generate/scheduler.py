@@ -181,6 +181,8 @@ class Scheduler:
             if left and len(plan.works) < self.rows:
                 self._admit(plan, left, now)
             if not (plan.works or plan.ended or plan.preempted):
+                self._unlock(plan, now)
+            if not (plan.works or plan.ended or plan.preempted):
                 self._unstick(plan, now)
         if self._lost:
             plan.preempted += self._lost
@@ -314,6 +316,12 @@ class Scheduler:
         need = pool.missing(sequence) + len(plan.works) * sum(group.nbytes for group in self.shape.groups)
         need += sum(pool.missing(s) for s in self.running if s.computed < len(s.ids) - 1)
         return pool.bytes - pool.loose + need <= pool.memory
+
+    def _unlock(self, plan: Plan, now: float) -> None:
+        """Who is paused waits for others that may wait for its pages: if nothing else moves, it gives them up."""
+        while not plan.works and (paused := [s for s in self.running if s.paused]):
+            self._preempt(plan, paused[-1])
+            self._admit(plan, self.tokens, now)
 
     def _unstick(self, plan: Plan, now: float) -> None:
         """Nothing moves. Who waits for a mate that cannot get in beside it would wait forever: the mate has to end."""

@@ -29,6 +29,8 @@ class Settings:
     """Seconds that unused pages are kept; None: until memory is wanted."""
     prefix_minimum: int = 0
     """Shorter prefixes (in tokens) are not kept."""
+    adapt_threads: bool = True
+    """Whether an exact engine on a CPU learns how many threads a step should have (see threads.py)."""
     speculation: str | None = None
     """"lookup": drafts from the text itself. A draft model is handed to the engine."""
     drafts: int = 6

@@ -166,7 +166,10 @@ class Turn:
             job.beams = Beams(job.lines[0], work.sequence, engine.token_bytes)
             job.sequences.clear()
         if not job.beams.hear(work.sequence, self.reading.logits[row]):
+            engine.scheduler.pause(work.sequence)
             return
+        for sequence in job.beams.sequences:
+            engine.scheduler.resume(sequence)
         try:
             if job.beams.move(self._fork, engine.release):
                 return

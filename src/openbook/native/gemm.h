@@ -172,7 +172,12 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
         Whole whole;
         __m256i half[2];
     } acc = {sum};
-    const __m256i left = _mm256_set1_epi32(four);  // bytes 0 and 2, then 1 and 3, as numbers of 16 bits
+    const __m256i left = _mm256_set1_epi32(four);
+#if defined(__AVXVNNI__)
+    for (int i = 0; i < 2; i++)
+        acc.half[i] = _mm256_dpbusd_avx_epi32(acc.half[i], _mm256_loadu_si256((const __m256i*)w + i), left);
+#else
+    // Bytes 0 and 2, then 1 and 3, as numbers of 16 bits.
     const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(left, 8), 8), odd = _mm256_srai_epi16(left, 8);
     for (int i = 0; i < 2; i++) {
         const __m256i right = _mm256_loadu_si256((const __m256i*)w + i);
@@ -180,6 +185,7 @@ inline Whole quads(const char* w, const char* a, Whole sum) {  // 16 outputs, fo
         acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(low, even));
         acc.half[i] = _mm256_add_epi32(acc.half[i], _mm256_madd_epi16(high, odd));
     }
+#endif
     return acc.whole;
 #else
     Whole right;

@@ -88,6 +88,9 @@ inline void mix_rows(const Shape& s, const char* weights, const Piece& piece, fl
     constexpr int J = R <= 4 ? 4 : 2;
     int64_t tile = 0;
     for (; tile + J <= s.value_tiles; tile += J) mix_some<Word, ahead, R, J>(s, weights, piece, tile, mixed);
+    // What is left goes together too: one tile alone is a single chain of sums, each waiting for the last.
+    if (J > 3 && s.value_tiles - tile == 3) return mix_some<Word, ahead, R, J == 4 ? 3 : 1>(s, weights, piece, tile, mixed);
+    if (J > 2 && s.value_tiles - tile == 2) return mix_some<Word, ahead, R, J == 4 ? 2 : 1>(s, weights, piece, tile, mixed);
     for (; tile < s.value_tiles; tile++) mix_some<Word, ahead, R, 1>(s, weights, piece, tile, mixed);
 }
 

@@ -244,7 +244,7 @@ struct Walker {
 
     // The keys of one chunk, for an item whose queries are packed.
     void take_chunk(const Item& item, int64_t chunk, State& state, const Item& after) {
-        state.clear(rows);
+        state.clear(matrices ? padded(item.count, 16) : item.count);
         const int64_t stop = std::min((chunk + 1) * CHUNK, end(item));
         for (int64_t base = std::max(chunk * CHUNK, begin(item) / PIECE * PIECE); base < stop; base += PIECE)
             take_piece(item, base, state, after);

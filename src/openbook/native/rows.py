@@ -85,6 +85,8 @@ def library() -> ctypes.CDLL | None:
         choices = [(*EXACT, *WIDE, "-mavx512bf16", *AMX)] if tiles else []
         choices += [(*EXACT, *WIDE, "-mavx512bf16")] if "AVX-512 BF16" in features else []
         choices += [(*EXACT, *WIDE)]
+    if "AVX-VNNI" in features:
+        choices += [(*EXACT, "-mavx2", "-mfma", "-mavxvnni")]
     choices += [(*EXACT, "-mavx2", "-mfma")] if "AVX2" in features else [EXACT]
     found = build.load("rows", SOURCES, choices)
     if found is None:

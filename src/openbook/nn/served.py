@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,32 +36,41 @@ def run(block: ResidualBlock, x: Tensor, ctx: Context) -> Tensor | None:
         return None
     if block.served is None or not block.served.current():
         block.served = plan(block)
-    return block.served.run(library, x, ctx) if block.served.fits else None
+    return block.served.run(library, x, ctx) if block.served.fits and not block.served.watch.hooked() else None
 
 
 class Watch:
-    """What a plan was made from; it holds as long as every part is the same one, and nothing hooks on it."""
+    """What a plan was made from; it holds as long as every part is the same one."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[Mapping[str, Any], str, object]] = []
+        self.held: list[dict[str, Any]] = []  # where each watched thing is held,
+        self.names: list[str] = []  # under which name,
+        self.things: list[object] = []  # and which it was
         self.hooks: list[Mapping[int, Any]] = []
 
     def part(self, owner: nn.Module, name: str) -> Any:
         """The module `name` of `owner`, watched with its tensors."""
         found = owner._modules.get(name)
-        self.parts.append((owner._modules, name, found))
+        self._note(owner._modules, name, found)
         if found is not None:
             for held in (found._parameters, found._buffers):
-                self.parts += [(held, key, value) for key, value in held.items()]
+                for key, value in held.items():
+                    self._note(held, key, value)
             self.hooks += [found._forward_hooks, found._forward_pre_hooks]
         return found
 
+    def _note(self, held: dict[str, Any], name: str, thing: object) -> None:
+        self.held.append(held)
+        self.names.append(name)
+        self.things.append(thing)
+
     def current(self) -> bool:
-        return (
-            bool(self.parts)
-            and not any(self.hooks)
-            and all(held.get(name) is value for held, name, value in self.parts)
-        )
+        """Whether everything is as it was. Asked for every block of every step, hence without a loop in Python."""
+        return bool(self.held) and all(map(is_, map(dict.get, self.held, self.names), self.things))
+
+    def hooked(self) -> bool:
+        """Whether anything hooks on a part, as adapters do: then the modules themselves must run."""
+        return any(self.hooks)
 
 
 class Plan:

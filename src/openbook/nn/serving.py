@@ -155,6 +155,8 @@ def _check(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | None
             raise ConfigError(f"This model has no matrix '{name}' to choose a form for.{nearest(name, known)}")
         if choice.kind not in FORMS:
             raise ConfigError(f"A matrix is kept as {', '.join(FORMS)}: got '{choice.kind}' for '{name}'.")
+        if choice.smooth is not None and name.rpartition(".")[2] in STACKS and "experts" in name.split("."):
+            raise ConfigError(f"The experts' matrices take no smoothing: got one for '{name}'.")
 
 
 # ---------------------------------------------------------------------------------------------- logical parameters
