@@ -11,7 +11,7 @@ from openbook.generate.job import Reading
 from openbook.generate.plan import Work
 from tests.laws.served import Said, drawn, engine_of, prompts_of, said
 
-KINDS = ["llama", "qwen2-window", "mamba", "t5"]
+KINDS = ["llama", "mamba", "t5"]
 Read = Callable[[Sequence[Work]], Reading]
 
 
