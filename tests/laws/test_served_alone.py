@@ -57,7 +57,7 @@ def test_batch_mates_chunks_and_prefix_hits_change_nothing(name: str, sampling: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_preemption_changes_nothing(name: str) -> None:
-    prompts = prompts_of(name, 4, (40, 35, 44, 38))
+    prompts = prompts_of(name, 4, (31, 30, 31, 30))
     sampling = drawn(tokens=24)
     expected = alone(name, prompts, sampling)
     engine = engine_of(name)
@@ -65,8 +65,8 @@ def test_preemption_changes_nothing(name: str) -> None:
     one = sum(group.nbytes for group in shape.groups) + (shape.source.nbytes if shape.source else 0)
     few = engine_of(name, memory=5 * one + 3 * shape.slot_bytes if shape.groups else 3 * shape.slot_bytes)
     assert said(few, prompts, sampling) == expected
-    if shape.groups and not few.start and all(group.window is None for group in shape.groups):
-        assert few.stats.preemptions > 0 or max(map(len, prompts)) <= PAGE
+    if shape.groups and not few.start and max(map(len, prompts)) + 12 > PAGE:  # what they write needs a second page
+        assert few.stats.preemptions > 0
     made = engine_of(name)  # and where memory would have sufficed: at every step, one after the other
     jobs = [made.submit(prompt, sampling) for prompt in prompts]
     count = 0

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from openbook.adapters.lora import Bank
-from openbook.errors import InputError, Refusal, nearest
+from openbook.errors import InputError, Refusal
 from openbook.generate.choose import Chooser
-from openbook.generate.draft_model import ModelDrafter
+from openbook.generate.draft_model import ModelDrafter, share_of
 from openbook.generate.drafting import LookupDrafter, Speculator
 from openbook.generate.feed import quiet
 from openbook.generate.forward import Reader
@@ -43,8 +43,7 @@ from openbook.generate.turn import Turn
 from openbook.native import paged as paged_native
 from openbook.native import rows as native
 from openbook.nn.model import LanguageModel
-from openbook.nn.serving import assign, form_of, logical, restore, serve_form
-from openbook.nn.state import PerToken
+from openbook.nn.serving import form_of, put, restore, serve_form
 
 KV = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
@@ -73,7 +72,7 @@ class Engine:
         self.token_bytes = token_bytes
         s = self.settings
         self.memory = memory_for(s.memory if memory is None else memory)
-        reserved = 0 if draft is None else int(self.memory * _share(draft, model))
+        reserved = 0 if draft is None else int(self.memory * share_of(draft, model))
         self.memory -= reserved
         self.store = Store(model, self.memory, self._kv(), s.page)
         self.scheduler = Scheduler(
@@ -211,28 +210,16 @@ class Engine:
     def push(self, weights: Mapping[str, Tensor]) -> int:
         """Puts new weights in place by their logical names, between two steps; the number of this version.
 
-        All or nothing: names and shapes are checked first. What runs goes on from the keys and values it has; nothing
-        that the old weights computed is found by later requests. Every token says which version made it.
+        All or nothing: names, shapes and numbers are checked first. What runs goes on from the keys and values it has;
+        nothing that the old weights computed is found by later requests. Every token says which version made it.
         """
-        held = logical(self.model)
-        for name, tensor in weights.items():
-            if name not in held:
-                raise InputError(f"This model has no parameter '{name}'.{nearest(name, list(held))}")
-            if held.shape(name) != tensor.shape:
-                raise InputError(f"`{name}` has the shape {tuple(held.shape(name))}: got {tuple(tensor.shape)}.")
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"`{name}` holds numbers that are not finite: nothing was changed.")
-        for name, tensor in weights.items():
-            assign(self.model, name, tensor)
+        put(self.model, weights)
         if self.bank is not None:
             self.bank.refresh()
         self.version += 1
         self.reader.biases.forget()
         for job in self.jobs.values():
-            for sequence in job.sequences.values():
-                sequence.ask.keep = sequence.ask.share = False
-            for line in job.lines:
-                line.result.versions = line.result.versions or [self.version - 1] * len(line.result.ids)
+            job.renew(self.version)
         return self.version
 
     def cancel(self, job: Job) -> list[Token]:
@@ -395,12 +382,3 @@ class Engine:
             self.stats.failures += 1
             events += self.end(self.jobs[sequence.ask.key], "error", why)
         return events
-
-
-def _share(draft: LanguageModel, model: LanguageModel) -> float:
-    """The draft model's share of the memory: by what a token costs in each."""
-    own, other = (
-        sum(s.kv_heads * (s.key_dim + s.value_dim) for s in one.states if isinstance(s, PerToken))
-        for one in (draft, model)
-    )
-    return min(0.5, own / max(1, own + other))  # a recurrent model keeps nothing by the token, and yet it keeps

@@ -56,6 +56,14 @@ class Job:
         """Whether any choice is not done."""
         return not all(line.done for line in self.lines)
 
+    def renew(self, version: int) -> None:
+        """The weights have changed to `version`: what this request computes is nobody else's, and its tokens say so."""
+        for sequence in [*self.sequences.values(), *(self.beams.sequences if self.beams is not None else ())]:
+            sequence.ask.keep = sequence.ask.share = False
+        for line in self.lines:
+            if line.result.versions is None:
+                line.result.versions = [version - 1] * len(line.result.ids)
+
     def end(self, line: Line, finish: Finish, error: str | None = None) -> Token:
         """Ends a choice without a token of its own; what was held back of its bytes is text now."""
         line.done = True

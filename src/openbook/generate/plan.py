@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from openbook.errors import OpenbookError
+
 if TYPE_CHECKING:
     from openbook.generate.entries import Entry
 
@@ -45,6 +47,14 @@ class Ask:
     tenant: str = ""  # fairness is between these
     deadline: float | None = None
     arrived: float = 0.0
+
+
+class Full(OpenbookError):
+    """Too many requests wait. `retry_after`: seconds until there should be room."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Sequence:

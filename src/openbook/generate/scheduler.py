@@ -16,21 +16,14 @@ from collections import deque
 from collections.abc import Mapping
 from math import inf
 
-from openbook.errors import InputError, OpenbookError
+from openbook.errors import InputError
 from openbook.generate.audit import audit
 from openbook.generate.pages import Pool
 from openbook.generate.plan import Ask, Plan, Sequence, Shape, Work
+from openbook.generate.plan import Full as Full
 
 AGING = 30.0  # seconds of waiting that are worth one step of priority
 RECENT = 32  # ends that the rate is measured over
-
-
-class Full(OpenbookError):
-    """Too many requests wait. `retry_after`: seconds until there should be room."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class Scheduler:

@@ -230,6 +230,20 @@ def assign(model: LanguageModel, name: str, tensor: Tensor) -> None:
         Logical(model).assign(name, tensor)
 
 
+def put(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
+    """Put several pushed weights in place, all or none: names, shapes and numbers are checked before."""
+    held = Logical(model)
+    for name, tensor in weights.items():
+        if name not in held:
+            raise InputError(f"This model has no parameter '{name}'.{nearest(name, list(held))}")
+        if held.shape(name) != tensor.shape:
+            raise InputError(f"`{name}` has the shape {tuple(held.shape(name))}: got {tuple(tensor.shape)}.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"`{name}` holds numbers that are not finite: nothing was changed.")
+    for name, tensor in weights.items():
+        assign(model, name, tensor)
+
+
 @torch.no_grad()
 def restore(model: LanguageModel) -> LanguageModel:
     """Take `serve_form` back: plain linear maps and stacks, in the dtypes they came in."""
