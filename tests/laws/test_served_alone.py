@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def fault(make: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.Monkey
 
 @fault
 def pages_known_by_their_place(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pages, "digest_of", lambda before, ids: pages.blake2b(before + bytes([len(ids)])).digest())
+    patch.setattr(pages, "digest_of", lambda before, ids: blake2b(before + bytes([len(ids)])).digest())
     patch.setattr(pages.Entry, "ids", property(lambda _: Anything(), lambda *_: None))
 
 

@@ -86,10 +86,15 @@ class Live:
             timeout=timeout,
             listener=heard,
         )
-        job = await asyncio.wrap_future(self.call(submit))
-        ends = 0
+
+        def begin() -> tuple[Job, bool]:
+            begun = submit()
+            return begun, begun.ended  # as it is now: a moment later its tokens may all be on their way
+
+        job, nothing = await asyncio.wrap_future(self.call(begin))
+        ends = sampling.n if nothing else 0
         try:
-            while ends < sampling.n and not (job.ended and queue.empty()):
+            while ends < sampling.n:
                 token = await queue.get()
                 ends += token.finish is not None
                 yield job, token

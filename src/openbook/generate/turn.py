@@ -183,6 +183,8 @@ class Turn:
         job.results = results
         engine.stats.output_tokens += sum(len(found.ids) for found in results)
         self.events += replay(results)
+        # Where too little was possible there are fewer outputs than were asked for; who listens counts the ends.
+        self.events += [job.end(line, "error", "Fewer beams could be finished.") for line in job.lines[len(results) :]]
 
     def _fork(self, parent: Run, choice: int) -> Run:
         child = self.engine.scheduler.fork(parent, choice)
