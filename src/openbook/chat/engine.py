@@ -13,7 +13,6 @@ The engine below (`generate/engine.py`) knows ids and runs in a thread of its ow
 from __future__ import annotations
 
 import weakref
-from asyncio import wrap_future
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -28,8 +27,8 @@ from torch import Tensor
 from openbook.chat.local import Local, start_of
 from openbook.chat.messages import Delta, Message
 from openbook.chat.protocols import DEFAULT
+from openbook.chat.reading import Reads
 from openbook.errors import InputError, OpenbookError, Refusal
-from openbook.generate import encode
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
@@ -125,7 +124,7 @@ class _Batch:
                 self.live.call(partial(self.live.engine.cancel, job))
 
 
-class Engine(Local):
+class Engine(Reads, Local):
     """Chat, Complete, Score and Tokenize over an engine, and whole batches.
 
     memory      bytes for keys, values and states, such as "2GiB"; None: a share of what is free
@@ -276,11 +275,6 @@ class Engine(Local):
 
     def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
         return [output.prompt_logprobs or () for output in self.generate(texts, asked)]
-
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of length 1 for each text: the mean of its hidden states. See `generate/encode.py`."""
-        ids = [self._prompt(text) for text in texts]
-        return (await wrap_future(self.live.call(partial(encode.embed, self.model, ids)))).tolist()
 
     # -- weights and adapters -----------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ from openbook.native import rows as native
 from openbook.nn.model import LanguageModel
 from openbook.nn.serving import form_of, put, restore, serve_form
 
+# How far log-probabilities of a close engine may lie apart between two ways of running the same request (fp32).
+EPSILON = 1e-3
 KV = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
