@@ -29,7 +29,7 @@ class Reads:
     tokenizer: Tokenizer
 
     async def embed(self, texts: Sequence[str], *, pooling: Pooling = MEAN, exact: bool = False) -> list[list[float]]:
-        """A vector for each text: the mean of its hidden states, its first or its last; of length 1 if `pooling` says so.
+        """A vector for each text: the mean of its hidden states, its first or its last; see `Pooling`.
 
         `exact`: each text is read alone, so that its vector is the same to the last bit whatever comes with it.
         """
