@@ -140,9 +140,9 @@ def _transformers_continuous(place: Place) -> Run:
             for number, (ids, count) in enumerate(zip(prompts, new, strict=True)):
                 manager.add_request(list(ids), request_id=str(number), max_new_tokens=count)
             while len(written) < len(new):
-                result = manager.get_result(timeout=60)
+                result = manager.get_result(timeout=600)
                 if result is None:
-                    raise RuntimeError(f"{len(written)} of {len(new)} requests came back within a minute")
+                    raise RuntimeError(f"{len(written)} of {len(new)} requests came back within ten minutes")
                 if result.is_finished():
                     written[int(result.request_id)] = len(result.generated_tokens)
         return _check([written[number] for number in range(len(new))], new)
