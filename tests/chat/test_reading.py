@@ -31,7 +31,7 @@ def bert(root: Path, architecture: str, **more: Any) -> Path:
         intermediate_size=70,
         num_hidden_layers=2,
         num_attention_heads=3,
-        max_position_embeddings=40,
+        max_position_embeddings=64,
         **more,
     )
     model = getattr(transformers, architecture)(config)
@@ -74,8 +74,8 @@ def test_vectors_classes_and_what_cannot_be_read(tmp_path: Path) -> None:
         expected = [reference(folder, name, text)[0].logits[0] for text in TEXTS]
         expected.append(reference(folder, name, "A fox", "The river")[0].logits[0])
         assert torch.allclose(torch.tensor(found), torch.stack(expected), atol=1e-4)
-        with pytest.raises(InputError, match="40"):
-            wait(engine.embed(["the fox " * 40]))
+        with pytest.raises(InputError, match="64"):
+            wait(engine.embed(["the fox " * 64]))
         with pytest.raises(Refusal, match="cannot write"):
             engine.generate(["The fox"])
 
