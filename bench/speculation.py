@@ -26,7 +26,7 @@ CASES = ["copy, plain", "copy, lookup", "α=0.7", "α=0.8"]
 class Scripted:
     """A drafter that knows what will be written and is right with chance `alpha`, independently for every token."""
 
-    cost = 0.0
+    cost = 0.02
 
     def __init__(self, alpha: float, text: Sequence[int]) -> None:
         self.alpha, self.text, self.draw = alpha, text, random.Random(0)
@@ -94,7 +94,7 @@ def main(options: Any) -> None:
     for case, results in cases.items():
         for what in CASES[1:]:
             last = results[what]["more"][-1]
-            per_pass = last["tokens"] / last["passes"]
+            per_pass = last["tokens"] / max(1, last["passes"])
             line = f"  {case:<18} {what:<13} {last['acceptance']:.3f} accepted, {per_pass:.2f} tokens a pass"
             if "predicted" in last:
                 line += f" (the formula: {last['predicted'] / last['passes']:.2f})"
