@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,8 @@ class _Batch:
         """Ends what is not done."""
         for job in self.jobs.values():
             if not job.ended:
-                self.live.call(partial(self.live.engine.cancel, job))
+                with suppress(OpenbookError):  # it is closed: everything ends anyway
+                    self.live.call(partial(self.live.engine.cancel, job))
 
 
 class Engine(Reads, Local):
@@ -198,6 +199,8 @@ class Engine(Reads, Local):
                 while waiting and batch.submit(waiting[0][0], *waiting[0][1]):
                     waiting.popleft()
                 for number, job, line in batch.finished():
+                    if line.result.finish == "cancelled":  # nobody else could have: it is no answer
+                        raise OpenbookError(f"The requests could not be finished. {self.live.ended}")
                     output = self._output(number, job, line.result)
                     done[number, line.result.choice] = output
                     if on_output is not None:
@@ -270,7 +273,7 @@ class Engine(Reads, Local):
                 if token.finish == "deadline":
                     raise OpenbookError(f"The request was not done after its `timeout` of {terms.timeout} seconds.")
                 if token.finish == "cancelled":
-                    raise OpenbookError("The request was cancelled: the engine was closed.")
+                    raise OpenbookError(f"The request was cancelled. {self.live.ended}")
                 yield token
 
     def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
