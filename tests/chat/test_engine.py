@@ -20,6 +20,7 @@ from openbook.chat import Chat, Complete, Embed, Message, Sampling, Score, Tool,
 from openbook.chat.engine import Engine, Output, Terms
 from openbook.chat.local import Local
 from openbook.errors import ConfigError, InputError, OpenbookError, Refusal
+from openbook.generate import grammars
 from openbook.models.load import save
 from openbook.models.make import make, spec_of
 from openbook.text import Tokenizer
@@ -268,3 +269,24 @@ def test_a_forked_process_is_told_rather_than_left_waiting(engine: Engine) -> No
 def test_an_unknown_adapter_is_an_error_even_for_no_tokens(engine: Engine) -> None:
     with pytest.raises(InputError, match="no adapter"):
         engine.generate(["A"], Sampling(max_tokens=0), adapter="nobody")
+
+
+@pytest.mark.parametrize("stop", [(), ("e", "n")])
+def test_beams_are_those_of_a_search_alone(engine: Engine, folder: Path, stop: tuple[str, ...]) -> None:
+    asked = Sampling(max_tokens=12, temperature=0.0, beams=3, n=3, stop=stop)
+    found = engine.generate(PROMPTS, asked)
+    assert [output.choice for output in found] == [0, 1, 2] * len(PROMPTS)
+    wanted = ob.generate(ob.load(folder), ob.Tokenizer.load(folder), PROMPTS, asked)
+    assert [output.text for output in found] == wanted
+    for output in found:
+        assert output.ids
+        assert output.score is not None
+
+
+def test_beams_that_nothing_is_left_for_are_said(engine: Engine) -> None:
+    asked = Sampling(max_tokens=20, temperature=0.0, beams=3, n=3, grammar=grammars.Choice(["no"]))
+    outputs = engine.generate(["A"], asked)
+    assert [output.choice for output in outputs] == [0, 1, 2]
+    assert outputs[0].text == "no"
+    assert {output.finish for output in outputs if not output.ids} == {"error"}
+    assert {output.score is None for output in outputs if not output.ids} == {True}
