@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from openbook.chat import Chat, Complete, Embed, Message, Sampling, Score, Tool,
 from openbook.chat.engine import Engine, Output, Terms
 from openbook.chat.local import Local
 from openbook.errors import ConfigError, InputError, OpenbookError, Refusal
+from openbook.generate import grammars
 from openbook.models.load import save
 from openbook.models.make import make, spec_of
 from openbook.text import Tokenizer
@@ -184,3 +187,106 @@ def test_a_forgotten_engine_ends_its_thread(folder: Path) -> None:
     assert not live._thread.is_alive()
     with pytest.raises(OpenbookError, match="closed"):
         live.call(lambda: None)
+
+
+def test_two_engines_of_one_model_at_once(folder: Path) -> None:
+    model, tokenizer = ob.load(folder), ob.Tokenizer.load(folder)
+    with Engine(model, tokenizer, memory="8MiB") as one, Engine(model, tokenizer, memory="8MiB") as other:
+        wanted = [output.ids for output in one.generate(PROMPTS, LONG)]
+        heard: list[bool] = []
+
+        def run(engine: Engine) -> None:
+            for _ in range(4):
+                heard.append([output.ids for output in engine.generate(PROMPTS, LONG)] == wanted)
+
+        threads = [threading.Thread(target=run, args=(engine,)) for engine in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert heard == [True] * 8
+
+
+def test_a_stream_that_is_given_up_while_it_begins_is_cancelled(folder: Path) -> None:
+    with Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="8MiB") as engine:
+        submit, underway = engine.core.submit, threading.Event()
+
+        def slow(*args: object, **named: object) -> object:
+            underway.set()
+            time.sleep(0.1)
+            return submit(*args, **named)  # type: ignore[arg-type]
+
+        engine.core.submit = slow  # type: ignore[assignment, method-assign]
+
+        async def give_up() -> None:
+            task = asyncio.create_task(collect(engine.complete("Once upon", LONG)))
+            await asyncio.to_thread(underway.wait)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(time.sleep, 0.15)
+            while not engine.core.idle:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(give_up())
+        assert engine.core.stats.output_tokens < 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_breaks_gives_no_answers(folder: Path) -> None:
+    engine = Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="8MiB")
+    step, steps = engine.core.step, iter(range(100))
+
+    def breaks() -> object:
+        if next(steps) == 3:
+            raise RuntimeError("the roof fell in")
+        return step()
+
+    engine.core.step = breaks  # type: ignore[assignment, method-assign]
+    with pytest.raises(OpenbookError, match=r"could not be finished.*the roof fell in"):
+        engine.generate(PROMPTS, LONG)
+    with pytest.raises(OpenbookError, match="the roof fell in"):
+        engine.generate(PROMPTS, LONG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_is_told_rather_than_left_waiting(engine: Engine) -> None:
+    engine.generate(["A"], GREEDY)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            engine.generate(["A"], GREEDY)
+        except OpenbookError as error:
+            os._exit(7 if "forked" in str(error) else 8)
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert engine.generate(["A"], GREEDY)[0].finish
+
+
+def test_an_unknown_adapter_is_an_error_even_for_no_tokens(engine: Engine) -> None:
+    with pytest.raises(InputError, match="no adapter"):
+        engine.generate(["A"], Sampling(max_tokens=0), adapter="nobody")
+
+
+@pytest.mark.parametrize("stop", [(), ("e", "n")])
+def test_beams_are_those_of_a_search_alone(engine: Engine, folder: Path, stop: tuple[str, ...]) -> None:
+    asked = Sampling(max_tokens=12, temperature=0.0, beams=3, n=3, stop=stop)
+    found = engine.generate(PROMPTS, asked)
+    assert [output.choice for output in found] == [0, 1, 2] * len(PROMPTS)
+    wanted = ob.generate(ob.load(folder), ob.Tokenizer.load(folder), PROMPTS, asked)
+    assert [output.text for output in found] == wanted
+    for output in found:
+        assert output.ids
+        assert output.score is not None
+
+
+def test_beams_that_nothing_is_left_for_are_said(engine: Engine) -> None:
+    asked = Sampling(max_tokens=20, temperature=0.0, beams=3, n=3, grammar=grammars.Choice(["no"]))
+    outputs = engine.generate(["A"], asked)
+    assert [output.choice for output in outputs] == [0, 1, 2]
+    assert outputs[0].text == "no"
+    assert {output.finish for output in outputs if not output.ids} == {"error"}
+    assert {output.score is None for output in outputs if not output.ids} == {True}

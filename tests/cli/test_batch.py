@@ -130,3 +130,25 @@ def test_grammars_and_int8_of_a_single_prompt(say: Any) -> None:
     status, said, _ = say("--prompt", "A", "--choice", "yes", "--choice", "no", "--quantize", "int8")
     assert status == 0
     assert said.strip() in ("Ayes", "Ano")
+
+
+def test_blank_lines_are_no_requests_and_it_still_goes_on(say: Any, tmp_path: Path) -> None:
+    file, out = written(tmp_path / "in.jsonl", [{"prompt": "A"}, "", "", {"prompt": "The fox"}, ""]), tmp_path / "out"
+    assert say("--batch", file, "--out", out)[0] == 0
+    lines = out.read_text().split("\n")
+    assert sorted(json.loads(line)["index"] for line in lines[:2]) == [0, 3]
+    out.write_text(next(line for line in lines[:2] if json.loads(line)["index"] == 3) + "\n")
+    assert say("--batch", file, "--out", out)[0] == 0
+    assert sorted(json.loads(line)["index"] for line in out.read_text().split("\n")[:-1]) == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [('{"prompt":"A","id":"\\ud800"}', "half a character"), ("[" * 100_000, "nested too deeply")]
+)
+def test_lines_that_cannot_be_read_or_written_are_said_first(say: Any, tmp_path: Path, line: str, said: str) -> None:
+    status, _, error = say(
+        "--batch", written(tmp_path / "in.jsonl", [{"prompt": "A"}, line]), "--out", tmp_path / "out"
+    )
+    assert status == 1
+    assert "line 2" in error
+    assert said in error

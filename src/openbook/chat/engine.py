@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,6 @@ from openbook.errors import InputError, OpenbookError, Refusal
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
-from openbook.generate.output import Line
 from openbook.generate.requests import Generation, Logprob, Token
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full
@@ -107,13 +106,13 @@ class _Batch:
                 self._news.put((number, line.result.choice))
         return True
 
-    def finished(self) -> Iterator[tuple[int, Job, Line]]:
+    def finished(self) -> Iterator[tuple[int, Job, Generation]]:
         """Choices that are done, at least one of them unless none is open."""
         while self.open:
             number, choice = self._news.get()
             self.open -= 1
             job = self.jobs[number]
-            yield number, job, job.lines[choice]
+            yield number, job, job.result(choice)
             if self._news.empty():
                 return
 
@@ -121,7 +120,8 @@ class _Batch:
         """Ends what is not done."""
         for job in self.jobs.values():
             if not job.ended:
-                self.live.call(partial(self.live.engine.cancel, job))
+                with suppress(OpenbookError):  # it is closed: everything ends anyway
+                    self.live.call(partial(self.live.engine.cancel, job))
 
 
 class Engine(Reads, Local):
@@ -197,9 +197,11 @@ class Engine(Reads, Local):
             while waiting or batch.open:
                 while waiting and batch.submit(waiting[0][0], *waiting[0][1]):
                     waiting.popleft()
-                for number, job, line in batch.finished():
-                    output = self._output(number, job, line.result)
-                    done[number, line.result.choice] = output
+                for number, job, result in batch.finished():
+                    if result.finish == "cancelled":  # nobody else could have: it is no answer
+                        raise OpenbookError(f"The requests could not be finished. {self.live.ended}")
+                    output = self._output(number, job, result)
+                    done[number, result.choice] = output
                     if on_output is not None:
                         on_output(output)
         except BaseException:
@@ -221,7 +223,7 @@ class Engine(Reads, Local):
             ids=tuple(result.ids),
             finish=result.finish,
             prompt_tokens=len(heard),
-            cached_tokens=result.cached,
+            cached_tokens=job.lines[0].result.cached,
             logprobs=None if result.logprobs is None else tuple(result.logprobs),
             prompt_logprobs=None if result.prompt_logprobs is None else tuple(result.prompt_logprobs),
             versions=None if result.versions is None else tuple(result.versions),
@@ -270,7 +272,7 @@ class Engine(Reads, Local):
                 if token.finish == "deadline":
                     raise OpenbookError(f"The request was not done after its `timeout` of {terms.timeout} seconds.")
                 if token.finish == "cancelled":
-                    raise OpenbookError("The request was cancelled: the engine was closed.")
+                    raise OpenbookError(f"The request was cancelled. {self.live.ended}")
                 yield token
 
     def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:

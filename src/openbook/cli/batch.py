@@ -41,7 +41,7 @@ class Line:
 def run(engine: Engine, path: Path, out: Path | None, sampling: Sampling) -> int:
     """Every line of `path` that `out` does not have yet; 1 if some of them failed on their own."""
     lines = list(read(path, sampling, engine))
-    done = finished(out, len(lines))
+    done = finished(out, {line.index for line in lines})
     left = [line for line in lines if line.index not in done]
     if done and left:
         log.note(f"{len(done):,} of {len(lines):,} lines are done; going on with the others.")
@@ -103,6 +103,8 @@ def read(path: Path, sampling: Sampling, engine: Engine) -> Iterator[Line]:
             yield _line(number - 1, json.loads(raw), sampling, engine)
         except json.JSONDecodeError as error:
             raise InputError(f"'{path}', line {number}, is not JSON: {error.msg} at column {error.colno}.") from error
+        except RecursionError as error:
+            raise InputError(f"'{path}', line {number}, is nested too deeply.") from error
         except OpenbookError as error:
             raise InputError(f"'{path}', line {number}: {error}") from error
 
@@ -131,6 +133,8 @@ def _request(index: int, value: dict[str, Any], known: list[str], sampling: Samp
     engine.core.check(prompt, own)
     adapter, name = value.get("adapter"), value.get("id")
     engine.check_adapter(adapter)
+    if name is not None and not _writable(str(name)):
+        raise InputError("`id` holds half a character (a lone surrogate): it could not be written to the output.")
     return Line(index, prompt, own, adapter, None if name is None else str(name))
 
 
@@ -153,11 +157,19 @@ def _grammar(value: Mapping[str, Any]) -> dict[str, Any]:
             return {}
 
 
+def _writable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def finished(out: Path | None, count: int) -> set[int]:
+def finished(out: Path | None, asked: set[int]) -> set[int]:
     """The lines that an earlier run has written; a last line that was cut off is taken away."""
     if out is None or not out.is_file():
         return set()
@@ -171,7 +183,7 @@ def finished(out: Path | None, count: int) -> set[int]:
                 raise UsageError(f"'{out}' is not the output of an earlier run. Choose another --out.") from error
             continue
         whole.append(raw if raw.endswith("\n") else raw + "\n")
-    if any(index >= count for index in found):
+    if found - asked:
         raise UsageError(f"'{out}' has lines that the input does not have. Choose another --out.")
     from openbook.files import write_atomic
 

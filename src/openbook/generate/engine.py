@@ -151,13 +151,14 @@ class Engine:
             first=self._number,
         )  # fmt: skip
         now = self.clock()
+        variant = self._adapter(adapter)
         job = Job(request, self.lines.begin(request), listener, adapter)
         if not request.room and sampling.prompt_logprobs is None:
             for line in job.lines:
                 line.done = True
             job.ended = True
             return job
-        root = (tenant, self._adapter(adapter), self.version, request.rotary, request.source)
+        root = (tenant, variant, self.version, request.rotary, request.source)
         sequence = self.scheduler.add(
             Ask(
                 key=request.number,

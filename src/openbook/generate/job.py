@@ -51,6 +51,11 @@ class Job:
         """What its choices have become, in their order."""
         return [line.result for line in self.lines] if self.results is None else self.results
 
+    def result(self, choice: int) -> Generation:
+        """What a choice has become; one that a beam search found no output for is its line's."""
+        found = self.generations
+        return found[choice] if choice < len(found) else self.lines[choice].result
+
     @property
     def open(self) -> bool:
         """Whether any choice is not done."""

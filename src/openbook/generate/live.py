@@ -7,6 +7,7 @@ two steps; what the engine has to say comes back through the caller's event loop
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -35,9 +36,12 @@ class Live:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._broken: BaseException | None = None
+        self._process = os.getpid()
 
     def call(self, work: Callable[[], T]) -> Future[T]:
         """Runs `work` in the engine's thread, between two steps."""
+        if os.getpid() != self._process:  # its thread stayed behind, and so may whoever held the lock
+            raise OpenbookError("This engine belongs to the process that this one was forked from: make another here.")
         future: Future[T] = Future()
 
         def run() -> None:
@@ -50,7 +54,7 @@ class Live:
 
         with self._wake:
             if self._closed or self._broken is not None:
-                raise OpenbookError(f"The engine is closed{f' ({self._broken})' if self._broken else ''}.")
+                raise OpenbookError(self.ended)
             self._calls.append(run)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="openbook-engine", daemon=True)
@@ -91,7 +95,12 @@ class Live:
             begun = submit()
             return begun, begun.ended  # as it is now: a moment later its tokens may all be on their way
 
-        job, nothing = await asyncio.wrap_future(self.call(begin))
+        begun = self.call(begin)
+        try:
+            job, nothing = await asyncio.wrap_future(begun)
+        except asyncio.CancelledError:  # it may be on its way already, and nobody would ever ask for its tokens
+            begun.add_done_callback(self._abandon)
+            raise
         ends = sampling.n if nothing else 0
         try:
             while ends < sampling.n:
@@ -102,8 +111,21 @@ class Live:
             if not job.ended and not self._closed and self._broken is None:
                 self.call(partial(self.engine.cancel, job))
 
+    def _abandon(self, begun: Future[tuple[Job, bool]]) -> None:
+        """Cancels a request that was begun for somebody who has gone."""
+        if not begun.cancelled() and begun.exception() is None:
+            with suppress(OpenbookError):  # it is closed: everything ends anyway
+                self.call(partial(self.engine.cancel, begun.result()[0]))
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more is taken."""
+        return f"The engine is closed{f' ({self._broken})' if self._broken else ''}."
+
     def close(self) -> None:
         """Ends what runs and the thread."""
+        if os.getpid() != self._process:
+            return
         with self._wake:
             self._closed = True
             self._wake.notify()

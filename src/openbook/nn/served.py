@@ -80,7 +80,6 @@ class Plan:
         self.watch = Watch()
         self.fits = False
         self.block = native.Block()
-        self.step = native.Step()
         self.attention: SelfAttention
 
     def __reduce__(self) -> tuple[type[Plan], tuple[()]]:  # addresses are of no use to a copy
@@ -92,7 +91,7 @@ class Plan:
 
     def run(self, library: ctypes.CDLL, x: Tensor, ctx: Context) -> Tensor:
         """The block's output for x [B,T,D]."""
-        a, block, step = self.attention, self.block, self.step
+        a, block, step = self.attention, self.block, native.Step()  # a call's own: others may run in other threads
         x = x.contiguous()
         shape, threads = x.shape[:2], torch.get_num_threads()
         q = x.new_empty(*shape, block.heads, block.head_dim)
