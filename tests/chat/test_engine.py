@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from openbook.chat.engine import Engine, Output, Terms
 from openbook.chat.local import Local
 from openbook.errors import ConfigError, InputError, OpenbookError, Refusal
 from openbook.generate import grammars
+from openbook.generate.settings import Settings
 from openbook.models.load import save
 from openbook.models.make import make, spec_of
 from openbook.text import Tokenizer
@@ -290,3 +292,25 @@ def test_beams_that_nothing_is_left_for_are_said(engine: Engine) -> None:
     assert outputs[0].text == "no"
     assert {output.finish for output in outputs if not output.ids} == {"error"}
     assert {output.score is None for output in outputs if not output.ids} == {True}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"rows": 0}, {"rows": 2.5}, {"tokens": 0}, {"page": 32.0}, {"page": -32}, {"drafts": -1}, {"waiting": 0},
+     {"context": 0}, {"prefix_ttl": -1.0}, {"prefix_ttl": float("nan")}, {"prefix_minimum": -1}],
+)  # fmt: skip
+def test_settings_out_of_range_are_said(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(InputError, match=f"`{name}` must be"):
+        Settings(**given)
+
+
+def test_what_took_no_gradients_takes_none_after_restore(folder: Path) -> None:
+    model = ob.load(folder)
+    model.embed.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with Engine(model, ob.Tokenizer.load(folder), memory="8MiB") as engine:
+        engine.generate(["A"], GREEDY)
+    engine.core.restore()
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    assert set(before.values()) == {True, False}

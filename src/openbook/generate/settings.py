@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from openbook.errors import InputError
 from openbook.generate.store import PAGE
 
 
@@ -39,6 +40,24 @@ class Settings:
     """Requests that wait at most."""
     waiting_tokens: int = 1 << 20
     """Prompt tokens that wait at most."""
+
+    def __post_init__(self) -> None:
+        whole = (
+            ("rows", self.rows, 1),
+            ("tokens", self.tokens, 1),
+            ("page", self.page, 1),
+            ("context", 1 if self.context is None else self.context, 1),
+            ("drafts", self.drafts, 0),
+            ("prefix_minimum", self.prefix_minimum, 0),
+            ("waiting", self.waiting, 1),
+            ("waiting_tokens", self.waiting_tokens, 0),
+        )
+        for name, value, least in whole:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"`{name}` must be a whole number, at least {least}: got {value!r}.")
+        ttl = self.prefix_ttl
+        if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl >= 0):
+            raise InputError(f"`prefix_ttl` must be seconds, at least 0, or None: got {ttl!r}.")
 
 
 @dataclass

@@ -23,10 +23,12 @@ from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State,
 
 
 class Stored(NamedTuple):
-    """A model before `nn/serving.py`: the dtype of each logical parameter, in order, and what it computed in."""
+    """A model before `nn/serving.py`: the dtype of each logical parameter, in order, what it computed in, and
+    which parameters take gradients."""
 
     dtypes: dict[str, torch.dtype]
     compute: torch.dtype | None
+    trainable: frozenset[str]
 
 
 class SourceModel(nn.Module):

@@ -49,7 +49,8 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
         raise Refusal(f"This model is in its form for serving already ({done}). `restore` it first, or load it again.")
     named = matrices(model, kind) | dict(choices or {})
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    model.stored = Stored(dtypes, model.compute_dtype)
+    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.stored = Stored(dtypes, model.compute_dtype, trainable)
     for module in model.modules():
         if isinstance(module, SelfAttention | FeedForward):
             module.fused = None
@@ -271,7 +272,7 @@ def restore(model: LanguageModel) -> LanguageModel:
         module = model.get_submodule(owner)
         parameter = module._parameters[leaf]
         assert parameter is not None
-        module._parameters[leaf] = nn.Parameter(parameter.detach().to(dtype))
+        module._parameters[leaf] = nn.Parameter(parameter.detach().to(dtype), name in model.stored.trainable)
     model.compute_dtype, model.stored = compute, None
     model.rewrites = [name for name in model.rewrites if not name.startswith("serve ")]
     return model
