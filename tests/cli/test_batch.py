@@ -10,6 +10,7 @@ import pytest
 from tests.text.kinds import SENTENCES
 
 from openbook import cli
+from openbook.cli.batch import finished
 from openbook.models.load import save
 from openbook.models.make import make, spec_of
 from openbook.text import Tokenizer
@@ -152,3 +153,11 @@ def test_lines_that_cannot_be_read_or_written_are_said_first(say: Any, tmp_path:
     assert status == 1
     assert "line 2" in error
     assert said in error
+
+
+def test_a_line_that_failed_is_asked_again(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    lines = [{"index": i, "outputs": [{"finish": finish}]} for i, finish in enumerate(["stop", "error", "length"])]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert finished(out, {0, 1, 2}) == {0, 2}
+    assert [json.loads(raw)["index"] for raw in out.read_text(encoding="utf-8").splitlines()] == [0, 2]

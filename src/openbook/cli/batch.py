@@ -170,20 +170,25 @@ def _plain(value: object) -> object:
 
 
 def finished(out: Path | None, asked: set[int]) -> set[int]:
-    """The lines that an earlier run has written; a last line that was cut off is taken away."""
+    """The lines that an earlier run has written; one that was cut off or failed is taken away, and asked again."""
     if out is None or not out.is_file():
         return set()
-    whole, found = [], set()
+    whole, found, known = [], set(), set()
     text = out.read_text(encoding="utf-8", errors="replace")
     for raw in filter(None, text.replace("\n", "\n\0").split("\0")):  # lines end with \n alone
         try:
-            found.add(int(json.loads(raw)["index"]))
+            record = json.loads(raw)
+            index = int(record["index"])
+            failed = any(one["finish"] in ("error", "deadline") for one in record["outputs"])
         except (ValueError, KeyError, TypeError) as error:
             if raw.endswith("\n"):
                 raise UsageError(f"'{out}' is not the output of an earlier run. Choose another --out.") from error
             continue
-        whole.append(raw if raw.endswith("\n") else raw + "\n")
-    if found - asked:
+        known.add(index)
+        if not failed:
+            found.add(index)
+            whole.append(raw if raw.endswith("\n") else raw + "\n")
+    if known - asked:
         raise UsageError(f"'{out}' has lines that the input does not have. Choose another --out.")
     from openbook.files import write_atomic
 
