@@ -245,7 +245,7 @@ def test_an_engine_that_breaks_gives_no_answers(folder: Path) -> None:
         return step()
 
     engine.core.step = breaks  # type: ignore[assignment, method-assign]
-    with pytest.raises(OpenbookError, match=r"could not be finished.*the roof fell in"):
+    with pytest.raises(OpenbookError, match="the roof fell in"):  # while it runs, or while more is handed in
         engine.generate(PROMPTS, LONG)
     with pytest.raises(OpenbookError, match="the roof fell in"):
         engine.generate(PROMPTS, LONG)
