@@ -64,6 +64,8 @@ def test_vectors_classes_and_what_cannot_be_read(tmp_path: Path) -> None:
     folder = bert(tmp_path, name, num_labels=3)
     with engine_of(folder) as engine:
         vectors = wait(engine.embed(TEXTS))
+        assert wait(engine.embed([])) == []
+        assert wait(engine.embed(TEXTS[::-1], exact=True)) == wait(engine.embed(TEXTS, exact=True))[::-1]
         plain = wait(engine.embed(TEXTS, pooling=Pooling(by="cls", normalise=False, dimensions=5), exact=True))
         found = wait(engine.classify([*TEXTS, ("A fox", "The river")]))
         for text, vector, first in zip(TEXTS, vectors, plain, strict=True):

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families import DECODERS, ENCODER_DECODERS, Case, names, tokens
 
 from openbook.generate.loop import generate_ids
 from openbook.generate.requests import Generation
 from openbook.generate.sampling import Sampling
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
+from tests.families import DECODERS, ENCODER_DECODERS, Case, names, tokens
 
 WRITERS = DECODERS + ENCODER_DECODERS
 NEW = 12

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, Case, tokens
 
 from openbook.errors import InputError, Refusal
 from openbook.generate.encode import Pooling, by_length, classify, embed, score
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
+from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, Case, tokens
 
 BERT, T5 = ENCODERS[0], ENCODER_DECODERS[0]
 LLAMA = next(case for case in DECODERS if case.config == "LlamaConfig")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.laws.served import drawn, emptied, engine_of, greedy, model_of, prompts_of
 
 from openbook.errors import InputError, Refusal
 from openbook.generate.engine import Engine
@@ -15,6 +14,7 @@ from openbook.generate.requests import Token
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full
 from openbook.generate.settings import Settings
+from tests.laws.served import drawn, emptied, engine_of, greedy, model_of, prompts_of
 
 NAME = "llama"
 

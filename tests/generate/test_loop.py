@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, tokens
 
 from openbook.errors import InputError, OpenbookError, Refusal
 from openbook.generate.loop import generate_ids, stream_ids
@@ -16,6 +15,7 @@ from openbook.generate.requests import Generation, Token
 from openbook.generate.sampling import Sampling
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
+from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, tokens
 
 CASES = {case.name: case for case in DECODERS + ENCODER_DECODERS + ENCODERS}
 GREEDY = Sampling(max_tokens=10, temperature=0.0)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, tokens
 
 from openbook.errors import InputError, Refusal
 from openbook.generate.masked import fill, remaining, unmask
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
+from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, tokens
 
 CASE = ENCODERS[0]
 MASK = 2

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.families import DECODERS, Case, tokens
 from torch import Tensor
 
 from openbook.generate.loop import generate_ids
-from openbook.generate.pace import Copying
 from openbook.generate.sampler import Row
 from openbook.generate.sampling import Sampling
 from openbook.generate.speculate import Case as Speculated
 from openbook.generate.speculate import DraftModel, Proposal, verify
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
+from tests.families import DECODERS, Case, tokens
+from tests.generate.copying import Copying
 
 CASES = [next(c for c in DECODERS if c.config == name) for name in ("LlamaConfig", "GPT2Config", "MambaConfig")]
 ROOM = 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -319,6 +320,40 @@ def test_pushed_weights() -> None:
     assert said(engine, prompts, greedy()) == expected  # nothing of the old weights is found
     assert expected != old
     emptied(engine)
+
+
+def test_a_push_counts_for_every_engine_of_the_model() -> None:
+    import copy
+
+    model = copy.deepcopy(model_of(NAME))
+    one, other = (Engine(model, Settings(memory=8 << 20)) for _ in range(2))
+    (prompt,) = prompts_of(NAME, 1, (45,))
+    said(other, [prompt], greedy())
+    held = logical(model)
+    name = next(name for name in held if "blocks.1" in name and name.endswith("q.weight"))
+    one.push({name: held[name] + torch.randn(held.shape(name))})
+    assert said(other, [prompt], greedy()) == said(one, [prompt], greedy())
+    assert other.stats.cached_tokens == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_optimiser_goes_on_with_a_restored_model(dtype: str, tmp_path: Path) -> None:
+    from openbook.models.load import load
+    from tests import families
+
+    model = load(families.DECODERS[0].folder(tmp_path), dtype=dtype)
+    kept = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = Engine(model, Settings(memory=8 << 20))
+    said(engine, [[5, 6, 7]], greedy())
+    engine.restore()
+    for name, parameter in model.named_parameters():
+        assert parameter is kept[name][0]
+        assert torch.equal(parameter, kept[name][1])
+    model.train()
+    model(torch.tensor([[5, 6, 7]])).float().sum().backward()
+    optimiser.step()
+    assert not any(torch.equal(parameter, before) for parameter, before in kept.values() if parameter.grad is not None)
 
 
 def test_a_push_is_all_or_nothing() -> None:

@@ -23,6 +23,7 @@ from openbook.generate.loop import generate_ids
 from openbook.generate.packed import Packed
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Scheduler
+from openbook.generate.speculate import Proposal
 from tests.laws.adapters import KINDS
 from tests.laws.served import NAMES, Said, drawn, emptied, engine_of, greedy, preempt, prompts_of, reference, said
 
@@ -218,27 +219,33 @@ def test_adapters_beside_each_other(name: str, tmp_path: Path) -> None:
     emptied(engine)
 
 
-FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
+Fault = Callable[[pytest.MonkeyPatch], None]
+FAULTS: dict[str, tuple[str, Fault]] = {}
 
 
-def fault(make: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
-    FAULTS[make.__name__] = make
-    return make
+def fault(family: str) -> Callable[[Fault], Fault]:
+    """Registers a fault and the family in which it must show."""
+
+    def keep(make: Fault) -> Fault:
+        FAULTS[make.__name__] = (family, make)
+        return make
+
+    return keep
 
 
-@fault
+@fault("llama")
 def pages_known_by_their_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pages, "digest_of", lambda before, ids: blake2b(before + bytes([len(ids)])).digest())
     patch.setattr(pages.Entry, "ids", property(lambda _: Anything(), lambda *_: None))
 
 
-@fault
+@fault("llama")
 def positions_off_by_one(patch: pytest.MonkeyPatch) -> None:
     real = packed._places
     patch.setattr(packed, "_places", lambda works, counts: real(works, counts) + (len(works) > 1))
 
 
-@fault
+@fault("llama")
 def the_bits_of_a_mate(patch: pytest.MonkeyPatch) -> None:
     real = Packed.attend
 
@@ -249,7 +256,7 @@ def the_bits_of_a_mate(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Packed, "attend", mixed)
 
 
-@fault
+@fault("llama")
 def drafts_that_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
     real = Scheduler.commit
     patch.setattr(
@@ -257,6 +264,17 @@ def drafts_that_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
         "commit",
         lambda self, plan, accepted=None: real(self, plan, {s: n + 1 for s, n in (accepted or {}).items()}),
     )
+
+
+@fault("mamba")
+def states_that_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
+    real = Packed.settle
+    patch.setattr(Packed, "settle", lambda self, without=(): real(self))  # noqa: ARG005
+
+
+@fault("mamba")
+def hits_without_a_state(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pages.Pool, "_usable", lambda self, entries: True)  # noqa: ARG005
 
 
 class Anything:
@@ -272,15 +290,50 @@ class Anything:
         return 0
 
 
-@pytest.mark.parametrize("make", FAULTS.values(), ids=list(FAULTS))
-def test_the_law_can_fail(make: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = prompts_of("llama", 3, (45, 40, 44))
+def crowd(family: str) -> list[list[int]]:
+    """Prompts with something to look up, of which two begin alike for more than a page."""
+    prompts = prompts_of(family, 3, (75, 70, 44))
+    prompts[1][:40] = prompts[0][:40]
     for prompt in prompts:
-        prompt[-3:] = prompt[:3]
+        prompt[-6:] = [*prompt[:3], *prompt[:3]]
+    return prompts
+
+
+class Wrong:
+    """A drafter that is nearly never right: what it proposes has to be taken back."""
+
+    cost = 0.0
+
+    def propose(self, sequences: Any, lines: Any, counts: list[int]) -> list[Proposal]:  # noqa: ARG002
+        return [Proposal([4] * count) for count in counts]
+
+    def forget(self, sequence: Any) -> None:
+        """Nothing is kept."""
+
+
+def crowded(family: str) -> Engine:
+    engine = engine_of(family, speculation="lookup")
+    if family == "mamba":
+        assert engine.speculator is not None
+        engine.speculator.drafter = Wrong()
+    return engine
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_a_crowd_with_drafts_and_hits_is_each_alone(family: str) -> None:
+    """What the faults below break."""
+    prompts, engine = crowd(family), crowded(family)
+    expected = alone(family, prompts, greedy(16))
+    assert said(engine, prompts[:1], greedy(16)) + said(engine, prompts, greedy(16)) == expected[:1] + expected
+
+
+@pytest.mark.parametrize(("family", "make"), FAULTS.values(), ids=list(FAULTS))
+def test_the_law_can_fail(family: str, make: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = crowd(family)
     sampling = greedy(16)
-    expected = alone("llama", prompts, sampling)
+    expected = alone(family, prompts, sampling)
     make(monkeypatch)
-    engine = engine_of("llama", speculation="lookup")
+    engine = crowded(family)
     real, steps = engine.step, iter(range(200))
 
     def bounded() -> Any:

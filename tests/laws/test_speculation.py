@@ -19,10 +19,11 @@ from openbook.generate import speculate
 from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.grammars import Grammar, Regex
 from openbook.generate.lookup import Lookup, lookup
-from openbook.generate.pace import Copying, Pace, Tally, expected, operations, speedup
+from openbook.generate.pace import Pace, Tally, expected, operations, speedup
 from openbook.generate.sampler import Row, Sampler
 from openbook.generate.sampling import Sampling
 from openbook.generate.speculate import Case, DraftModel, Proposal, Verdict, verify
+from tests.generate.copying import Copying
 from tests.laws.test_sampling_distribution import statistic
 
 V = 24

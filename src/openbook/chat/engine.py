@@ -190,8 +190,10 @@ class Engine(Reads, Local):
             raise InputError(
                 f"There are {len(prompts)} prompts and {len(adapters)} adapters: give one, or one for each."
             )
+        ids = [self._ids_of(prompt) for prompt in prompts]
+        self.core.check(ids, samplings)  # before any work, and by the place in this call
         batch = _Batch(self.live, terms)
-        waiting = deque(enumerate(zip(map(self._ids_of, prompts), samplings, adapters, strict=True)))
+        waiting = deque(enumerate(zip(ids, samplings, adapters, strict=True)))
         done: dict[tuple[int, int], Output] = {}
         try:
             while waiting or batch.open:
@@ -251,12 +253,12 @@ class Engine(Reads, Local):
         if sampling.prompt_logprobs is not None:
             raise Refusal("`prompt_logprobs` are not a part of an answer: use `score`, or `generate`.")
         ids, plain = self.prompt_of(asked), replace(sampling, stop=())
-        self.core.check(ids, plain)
+        self.core.check([ids], [plain])
         self.check_adapter(adapter)
         return self._deltas(self._streamed(ids, plain, adapter, terms), sampling, len(ids), ())
 
     def _tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
-        self.core.check(ids, sampling)
+        self.core.check([ids], [sampling])
         return self._streamed(ids, sampling)
 
     async def _streamed(

@@ -130,7 +130,7 @@ def _request(index: int, value: dict[str, Any], known: list[str], sampling: Samp
     if "messages" in value and not (isinstance(asked, list) and all(isinstance(one, dict) for one in asked)):
         raise InputError("`messages` must be a list of objects with `role` and `content`.")
     prompt = tuple(engine.prompt_of(asked))
-    engine.core.check(prompt, own)
+    engine.core.check([prompt], [own])
     adapter, name = value.get("adapter"), value.get("id")
     engine.check_adapter(adapter)
     if name is not None and not _writable(str(name)):
@@ -210,8 +210,5 @@ def _record(output: Output) -> dict[str, Any]:
     if output.score is not None:
         record["score"] = output.score
     if output.logprobs is not None:
-        record["logprobs"] = [
-            {"id": item.id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
-            for item in output.logprobs
-        ]
+        record["logprobs"] = [item.as_dict() for item in output.logprobs]
     return record

@@ -250,8 +250,5 @@ def _records(work: Prompts) -> Iterator[dict[str, Any]]:
         if result.score is not None:
             record["score"] = result.score
         if result.logprobs is not None:
-            record["logprobs"] = [
-                {"id": item.id, "logprob": item.logprob, "top": [list(pair) for pair in item.top]}
-                for item in result.logprobs
-            ]
+            record["logprobs"] = [item.as_dict() for item in result.logprobs]
         yield record

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openbook import log
 from openbook.adapters.lora import Bank
 from openbook.errors import InputError, Refusal
 from openbook.generate.choose import Chooser
@@ -91,7 +92,6 @@ class Engine:
         self.stats = Stats()
         self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
         self.speculator = self._speculator(draft, reserved)
-        self.version = 0
         self.jobs: dict[int, Job] = {}
         self._number = 0
         self.bank: Bank | None = None
@@ -115,6 +115,11 @@ class Engine:
         if self._restores:
             restore(self.model)
         return self.model
+
+    @property
+    def version(self) -> int:
+        """Of the weights: how often some were pushed into the model, by whichever engine."""
+        return self.model.pushed
 
     @property
     def exact(self) -> bool:
@@ -179,13 +184,12 @@ class Engine:
         self.jobs[job.key] = job
         return job
 
-    def check(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Raises what `submit` would raise for a request that cannot be served at all."""
-        (request,) = accept(
-            self.model, [prompt], [sampling], eos=self.eos, start=self.start, context=self.settings.context
-        )
-        if sampling.grammar is not None:
-            self.lines.begin(request)
+    def check(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> None:
+        """Raises what `submit` would raise for requests that cannot be served at all."""
+        context = self.settings.context
+        for request in accept(self.model, prompts, samplings, eos=self.eos, start=self.start, context=context):
+            if request.sampling.grammar is not None:
+                self.lines.begin(request)
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Adds a PEFT LoRA folder under a name that requests can ask for. Loading only adds."""
@@ -219,8 +223,6 @@ class Engine:
         put(self.model, weights)
         if self.bank is not None:
             self.bank.refresh()
-        self.version += 1
-        self.reader.biases.forget()
         for job in self.jobs.values():
             job.renew(self.version)
         return self.version
@@ -366,7 +368,8 @@ class Engine:
             try:
                 with quiet(self.model):
                     speculator.propose(ready)
-            except Exception:  # drafts are never owed
+            except Exception as error:  # drafts are never owed
+                log.note(f"Drafts failed and are left out ({type(error).__name__}: {error}).", once=f"drafts {error}")
                 self.stats.failures += 1
                 for sequence, _ in ready:
                     sequence.drafts = []

@@ -59,7 +59,7 @@ class Reader:
         """Runs the model over the tokens of a step; logits of the rows that are wanted."""
         began = time.perf_counter()
         jobs = [self.jobs[work.sequence.ask.key] for work in works]
-        state = Packed(self.store, works, [job.request.rotary for job in jobs], self.biases)
+        state = Packed(self.store, works, [job.request.rotary for job in jobs], self.biases.at(self.model.pushed))
         state.sources = self._sources(works, jobs)
         rows: list[int] = []
         spans = []

@@ -5,6 +5,7 @@ Shared by the loop and the engine. Generation knows no strings: stop strings are
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from openbook.errors import InputError
 from openbook.generate.constraints import Constraint, Vocabulary
+from openbook.generate.grammars import Grammar
 from openbook.generate.requests import Generation, Logprob, Request, Token
 from openbook.generate.sampler import Row
 from openbook.generate.stops import Watch
 
 TokenBytes = Callable[[int], bytes]
+
+
+GRAMMARS = 64  # compiled ones that are kept: most requests ask for what others asked for
 
 
 class Line:
@@ -69,6 +74,8 @@ class Lines:
         self.token_bytes = token_bytes
         self.eos = eos
         self._vocabulary: Vocabulary | None = None
+        self._lock = threading.Lock()  # requests are checked where they are asked, and begun in the engine's thread
+        self._known: dict[tuple[Grammar, frozenset[int]], Constraint] = {}  # the starts of grammars, the latest last
 
     def begin(self, request: Request) -> list[Line]:
         """A line for each choice. `InputError` for a grammar that cannot be honoured, or for want of bytes."""
@@ -80,10 +87,15 @@ class Lines:
             )
         if sampling.grammar is None or self.token_bytes is None:
             return [Line(request, choice, self.vocab) for choice in range(sampling.n)]
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary([self.token_bytes(i) for i in range(self.vocab)], self.eos)
-        first = Constraint.compile(self._vocabulary, sampling.grammar, request.stop_ids)
-        return [Line(request, choice, self.vocab, first.copy() if choice else first) for choice in range(sampling.n)]
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary([self.token_bytes(i) for i in range(self.vocab)], self.eos)
+            key = sampling.grammar, request.stop_ids
+            first = self._known.pop(key, None) or Constraint.compile(self._vocabulary, *key)
+            self._known[key] = first
+            if len(self._known) > GRAMMARS:
+                del self._known[next(iter(self._known))]
+            return [Line(request, choice, self.vocab, first.copy()) for choice in range(sampling.n)]
 
 
 def logprobs(logits: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[Logprob | None]:

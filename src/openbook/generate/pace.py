@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openbook.generate.lookup import Lookup
-from openbook.generate.sampler import Row
-from openbook.generate.speculate import Proposal, Verdict, fitting
+from openbook.generate.speculate import Proposal, Verdict
 
 
 def expected(alpha: float, gamma: int) -> float:
@@ -100,24 +98,3 @@ class Pace:
         else:
             self.patience = min(2 * self.patience, self.SELDOM)
         self.wait = self.patience
-
-
-class Copying:
-    """Drafts of one sequence from its own past, at the pace that pays: what an engine keeps beside a row."""
-
-    def __init__(self, row: Row, most: int = 8, cost: float = 0.05) -> None:
-        self.row = row
-        self.pace = Pace(most=most, cost=cost)
-        self.tally = Tally()
-        self.lookup = Lookup([*row.prompt, *row.output])
-
-    def propose(self, room: int | None = None) -> Proposal:
-        """Drafts for the next pass, at most what leaves one of `room` output tokens to the model; often none."""
-        self.lookup.extend(self.row.output[len(self.lookup.ids) - len(self.row.prompt) :])
-        count = self.pace.next()
-        return Proposal(fitting(self.row, self.lookup.propose(count), room) if count else ())
-
-    def note(self, proposal: Proposal, verdict: Verdict) -> None:
-        """Takes what became of it."""
-        self.tally.note(proposal, verdict)
-        self.pace.note(verdict)

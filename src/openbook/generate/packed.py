@@ -46,10 +46,17 @@ class Part(NamedTuple):
 
 
 class Biases:
-    """The position bias of a stack by distance, [H,distances]; grows in blocks and is kept from step to step."""
+    """The position bias of a stack by distance, [H,distances]; grows in blocks and is kept while the weights are."""
 
     def __init__(self) -> None:
         self.table: Tensor | None = None
+        self.version = 0
+
+    def at(self, version: int) -> Biases:
+        """Of this version of the weights."""
+        if version != self.version:
+            self.table, self.version = None, version
+        return self
 
     def upto(self, module: PositionBias, longest: int, device: torch.device) -> Tensor:
         """At least `longest` distances."""
@@ -62,10 +69,6 @@ class Biases:
             have += BLOCK
         assert self.table is not None
         return self.table
-
-    def forget(self) -> None:
-        """The weights have changed."""
-        self.table = None
 
 
 class Packed:
@@ -105,13 +108,7 @@ class Packed:
     @property
     def ids(self) -> Tensor:
         """The tokens of this step, [1,T] int64."""
-        flat: list[int] = []
-        for work in self.works:
-            if work.count == 1:
-                flat.append(work.sequence.ids[work.start])
-            else:
-                flat += work.tokens
-        return torch.tensor([flat], device=self.store.device)
+        return torch.tensor([[token for work in self.works for token in work.tokens]], device=self.store.device)
 
     def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> Packed:
         """What a model asks of a cache: this step is the state."""

@@ -26,6 +26,10 @@ class Logprob:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), best first
 
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, for JSON."""
+        return {"id": self.id, "logprob": self.logprob, "top": [list(pair) for pair in self.top]}
+
 
 @dataclass(frozen=True)
 class Token:
@@ -89,7 +93,7 @@ def accept(
     context: int | None = None,
     first: int = 0,
 ) -> list[Request]:
-    """Checks prompts against the model and numbers the requests from `first` on.
+    """Checks prompts against the model and numbers the requests from `first` on; errors name a prompt by its place.
 
     `Refusal` for a model that cannot write, `InputError` for a bad prompt.
     """
@@ -109,7 +113,7 @@ def accept(
     begin = tuple(check_ids("`start`", start, vocab))
     ends = frozenset(check_ids("`eos`", eos, vocab))
     requests = []
-    for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True), start=first):
+    for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         ids = tuple(check_ids(f"prompt {number}", prompt, vocab))
         if not ids:
             raise InputError(f"Prompt {number} is empty: give at least one id (the begin id, say).")
@@ -120,7 +124,7 @@ def accept(
         room = _room(number, len(before), sampling, limit)
         requests.append(
             Request(
-                number=number,
+                number=first + number,
                 prompt=before,
                 sampling=sampling,
                 room=room,

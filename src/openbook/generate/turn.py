@@ -145,10 +145,8 @@ class Turn:
             line, sequence = entry.line, entry.work.sequence
             if verdict.error is not None:
                 self._fail(entry, verdict.error)
-            elif places[line.row] - entry.row < len(
-                verdict.tokens
-            ):  # what follows the last right draft is not asked about
-                over(line.row, verdict.tokens[-1])
+            elif places[line.row] - entry.row < len(verdict.tokens):
+                over(line.row, verdict.tokens[-1])  # `verify` does not ask about what follows the last right draft
             speculator.note(sequence, case, verdict)
             sequence.ids += verdict.tokens or [0]
             if verdict.accepted < count:

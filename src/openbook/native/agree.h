@@ -2,27 +2,11 @@
 
 #pragma once
 
-#ifdef OPENBOOK_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include <vector>
 
 #include "product.h"
 
 namespace openbook {
-
-inline bool tiles_allowed() {
-#if defined(OPENBOOK_EMULATE_AMX)
-    return true;
-#elif defined(OPENBOOK_AMX)
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return allowed;
-#else
-    return false;
-#endif
-}
 
 inline bool agree(int64_t kind) {
     constexpr int64_t R = 37, OUT = 72, IN = 200;

@@ -8,6 +8,27 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(OPENBOOK_AMX) && !defined(OPENBOOK_EMULATE_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace openbook {
+
+// Whether this process may use the tiles: the system is asked once.
+inline bool amx_allowed() {
+#if defined(OPENBOOK_EMULATE_AMX)
+    return true;
+#elif defined(OPENBOOK_AMX)
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return allowed;
+#else
+    return false;
+#endif
+}
+
+}  // namespace openbook
+
 #ifdef OPENBOOK_AMX
 
 namespace openbook {

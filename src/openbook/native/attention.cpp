@@ -11,11 +11,6 @@
 // A task is one batch row and one key/value head with the queries that share it. What a row gets depends on nothing but
 // itself: not on the other rows, nor on the number of threads.
 
-#ifdef OPENBOOK_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include "backward.h"
 #include "forward.h"
 
@@ -59,15 +54,6 @@ bool backward(const Problem& p) {
     const Shape s(p);
     const auto task = [&](int64_t i) { return backward_task<unit>(p, s, i, i + p.threads); };
     return each<unit>(p.rows * p.kv_heads, p.threads, task);
-}
-
-bool amx_allowed() {
-#ifdef OPENBOOK_AMX
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return allowed;
-#else
-    return false;
-#endif
 }
 
 }  // namespace openbook

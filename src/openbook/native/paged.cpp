@@ -3,11 +3,6 @@
 // A task is one sequence, one key/value head and up to 32 query rows; with few tasks and long sequences, one of its
 // chunks of 512 keys. Which thread takes it, and what else is in the step, changes nothing in what a row gets.
 
-#ifdef OPENBOOK_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include "paged_walk.h"
 
 namespace openbook {
@@ -159,17 +154,6 @@ bool sound(const Problem& p, bool writes, bool attends) {
     return fine;
 }
 
-bool matrices_allowed() {
-#if defined(OPENBOOK_EMULATE_AMX)
-    return true;
-#elif defined(OPENBOOK_AMX)
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return allowed;
-#else
-    return false;
-#endif
-}
-
 }  // namespace openbook
 
 extern "C" {
@@ -178,9 +162,9 @@ extern "C" {
 int openbook_paged_unit() {
     using namespace openbook;
 #if defined(__AVX512BF16__)
-    return matrices_allowed() ? MATRICES : VECTORS;
+    return amx_allowed() ? MATRICES : VECTORS;
 #else
-    return matrices_allowed() ? MATRICES : PLAIN;
+    return amx_allowed() ? MATRICES : PLAIN;
 #endif
 }
 

@@ -55,10 +55,10 @@ using namespace openbook;
 extern "C" {
 
 // Make AMX the machine (2) if the system allows it, or vectors (1); answers which it is now.
-int64_t openbook_rows_machine(int64_t wanted) { return machine = wanted == TILES && tiles_allowed() ? TILES : WIDE; }
+int64_t openbook_rows_machine(int64_t wanted) { return machine = wanted == TILES && amx_allowed() ? TILES : WIDE; }
 
 // 0: AMX gives what the vectors give; else it may not be used. The first trial may end the process.
-int openbook_rows_trial() { return tiles_allowed() && agree(INT8) && agree(BF16) ? 0 : 1; }
+int openbook_rows_trial() { return amx_allowed() && agree(INT8) && agree(BF16) ? 0 : 1; }
 
 // Ask the system to keep this memory in large pages.
 void openbook_rows_large_pages(char* memory, int64_t bytes) {

@@ -23,10 +23,13 @@ from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State,
 
 
 class Stored(NamedTuple):
-    """A model before `nn/serving.py`: the dtype of each logical parameter, in order, what it computed in, and
-    which parameters take gradients."""
+    """A model before `nn/serving.py`: its logical parameters, in order, what it computed in, which take gradients.
 
-    dtypes: dict[str, torch.dtype]
+    The parameters are the objects themselves, so that an optimiser that knows them goes on with a restored model; those
+    that are kept in another form meanwhile hold no numbers.
+    """
+
+    parameters: dict[str, nn.Parameter]
     compute: torch.dtype | None
     trainable: frozenset[str]
 
@@ -61,6 +64,7 @@ class LanguageModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.compute_dtype: torch.dtype | None = None  # None: that of the parameters
         self.rewrites: list[str] = []  # what was done to it since it was built, in order
+        self.pushed = 0  # how often weights were pushed into it (nn/serving.py)
         self.stored: Stored | None = None  # how its parameters were kept before they took their form for serving
         self.config: dict[str, Any] = {}  # the config.json it came from
         self.states: tuple[Declaration, ...] = ()

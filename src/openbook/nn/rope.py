@@ -8,6 +8,7 @@ with the same `Rope`. Symbols: see shapes.py.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
@@ -56,6 +57,9 @@ def _by_wavelength(plain: Tensor, rule: spec.WavelengthScaling) -> Tensor:
     return torch.where(middle, between, stretched)
 
 
+TABLES = 16  # kept at once: requests of different lengths share steps where the scaling depends on the length
+
+
 class RotaryTable:
     """cos and sin of one `Rope` for all positions up to the longest asked for; grows by doubling.
 
@@ -64,8 +68,7 @@ class RotaryTable:
 
     def __init__(self, rope: spec.Rope) -> None:
         self.rope = rope
-        self.key: tuple[int, torch.dtype, torch.device] | None = None
-        self.cos = self.sin = torch.empty(0)
+        self.tables: OrderedDict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = OrderedDict()
 
     def rows(
         self, positions: Tensor, longest: int, length: int | tuple[int, ...], dtype: torch.dtype
@@ -78,10 +81,14 @@ class RotaryTable:
             return self._mixed(positions, longest, length, dtype)
         fixed = length if isinstance(self.rope.scaling, spec.DynamicScaling) else 0
         key = (fixed, dtype, positions.device)
-        if key != self.key or self.cos.shape[0] < longest:
-            self._grow(max(256, 1 << (longest - 1).bit_length()), fixed, dtype, positions.device)
-            self.key = key
-        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
+        found = self.tables.get(key)
+        if found is None or len(found[0]) < longest:
+            count = max(256, 1 << (longest - 1).bit_length())
+            found = self.tables[key] = self._made(count, fixed, dtype, positions.device)
+            while len(self.tables) > TABLES:
+                self.tables.popitem(last=False)
+        cos, sin = found
+        return cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
 
     def _mixed(
         self, positions: Tensor, longest: int, lengths: tuple[int, ...], dtype: torch.dtype
@@ -97,12 +104,12 @@ class RotaryTable:
             cos[:, places], sin[:, places] = self.rows(positions[:, places], longest, length, dtype)
         return cos, sin
 
-    def _grow(self, count: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def _made(self, count: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         angles = torch.outer(torch.arange(count).float(), frequencies(self.rope, length))
         scale = self.rope.scaling.attention if isinstance(self.rope.scaling, spec.YarnScaling) else 1.0
         cos, sin = angles.cos() * scale, angles.sin() * scale
-        self.cos = torch.cat([cos, cos], dim=-1).to(device, dtype)  # [count,dim]
-        self.sin = torch.cat([-sin, sin], dim=-1).to(device, dtype)
+        both = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # [count,dim] each
+        return both[0].to(device, dtype), both[1].to(device, dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -48,15 +48,17 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     if (done := form_of(model)) is not None:
         raise Refusal(f"This model is in its form for serving already ({done}). `restore` it first, or load it again.")
     named = matrices(model, kind) | dict(choices or {})
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    model.stored = Stored(dtypes, model.compute_dtype, trainable)
+    parameters = dict(model.named_parameters())
+    trainable = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
+    model.stored = Stored(parameters, model.compute_dtype, trainable)
     for module in model.modules():
         if isinstance(module, SelfAttention | FeedForward):
             module.fused = None
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
+        if choice.kind != "fp32":  # at once, so that no two forms of the whole model are ever there
+            _empty(parameters, path)
         if isinstance(made, Packed | PackedStack) and made.tiles.device.type == "cpu":
             made.tiles = arena.take(made.tiles)
     for module in model.modules():
@@ -126,6 +128,13 @@ def _replace(model: LanguageModel, path: str, choice: Choice) -> nn.Module:
     return made
 
 
+def _empty(parameters: Mapping[str, nn.Parameter], path: str) -> None:
+    """Let go of the numbers of a matrix that has another form now."""
+    matrix = parameters.get(f"{path}.weight", parameters.get(path))
+    if matrix is not None:
+        matrix.data = matrix.data.new_empty(0)
+
+
 def _formed(weight: nn.Parameter, bias: nn.Parameter | None, choice: Choice) -> Packed | RowLinear:
     if choice.kind == "fp32":
         return RowLinear.of(weight, bias)
@@ -169,9 +178,8 @@ class Logical(Mapping[str, Tensor]):
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.plain = dict(model.named_parameters())
-        self.dtypes = {name: p.dtype for name, p in self.plain.items()}
-        if model.stored is not None:
-            self.dtypes = model.stored.dtypes
+        parameters = self.plain if model.stored is None else model.stored.parameters
+        self.dtypes = {name: p.dtype for name, p in parameters.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         held = self._held(name)
@@ -243,6 +251,7 @@ def put(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
             raise InputError(f"`{name}` holds numbers that are not finite: nothing was changed.")
     for name, tensor in weights.items():
         assign(model, name, tensor)
+    model.pushed += 1
 
 
 @torch.no_grad()
@@ -267,12 +276,14 @@ def restore(model: LanguageModel) -> LanguageModel:
             plain.weight = nn.Parameter(module.unpack() if isinstance(module, Packed) else module.weight.detach())
             plain.bias = module.bias
             model.get_submodule(owner).add_module(leaf, plain)
-    for name, dtype in model.stored.dtypes.items():
+    for name, own in model.stored.parameters.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         parameter = module._parameters[leaf]
         assert parameter is not None
-        module._parameters[leaf] = nn.Parameter(parameter.detach().to(dtype), name in model.stored.trainable)
+        own.data = parameter.detach().to(own.dtype)
+        own.requires_grad_(name in model.stored.trainable)
+        module._parameters[leaf] = own
     model.compute_dtype, model.stored = compute, None
     model.rewrites = [name for name in model.rewrites if not name.startswith("serve ")]
     return model
