@@ -14,7 +14,7 @@ from openbook.generate.requests import Generation
 from openbook.generate.sampling import Sampling
 from openbook.models.load import load
 from openbook.nn.model import LanguageModel
-from tests.families import DECODERS, ENCODER_DECODERS, Case, names, tokens
+from tests.families import DECODERS, ENCODER_DECODERS, Case, each, tokens
 
 WRITERS = DECODERS + ENCODER_DECODERS
 NEW = 12
@@ -68,7 +68,7 @@ def cut(ids: list[int], eos: tuple[int, ...]) -> list[int]:
     return ids[: ends[0] + 1] if ends else ids
 
 
-@pytest.mark.parametrize("case", WRITERS, ids=names(WRITERS))
+@each(WRITERS)
 def test_greedy(case: Case, root: Path) -> None:
     for prompts in (prompts_of(case, (5,)), prompts_of(case, (3, 11, 7))):
         if "mamba" in case.name:  # their Mamba reads padding on the left into its state
@@ -80,7 +80,7 @@ def test_greedy(case: Case, root: Path) -> None:
         assert {g.finish for g in got} == {"length"}
 
 
-@pytest.mark.parametrize("case", WRITERS, ids=names(WRITERS))
+@each(WRITERS)
 def test_greedy_with_end_and_processors(case: Case, root: Path) -> None:
     prompts = prompts_of(case, (6,))
     free = theirs(case, prompts).sequences[0].tolist()
@@ -125,7 +125,7 @@ def search(case: Case, root: Path, prompts: list[list[int]], width: int, how: st
 
 
 @pytest.mark.parametrize("how", BEAMS)
-@pytest.mark.parametrize("case", SEARCHED, ids=names(SEARCHED))
+@each(SEARCHED)
 def test_beams(case: Case, root: Path, how: str) -> None:
     if "min_new_tokens" in BEAMS[how][0]:
         search(case, root, prompts_of(case, (6,)), 3, how, 2)

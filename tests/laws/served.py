@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
 from openbook.generate.engine import Engine
@@ -26,7 +27,8 @@ from openbook.nn.serving import serve_form
 from tests import families
 
 CASES = {case.name: case for case in families.DECODERS + families.ENCODER_DECODERS}
-NAMES = list(CASES)
+PAIRS = {case.name for case in families.ENCODER_DECODERS}
+MARKED = [pytest.param(c.name, id=c.name, marks=() if c.core else (pytest.mark.slow,)) for c in CASES.values()]
 MEMORY = 8 << 20
 START = {True: (0,), False: ()}  # what an encoder-decoder's output begins with
 

@@ -90,6 +90,8 @@ SPECS = {
 }
 CASES = {f"family {case.name}": case for case in families.DECODERS + families.ENCODER_DECODERS}
 NAMES = [*SPECS, *CASES]
+QUICK = {*SPECS, *(name for name, case in CASES.items() if case.core)}
+MARKED = [pytest.param(name, id=name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in NAMES]
 
 
 @pytest.fixture(autouse=True)
@@ -216,19 +218,19 @@ def reordered(name: str) -> None:
             close(logits, bench.full(row, ids)[-1:])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_token_by_token(name: str) -> None:
     token_by_token(name)
     token_by_token(name, prompt=1)
 
 
 @pytest.mark.parametrize("how", RAGGED)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_ragged_batch_is_each_row_alone(name: str, how: str) -> None:
     ragged(name, RAGGED[how])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_chunked_prefill_is_whole(name: str) -> None:
     bench = Bench(name, rows=1)
     reference = bench.full(0, bench.texts[0])
@@ -237,12 +239,12 @@ def test_chunked_prefill_is_whole(name: str) -> None:
         close(torch.cat([bench.step(cache, [0], [part])[0] for part in bench.texts[0].split(size)]), reference)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_rows_split_move_and_drop(name: str) -> None:
     reordered(name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 @pytest.mark.parametrize("lengths", [[6, 6], [6, 2]])
 def test_back_to_a_snapshot(name: str, lengths: list[int]) -> None:
     bench = Bench(name, rows=2)
@@ -383,7 +385,7 @@ def test_the_law_sees_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_bench_shows_every_part() -> None:
     """The random models are sensitive: a token at the far end of what is seen changes the logits."""
-    for name in (name for name in NAMES if "t5" not in name):
+    for name in (name for name in NAMES if name not in CASES or CASES[name].kind == "decoder"):
         bench = Bench(name, rows=1)
         assert isinstance(bench.model.stack, Tower)
         ids = bench.texts[0][:4]

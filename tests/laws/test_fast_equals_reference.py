@@ -19,7 +19,7 @@ from openbook.models.make import fuse, unfuse
 from openbook.nn import attend, grouped, moe, selective, spec, stack
 from openbook.nn.model import LanguageModel
 from openbook.nn.state import Context, Dense, Source, count_positions, visible
-from tests.families import ALL, DECODERS, Case, names, tokens
+from tests.families import ALL, DECODERS, Case, each, tokens
 
 BOUND = 1e-5
 
@@ -275,7 +275,7 @@ def whole(case: Case, root: Path) -> LanguageModel:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_fused_equals_unfused(case: Case, root: Path, tmp_path: Path) -> None:
     ids = tokens(case, 2, 13)
     model, other = whole(case, root), whole(case, root)
@@ -295,10 +295,7 @@ def test_fused_equals_unfused(case: Case, root: Path, tmp_path: Path) -> None:
     assert len(set(storages)) == len(storages)
 
 
-FUSIBLE = [case for case in ALL if "mamba" not in case.name]
-
-
-@pytest.mark.parametrize("case", FUSIBLE, ids=names(FUSIBLE))
+@each(ALL)
 def test_fused_gradients_equal_unfused(case: Case, root: Path) -> None:
     ids = tokens(case, 2, 13)
     slow = gradients(whole(case, root), case, ids)
@@ -387,7 +384,7 @@ def different(model: LanguageModel) -> list[stack.ResidualBlock]:
 
 
 @pytest.mark.parametrize("segmented", [False, True], ids=["plain", "segments"])
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 @pytest.mark.usefixtures("fresh")
 def test_blocks_trace_whole(case: Case, segmented: bool, root: Path) -> None:
     """fullgraph: a block that the compiler must leave half-way fails here. Gradients go through the traced block."""
@@ -408,7 +405,7 @@ def test_blocks_trace_whole(case: Case, segmented: bool, root: Path) -> None:
         assert close(found[0][1], found[1][1])
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 @pytest.mark.usefixtures("fresh")
 def test_new_lengths_compile_nothing(case: Case, root: Path) -> None:
     """Two lengths teach the compiler that lengths vary; no later one costs anything."""

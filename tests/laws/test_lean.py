@@ -11,7 +11,7 @@ from openbook.models.load import load
 from openbook.native import block as native
 from openbook.nn.linear import Linear
 from openbook.nn.model import LanguageModel
-from tests.families import DECODERS, Case, names, tokens
+from tests.families import DECODERS, Case, each, tokens
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: the reference does the work")
 
@@ -35,7 +35,7 @@ def both(model: LanguageModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.T
         return fast.float(), model(ids).detach().float()
 
 
-@pytest.mark.parametrize("case", DECODERS, ids=names(DECODERS))
+@each(DECODERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equals_the_block(case: Case, dtype: str, root: Path) -> None:
     model = load(case.folder(root), dtype=dtype)

@@ -17,7 +17,7 @@ from openbook.models.registry import read, say
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 from openbook.nn.plain import from_plain, to_plain
-from tests.families import ALL, Case, names, tokens
+from tests.families import ALL, Case, each, tokens
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def same_weights(a: LanguageModel, b: LanguageModel) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_saved_folder_loads_in_both(case: Case, root: Path, tmp_path: Path) -> None:
     import transformers
 
@@ -62,7 +62,7 @@ def test_a_changed_weight_breaks_the_law(root: Path) -> None:
     assert not same_weights(model, other)
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_spec_round_trips(case: Case, root: Path) -> None:
     config = json.loads((case.folder(root) / "config.json").read_text())
     family, model = read(config)

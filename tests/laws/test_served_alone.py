@@ -25,7 +25,19 @@ from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Scheduler
 from openbook.generate.speculate import Proposal
 from tests.laws.adapters import KINDS
-from tests.laws.served import NAMES, Said, drawn, emptied, engine_of, greedy, preempt, prompts_of, reference, said
+from tests.laws.served import (
+    MARKED,
+    PAIRS,
+    Said,
+    drawn,
+    emptied,
+    engine_of,
+    greedy,
+    preempt,
+    prompts_of,
+    reference,
+    said,
+)
 
 CLOSE = 2e-4  # of log-probabilities, between the paths of fp32
 PAGE = 32
@@ -35,7 +47,7 @@ def alone(name: str, prompts: list[list[int]], sampling: Sampling) -> list[Said]
     return [said(engine_of(name, prefix_cache=False), [prompt], sampling)[0] for prompt in prompts]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_alone_is_the_reference(name: str) -> None:
     prompts = prompts_of(name, 2)
     for ours, theirs in zip(alone(name, prompts, greedy()), reference(name, prompts, greedy()), strict=True):
@@ -43,7 +55,7 @@ def test_alone_is_the_reference(name: str) -> None:
         assert max(abs(a - b) for a, b in zip(ours.logprobs, theirs.logprobs, strict=True)) < CLOSE
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 @pytest.mark.parametrize("sampling", [greedy(), drawn()], ids=["greedy", "drawn"])
 def test_batch_mates_chunks_and_prefix_hits_change_nothing(name: str, sampling: Sampling) -> None:
     prompts = prompts_of(name, 5, (40, 3, 12, 33, 9))
@@ -57,7 +69,7 @@ def test_batch_mates_chunks_and_prefix_hits_change_nothing(name: str, sampling: 
         assert engine.stats.cached_tokens > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_preemption_changes_nothing(name: str) -> None:
     prompts = prompts_of(name, 4, (31, 30, 31, 30))
     sampling = drawn(tokens=24)
@@ -81,7 +93,7 @@ def test_preemption_changes_nothing(name: str) -> None:
     assert [Said.of(job.generations[0]) for job in jobs] == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_choices_are_those_of_their_own_runs(name: str) -> None:
     """Choice c of a request with a seed is the same whether n is 3 or 5, and shares what its prompt wrote."""
     prompts = prompts_of(name, 2, (37, 6))
@@ -93,7 +105,7 @@ def test_choices_are_those_of_their_own_runs(name: str) -> None:
     assert len({choice.ids for choice in five}) > 5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_a_page_that_differs_in_one_token_is_no_hit(name: str) -> None:
     (prompt,) = prompts_of(name, 1, (45,))
     other = [*prompt]
@@ -115,7 +127,7 @@ def test_a_hit_ends_where_the_second_page_differs() -> None:
         assert engine.stats.cached_tokens in (0, PAGE)  # a recurrent model needs a snapshot there
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 @pytest.mark.parametrize("sampling", [greedy(20), drawn(20)], ids=["greedy", "drawn"])
 def test_speculation_changes_nothing(name: str, sampling: Sampling) -> None:
     prompts = prompts_of(name, 3, (30, 12, 9))
@@ -130,7 +142,7 @@ def test_speculation_changes_nothing(name: str, sampling: Sampling) -> None:
         assert said(engine_of(name, draft=True, tokens=16), prompts, sampling) == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MARKED)
 def test_beams_are_those_of_the_loop(name: str) -> None:
     prompts = prompts_of(name, 2, (14, 6))
     sampling = Sampling(max_tokens=8, beams=3, n=2, ignore_eos=True)
@@ -142,7 +154,7 @@ def test_beams_are_those_of_the_loop(name: str) -> None:
     emptied(engine)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "t5" not in name])
+@pytest.mark.parametrize("name", [one for one in MARKED if one.id not in PAIRS])
 def test_prompts_are_as_likely_as_the_loop_says(name: str) -> None:
     prompts = prompts_of(name, 3, (40, 3, 12))
     sampling = Sampling(max_tokens=0, prompt_logprobs=1)

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from openbook.models.load import load
 from openbook.models.names import locate, publish
 from openbook.models.registry import family_of
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import balance_loss
-from tests.families import ALL, Case, names, tokens
+from tests.families import ALL, Case, each, tokens
 
 BOUND = 1e-5
 MIXTURES = [case for case in ALL if "mixtral" in case.name]
@@ -57,17 +57,11 @@ def published_gradients(case: Case, model: LanguageModel) -> dict[str, Tensor]:
     return {name: make() for name, make in publish(places, found).items()}
 
 
-def reference_gradients(reference: nn.Module, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's gradients under the names they are published with: some libraries hold experts stacked."""
-    found = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
-    for name in [name for name in found if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        gradient = found.pop(name)
-        base = name.rpartition(".mlp.experts.")[0] + ".block_sparse_moe.experts"
-        for number, one in enumerate(gradient):
-            parts = {"w2": one} if name.endswith("down_proj") else dict(zip(("w1", "w3"), one.chunk(2), strict=True))
-            found |= {f"{base}.{number}.{part}.weight": value for part, value in parts.items()}
-    renamed = {name.replace(".mlp.gate.weight", ".block_sparse_moe.gate.weight"): g for name, g in found.items()}
-    return {name: renamed.get(name, found.get(name)) for name in expected}
+def reference_gradients(case: Case, expected: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    """The reference's gradients under the names, and in the layout, that it is published with."""
+    found = {name: p.grad for name, p in case.reference().named_parameters() if p.grad is not None}
+    published = case.published(found)
+    return {name: published.get(name) for name in expected}
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -100,13 +94,13 @@ def backward_both(case: Case, model: LanguageModel) -> tuple[Tensor, Tensor]:
 def gradients_agree(case: Case, model: LanguageModel) -> bool:
     ours, theirs = backward_both(case, model)
     found = published_gradients(case, model)
-    expected = reference_gradients(case.reference(), found)
+    expected = reference_gradients(case, found)
     missing = [name for name, gradient in expected.items() if gradient is None]
     assert not missing, missing
     return close(ours, theirs) and all(close(found[name], expected[name]) for name in found)
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_gradients_equal_the_reference(case: Case, root: Path) -> None:
     assert gradients_agree(case, own(case, root))
 
@@ -123,7 +117,7 @@ def test_a_gradient_cut_off_breaks_the_law(case: Case, root: Path) -> None:
 # ------------------------------------------------------------------------------------------------ balance
 
 
-@pytest.mark.parametrize("case", MIXTURES, ids=names(MIXTURES))
+@each(MIXTURES)
 def test_balance_loss_equals_the_reference(case: Case, root: Path) -> None:
     model, reference = own(case, root), case.reference()
     ids = tokens(case, 3, 12)
@@ -141,7 +135,7 @@ def test_balance_loss_equals_the_reference(case: Case, root: Path) -> None:
         ours.backward()
         theirs.backward()
         found = {n: g for n, g in published_gradients(case, model).items() if n.endswith(".gate.weight")}
-        expected = reference_gradients(reference, found)
+        expected = reference_gradients(case, found)
         assert len(found) == 3
         assert all(close(found[name], expected[name]) for name in found)
 
@@ -188,7 +182,7 @@ def learn(model: LanguageModel, runs: list[dict[str, Any]]) -> tuple[list[Tensor
 
 
 @pytest.mark.parametrize("lengths", [(7, 4), (1, 6, 2, 5), (11,)], ids=str)
-@pytest.mark.parametrize("case", ROWS, ids=names(ROWS))
+@each(ROWS)
 def test_packed_equals_unpacked(case: Case, lengths: tuple[int, ...], root: Path) -> None:
     model = own(case, root)
     texts, row, segments = packed(case, lengths, extra=3)
@@ -212,7 +206,7 @@ def test_packed_pairs_equal_unpacked(case: Case, root: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ROWS, ids=names(ROWS))
+@each(ROWS)
 def test_what_stands_before_leaks_without_segments(case: Case, root: Path) -> None:
     """The seeded fault: one segment over two texts. And with segments, the first text may be any other."""
     model = own(case, root)
@@ -226,7 +220,7 @@ def test_what_stands_before_leaks_without_segments(case: Case, root: Path) -> No
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ROWS, ids=names(ROWS))
+@each(ROWS)
 def test_padding_before_within_and_after(case: Case, root: Path) -> None:
     """Padding may stand anywhere: it changes nothing, whatever ids it holds."""
     model = own(case, root)

@@ -17,7 +17,7 @@ from openbook.models.registry import known, read, say
 from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.plain import to_plain
-from tests.families import ALL, Case, names
+from tests.families import ALL, Case, each
 from tests.models.damage import CONFIG, change_config, folder
 
 SLIDING = {**CONFIG, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
@@ -160,7 +160,7 @@ def test_unknown_model_type_lists_the_nearest_and_all() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::openbook.errors.OpenbookWarning")
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_no_value_of_any_key_is_more_than_an_error(case: Case) -> None:
     """Every key of every family with every kind of wrong value: understood, or an error of ours."""
     config = json.loads(case.reference().config.to_json_string(use_diff=False))

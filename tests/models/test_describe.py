@@ -24,7 +24,7 @@ from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 from openbook.nn.state import PerSequence, PerSource, PerToken
-from tests.families import ALL, DECODERS, Case, names
+from tests.families import ALL, DECODERS, Case, each
 from tests.models.published import (
     BERT_BASE,
     GEMMA_2_2B,
@@ -70,7 +70,7 @@ def test_any_depth_is_instant() -> None:
     assert time.process_time() - start < 5
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_counts_equal_those_of_the_built_model(case: Case, root: Path) -> None:
     told = describe(case.folder(root))
     with torch.device("meta"):
@@ -256,7 +256,7 @@ def test_estimate_of_activations_is_near_what_autograd_saves(config: dict[str, A
 # ------------------------------------------------------------------------------------------------ the page
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_page_fits_and_says_everything(case: Case, root: Path) -> None:
     told = describe(case.folder(root), context=17)
     lines = told.page().splitlines()

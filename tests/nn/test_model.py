@@ -21,7 +21,7 @@ from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import balance_loss
 from openbook.nn.plain import from_plain, to_plain
-from tests.families import ALL, Case, names, tokens
+from tests.families import ALL, Case, each, tokens
 
 NORM = spec.Norm()
 ATTENTION = spec.Attention(heads=4, kv_heads=2, head_dim=8, rope=spec.Rope(dim=8))
@@ -76,7 +76,7 @@ def test_padding_starts_at_zero() -> None:
     assert (model.embed.tokens.weight[6] != 0).all()
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_every_family_starts_finite(case: Case) -> None:
     model = make(read(case.reference().config.to_dict())[1], seed=0)
     ids = tokens(case, 2, 9)
@@ -121,7 +121,7 @@ def gradients(model: LanguageModel, case: Case, ids: Tensor) -> dict[str, Tensor
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_checkpoints_change_no_gradient(case: Case, tmp_path: Path) -> None:
     """Recomputing each block in the backward pass, the router's loss included."""
     model = load(case.folder(tmp_path))
@@ -198,7 +198,7 @@ def test_impossible_layers(layer: spec.Layer, message: str) -> None:
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("case", ALL, ids=names(ALL))
+@each(ALL)
 def test_specs_are_plain_data_and_back(case: Case) -> None:
     model = read(case.reference().config.to_dict())[1]
     plain = json.loads(json.dumps(to_plain(model)))

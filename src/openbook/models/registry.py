@@ -1,4 +1,5 @@
-"""The families there are: one of the two registries that users extend. `register` adds one; the rest load lazily.
+"""The families there are: one of the two registries that users extend. `register` adds one; the rest are the files of
+`families/`, found by their name.
 
 `read` turns a config.json into a spec, `say` a spec into a config.json that reads back as the same spec.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from openbook.errors import ConfigError, OpenbookWarning, alike
@@ -17,20 +20,7 @@ from openbook.models.family import CannotSay, Family
 from openbook.nn import spec
 from openbook.nn.build import check
 
-_BUILT_IN = {
-    "llama": "llama",
-    "mistral": "mistral",
-    "mixtral": "mixtral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma2": "gemma2",
-    "gemma3_text": "gemma3",
-    "gpt2": "gpt2",
-    "bert": "bert",
-    "t5": "t5",
-    "mamba": "mamba",
-    "openbook": "openbook_family",
-}
+FILES = Path(__file__).parent / "families"
 _ADDED: dict[str, Family] = {}
 
 
@@ -41,20 +31,35 @@ def register(family: Family) -> None:
 
 def known() -> list[str]:
     """The model types there are, in no family's favour."""
-    return sorted({*_BUILT_IN, *_ADDED})
+    return sorted({*map(_type_of, _modules()), *_ADDED})
+
+
+def _modules() -> list[str]:
+    return sorted(path.stem for path in FILES.glob("[a-z]*.py"))
+
+
+@cache
+def _family_in(module: str) -> Family:
+    family: Family = import_module(f"openbook.models.families.{module}").FAMILY
+    return family
+
+
+def _type_of(module: str) -> str:
+    return _family_in(module).model_type
 
 
 def family_of(model_type: object, where: str = "config.json") -> Family:
     """The family of a `model_type`; an unknown one is an error that names the nearest."""
-    if isinstance(model_type, str) and model_type in _ADDED:
-        return _ADDED[model_type]
-    if not isinstance(model_type, str) or model_type not in _BUILT_IN:
-        raise ConfigError(
-            f"The model type {model_type!r} of {where} is not one of the families here."
-            f"{alike(str(model_type), known())} All families: {', '.join(known())}."
-        )
-    family: Family = import_module(f"openbook.models.{_BUILT_IN[model_type]}").FAMILY
-    return family
+    if isinstance(model_type, str):
+        if model_type in _ADDED:
+            return _ADDED[model_type]
+        module = model_type.replace("-", "_")
+        if module in _modules() and _type_of(module) == model_type:
+            return _family_in(module)
+    raise ConfigError(
+        f"The model type {model_type!r} of {where} is not one of the families here."
+        f"{alike(str(model_type), known())} All families: {', '.join(known())}."
+    )
 
 
 def read(data: Mapping[str, Any], where: str = "config.json") -> tuple[Family, spec.Model]:

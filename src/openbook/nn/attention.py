@@ -23,6 +23,7 @@ class SelfAttention(Stateful):
         heads, kv_heads, size = attention.heads, attention.kv_heads, attention.head_dim
         self.spec = attention
         self.rope = rope
+        self.neighbours = attention.rope is not None and attention.rope.neighbours
         self.scores = Scores(
             pattern=attention.pattern,
             mask=mask,
@@ -51,7 +52,7 @@ class SelfAttention(Stateful):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             cos, sin = ctx.rotary[self.rope]
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin, self.neighbours), rotate(k, cos, sin, self.neighbours)
         scores = self.scores._replace(dropout=self.spec.dropout) if self.training else self.scores
         mixed = ctx.state.attend(self.index, q, k, v, scores)  # [B,T,H,K]
         return self.out(mixed.flatten(-2))

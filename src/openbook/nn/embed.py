@@ -48,10 +48,11 @@ class Embedding(nn.Module):
         if self.spec.scale != 1.0:
             x = x * scale.to(x.dtype)
         if self.positions is not None:
-            count = self.positions.weight.shape[0]
+            offset = self.spec.positions.offset if self.spec.positions else 0
+            count = self.positions.weight.shape[0] - offset
             if longest > count:
                 raise InputError(f"This model has {count} learned positions; a row of {longest} tokens does not fit.")
-            x = x + self.positions(positions)
+            x = x + self.positions(positions + offset if offset else positions)
         if self.types is not None:
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
         if self.norm is not None:

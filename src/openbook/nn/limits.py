@@ -19,7 +19,7 @@ SIZE = 2**31 - 1
 MATRIX = 2**40  # numbers in one matrix
 LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
-FROM_ZERO = {"types", "padding", "rank"}
+FROM_ZERO = {"types", "padding", "rank", "offset"}
 POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high"}
 RATES = {"dropout", "jitter"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -45,6 +45,12 @@ def check_values(model: spec.Model) -> None:
         raise ConfigError(f"The embedding would hold {largest:,} numbers; at most {MATRIX:,} can be.")
     if model.embed.padding is not None and model.embed.padding >= model.embed.vocab:
         raise ConfigError(f"`padding` must be below `vocab`: got {model.embed.padding} and {model.embed.vocab}.")
+    embeds = [model.embed, model.source.embed if model.source else None]
+    for positions in (embed.positions for embed in embeds if embed is not None):
+        if positions is not None and positions.offset >= positions.count:
+            raise ConfigError(
+                f"`offset` of learned positions must be below `count`: got {positions.offset} and {positions.count}."
+            )
     _check_widths(model)
     _check_heads(model)
 

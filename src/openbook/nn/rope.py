@@ -63,7 +63,7 @@ TABLES = 16  # kept at once: requests of different lengths share steps where the
 class RotaryTable:
     """cos and sin of one `Rope` for all positions up to the longest asked for; grows by doubling.
 
-    The sine is stored with the sign of its half, so that a rotation is `x·cos + swap(x)·sin`.
+    The sine is stored with the sign of its place in the pair, so that a rotation is `x·cos + swap(x)·sin`.
     """
 
     def __init__(self, rope: spec.Rope) -> None:
@@ -108,15 +108,24 @@ class RotaryTable:
         angles = torch.outer(torch.arange(count).float(), frequencies(self.rope, length))
         scale = self.rope.scaling.attention if isinstance(self.rope.scaling, spec.YarnScaling) else 1.0
         cos, sin = angles.cos() * scale, angles.sin() * scale
-        both = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # [count,dim] each
+        if self.rope.neighbours:
+            both = cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
+        else:
+            both = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # [count,dim] each
         return both[0].to(device, dtype), both[1].to(device, dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first `dim` features of each head by its position. x [B,T,H,K], cos and sin [B,T,1,dim]."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> Tensor:
+    """Turn the first `dim` features of each head by its position. x [B,T,H,K], cos and sin [B,T,1,dim].
+
+    The pairs are (i, i + dim/2), or (2i, 2i + 1) where they are `neighbours`.
+    """
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
-        return torch.cat([rotate(x[..., :dim], cos, sin), x[..., dim:]], dim=-1)
-    half = dim // 2
-    swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+        return torch.cat([rotate(x[..., :dim], cos, sin, neighbours), x[..., dim:]], dim=-1)
+    if neighbours:
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    else:
+        half = dim // 2
+        swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
     return x * cos + swapped * sin

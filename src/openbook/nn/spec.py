@@ -16,83 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
+from openbook.nn.spec_positions import Learned as Learned
+from openbook.nn.spec_positions import LinearScaling as LinearScaling
+from openbook.nn.spec_positions import Norm as Norm
+from openbook.nn.spec_positions import Relative as Relative
+from openbook.nn.spec_positions import Rope as Rope
+from openbook.nn.spec_positions import Scaling as Scaling
+from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
+from openbook.nn.spec_positions import YarnScaling as YarnScaling
+
 Place = Literal["pre", "post", "both", "plain"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Norm:
-    """Normalisation over the last dimension: `layer` (Ba et al. 2016) or `rms` (Zhang & Sennrich 2019)."""
-
-    kind: Literal["rms", "layer"] = "rms"
-    eps: float = 1e-5
-    bias: bool = False
-    offset: float = 0.0  # what is added to the stored weight: 1 where a family stores the distance from one
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Position interpolation (Chen et al. 2023): positions divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicScaling:
-    """Dynamic NTK: the base grows with the length, fixed when a sequence is admitted."""
-
-    factor: float
-    original: int  # the context the model was trained for
-
-
-@dataclass(frozen=True, kw_only=True)
-class YarnScaling:
-    """YaRN (Peng et al. 2023, §3): interpolate low frequencies, keep high ones, a ramp between; scaled attention."""
-
-    factor: float
-    original: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention: float = 1.0  # multiplies cos and sin
-    truncate: bool = True  # whole-number borders of the ramp
-
-
-@dataclass(frozen=True, kw_only=True)
-class WavelengthScaling:
-    """The Llama 3.1 rule: interpolate wavelengths longer than the original context, keep short ones, blend between."""
-
-    factor: float
-    original: int
-    low: float = 1.0
-    high: float = 4.0
-
-
-Scaling = LinearScaling | DynamicScaling | YarnScaling | WavelengthScaling
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary positions (Su et al. 2021). `dim` of the head's features are turned, in halves (i, i + dim/2)."""
-
-    dim: int
-    theta: float = 10000.0
-    scaling: Scaling | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learned:
-    """A learned vector for each of `count` absolute positions."""
-
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relative:
-    """A learned bias for each head and bucket of relative distance, shared by the stack (Raffel et al. 2020, §2.1)."""
-
-    heads: int
-    buckets: int = 32
-    distance: int = 128
-    bidirectional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

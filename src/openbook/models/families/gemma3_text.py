@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.models.config import Config, read_rope, write_rope
+from openbook.models.families.gemma2 import attention_of, capped_language, causal_only, read_mlp, read_norm
+from openbook.models.families.gemma2 import from_spec as from_spec2
 from openbook.models.family import Family, layers_of, none
-from openbook.models.gemma2 import attention_of, capped_language, causal_only, read_mlp, read_norm
-from openbook.models.gemma2 import from_spec as from_spec2
 from openbook.models.parts import BASE, BOTH_NORMS, GATED, IGNORE, decoder, read_shape, windows
 from openbook.nn import spec
 

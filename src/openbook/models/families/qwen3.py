@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.models.config import Config
+from openbook.models.families.qwen2 import from_spec as from_spec2
+from openbook.models.families.qwen2 import read_windows
 from openbook.models.family import Family, classes_of_last, language, layers_of, none
 from openbook.models.parts import BASE, GATED, IGNORE, PRE_NORMS, attention_of, decoder, read_shape
-from openbook.models.qwen2 import from_spec as from_spec2
-from openbook.models.qwen2 import read_windows
 from openbook.nn import spec
 
 
