@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_positions import Alibi as Alibi
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
@@ -46,7 +47,8 @@ class Attention:
     head_dim: int
     pattern: Pattern = field(default_factory=Pattern)
     rope: Rope | None = None
-    relative: bool = False  # add the stack's relative bias
+    relative: bool = False  # add the stack's position bias
+    clip: float | None = None  # q, k and v are kept within ± this
     bias: bool = False  # on q, k and v
     out_bias: bool = False
     norm: Norm | None = None  # of each head's q and k, before the rotation
@@ -129,12 +131,12 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks of one width, a norm at the end, and the relative positions that all layers share."""
+    """Blocks of one width, a norm at the end, and the position bias that all layers share."""
 
     dim: int
     blocks: tuple[Block, ...]
     final_norm: Norm | None = None
-    relative: Relative | None = None
+    relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
 
 
