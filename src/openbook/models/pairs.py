@@ -17,12 +17,29 @@ from openbook.nn import spec
 
 NORM = spec.Norm(kind="layer", eps=1e-5, bias=True)  # the only one there is in these families
 # What training, beam search and other tools read.
-INERT = """
-    encoder_layerdrop decoder_layerdrop init_std forced_eos_token_id forced_bos_token_id is_decoder num_hidden_layers
-    hidden_size num_attention_heads classifier_dropout classif_dropout static_position_embeddings extra_pos_embeddings
-    do_blenderbot_90_layernorm num_beams max_length bad_words_ids early_stopping length_penalty no_repeat_ngram_size
-    min_length
-""".split()
+INERT = [
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+    "init_std",
+    "forced_eos_token_id",
+    "forced_bos_token_id",
+    "is_decoder",
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "classifier_dropout",
+    "classif_dropout",
+    "static_position_embeddings",
+    "extra_pos_embeddings",
+    "do_blenderbot_90_layernorm",
+    "num_beams",
+    "max_length",
+    "bad_words_ids",
+    "early_stopping",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "min_length",
+]
 
 
 def read_pair(
