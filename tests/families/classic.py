@@ -55,6 +55,14 @@ PHI: dict[str, Any] = {
     "pad_token_id": None,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
 }
+OPT: dict[str, Any] = {
+    "vocab_size": 103,
+    "hidden_size": 60,
+    "ffn_dim": 92,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "max_position_embeddings": 64,
+}
 
 
 def _neox(name: str, **values: Any) -> Case:
@@ -149,5 +157,22 @@ CASES = [
         "PhiConfig",
         "PhiForCausalLM",
         {**PHI, "num_key_value_heads": 2, "qk_layernorm": True, "hidden_act": "relu", "tie_word_embeddings": True},
+    ),
+    Case("opt", "OPTConfig", "OPTForCausalLM", OPT),
+    Case(
+        "opt-narrow", "OPTConfig", "OPTForCausalLM", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 28}
+    ),
+    Case(
+        "opt-odd",
+        "OPTConfig",
+        "OPTForCausalLM",
+        {
+            **OPT,
+            "enable_bias": False,
+            "_remove_final_layer_norm": True,
+            "activation_function": "gelu",
+            "word_embed_proj_dim": 28,
+            "tie_word_embeddings": False,
+        },
     ),
 ]

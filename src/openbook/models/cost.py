@@ -70,6 +70,7 @@ class Side:
     runs: tuple[Run, ...]
     embed: Shapes
     final: Shapes
+    out: Shapes
     relative: Shapes
 
 
@@ -160,6 +161,7 @@ def _side(tower: Tower, stack: spec.Stack, groups: Mapping[spec.Block, list[int]
         runs=tuple(runs),
         embed=embed,
         final=_shapes(tower.final_norm),
+        out=_shapes(tower.out),
         relative=_shapes(tower.relative),
     )
 
@@ -200,6 +202,7 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
             yield Item(part="norms", shapes=run.norms, times=len(run.numbers))
             for branch, shapes in zip(run.block.branches, run.branches, strict=True):
                 yield from _layer_items(branch.layer, shapes, len(run.numbers), from_source)
+        yield Item(part="heads", shapes=side.out, source=from_source, products=count(side.out))
     for name, shapes in heads.items():
         yield Item(part="heads", shapes=shapes, products=_head_products(name, shapes, model))
 
@@ -217,7 +220,7 @@ def _head_products(name: str, shapes: Shapes, model: spec.Model) -> int:
     """Weights of a head that multiply every token; what reads one vector of a row is not counted."""
     for head in model.heads:
         if isinstance(head, spec.Language) and name == "language":
-            return model.embed.vocab * model.stack.dim + sum(prod(s) for n, s in shapes.items() if ".linear.w" in n)
+            return model.embed.vocab * model.stack.width + sum(prod(s) for n, s in shapes.items() if ".linear.w" in n)
         if isinstance(head, spec.Classes) and name == head.name and head.over == "tokens":
             return sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
     return 0

@@ -102,6 +102,8 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+    if side.out:
+        yield from _entry(f"{prefix}out", f"to {side.stack.width:,} features", side.out)
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
@@ -186,6 +188,7 @@ def _embed_says(embed: spec.Embed) -> str:
         case None:
             said = []
     said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"tokens of {embed.inner:,} widened"] if embed.inner else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
     return " · ".join(said)

@@ -50,7 +50,7 @@ def head_name(head: spec.Head) -> str:
 
 
 def _head(head: spec.Head, model: spec.Model) -> nn.Module:
-    dim = model.stack.dim
+    dim = model.stack.width
     match head:
         case spec.Language():
             return LanguageHead(head, model.embed.vocab, dim)

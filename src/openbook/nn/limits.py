@@ -40,7 +40,7 @@ def check_values(model: spec.Model) -> None:
             _check_layer(layer, stack.dim)
         _check_relative(stack)
     _walk(model, "model")
-    largest = max(model.embed.vocab * model.embed.dim, model.embed.vocab * model.stack.dim)
+    largest = max(model.embed.vocab, model.stack.dim) * max(model.embed.dim, model.stack.dim, model.stack.width)
     if largest > MATRIX:
         raise ConfigError(f"The embedding would hold {largest:,} numbers; at most {MATRIX:,} can be.")
     if model.embed.padding is not None and model.embed.padding >= model.embed.vocab:
@@ -141,8 +141,8 @@ def _check_relative(stack: spec.Stack) -> None:
 def _check_widths(model: spec.Model) -> None:
     """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
     if model.source is not None and model.source.shared:
-        own = model.source.embed
-        if own is None or (own.vocab, own.dim) != (model.embed.vocab, model.embed.dim):
+        embed = model.source.embed
+        if embed is None or (embed.vocab, embed.dim) != (model.embed.vocab, model.embed.dim):
             raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
         sides = {"the decoder": (model.embed.dim, model.stack.dim)}
@@ -153,10 +153,16 @@ def _check_widths(model: spec.Model) -> None:
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
         if any(isinstance(layer, spec.CrossAttention) for layer in layers):
             raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
-    if model.language is not None and model.language.tied and model.embed.dim != model.stack.dim:
+        inner = [model.embed.inner, model.source.embed.inner if model.source.embed else None]
+        if any(size is not None for size in (*inner, model.source.stack.out, model.stack.out)):
+            raise ConfigError("`inner` of an embedding and `out` of a stack are not for encoder-decoders.")
+    if model.embed.inner is not None and model.embed.dim != model.stack.dim:
         raise ConfigError(
-            f"A tied head needs an embedding as wide as the stack: got {model.embed.dim} and {model.stack.dim}."
+            f"An embedding with `inner` must have the stack's `dim`: got {model.embed.dim} and {model.stack.dim}."
         )
+    own = model.embed.inner or model.embed.dim
+    if model.language is not None and model.language.tied and own != model.stack.width:
+        raise ConfigError(f"A tied head needs an embedding as wide as the stack: got {own} and {model.stack.width}.")
 
 
 def _check_heads(model: spec.Model) -> None:

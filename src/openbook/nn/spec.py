@@ -139,6 +139,12 @@ class Stack:
     final_norm: Norm | None = None
     relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
+    out: int | None = None  # after all of that, a matrix to this width
+
+    @property
+    def width(self) -> int:
+        """Of the last hidden states, which heads read."""
+        return self.dim if self.out is None else self.out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +159,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    inner: int | None = None  # width of the token vectors, which a matrix brings to `dim` before positions are added
 
     @property
     def room(self) -> int | None:
