@@ -160,7 +160,8 @@ def heads_of(
 
 def write_heads(model: spec.Model) -> dict[str, Any]:
     """What the class heads need to be read back."""
-    rates = [head.dropout for head in model.heads if isinstance(head, spec.Classes) and head.over == "tokens"]
+    named = [head for head in model.heads if isinstance(head, spec.Classes) and head.name == "classes"]
+    rates = [head.dropout for head in named if head.over == "tokens"]
     return write_labels(model) | ({"classifier_dropout": rates[0]} if rates else {})
 
 
