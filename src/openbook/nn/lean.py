@@ -135,7 +135,7 @@ def plan(block: ResidualBlock) -> Plan | None:
     norms = tuple(norm for branch in block.branches if isinstance(norm := branch.norm, Normalise))
     if not isinstance(attention, SelfAttention) or not isinstance(ffn, FeedForward):
         return None
-    if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2:
+    if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2 or ffn.spec.limit or ffn.spec.offset:
         return None
     return Plan(attention, ffn, norms)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
+from openbook.nn.routing import Routed
 from openbook.nn.spec import Pattern
 
 
@@ -120,7 +121,7 @@ class Context(NamedTuple):
     state: State
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
-    routers: list[Tensor] | None = None  # filled with router logits [tokens,E] by MoE layers when a list is given
+    routers: list[Routed] | None = None  # filled by MoE layers with what their routers decided, when a list is given
 
 
 def count_positions(segments: Tensor) -> Tensor:
