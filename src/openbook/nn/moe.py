@@ -1,4 +1,4 @@
-"""Experts (Shazeer et al. 2017; Jiang et al. 2024 §2), stacked [E,...] from the start, beside an expert all tokens share.
+"""Experts (Shazeer et al. 2017; Jiang et al. 2024 §2), stacked [E,...] from the start, beside one that all tokens share.
 
 `experts_reference` runs every expert on every token and weighs; the fast path sorts the tokens by expert and runs one
 grouped product per matrix, with fixed shapes: no host sync, nothing dropped. What goes where is routing.py's. Symbols:
