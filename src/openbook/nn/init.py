@@ -50,6 +50,8 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                         parameter.normal_(0, std, generator=generator)
                     else:
                         parameter.zero_()
+            case SelfAttention(sinks=nn.Parameter() as sinks):
+                sinks.zero_()
             case Mixture(correction=nn.Parameter() as correction):
                 correction.zero_()
             case _:

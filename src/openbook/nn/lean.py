@@ -120,7 +120,7 @@ class Plan:
         library.openbook_before(
             block, rows, x.data_ptr(), cos, sin, turned, q.data_ptr(), k.data_ptr(), v.data_ptr(), threads
         )
-        mixed = ctx.state.attend(a.index, q, k, v, a.scores).contiguous()
+        mixed = ctx.state.attend(a.index, q, k, v, a.rule()).contiguous()
         out = torch.empty_like(x)
         library.openbook_after(block, rows, x.data_ptr(), mixed.data_ptr(), out.data_ptr(), threads)
         return out

@@ -105,7 +105,7 @@ class Plan:
         step.q, step.k, step.v, step.y = q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr()
         places = ctypes.addressof(block), ctypes.addressof(step), threads
         native.check(library.openbook_rows_before(*places))
-        mixed = ctx.state.attend(a.index, q, k, v, a.scores).contiguous()
+        mixed = ctx.state.attend(a.index, q, k, v, a.rule()).contiguous()
         step.mixed = mixed.data_ptr()
         native.check(library.openbook_rows_after(*places))
         return y

@@ -60,6 +60,7 @@ class Scores(NamedTuple):
     softcap: float | None = None
     dropout: float = 0.0
     bias: bool = False  # add the stack's position bias
+    sinks: Tensor | None = None  # [H]: one more score of each head, without a value
 
 
 class PositionBias(Protocol):
@@ -190,7 +191,7 @@ class Dense:
         causal = seen is None and scores.pattern.causal
         bias = self.biases if scores.bias else None
         order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
-        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)
+        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
         return run(x, None, self.segments)[0]
