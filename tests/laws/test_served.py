@@ -158,6 +158,16 @@ def of_layer(layer: spec.MoE | spec.Selective) -> spec.Model:
 
 OTHERS = {
     "experts": of_layer(spec.MoE(experts=5, top_k=2, expert=spec.MLP(hidden=50))),
+    "chosen experts": of_layer(
+        spec.MoE(
+            experts=12,
+            top_k=3,
+            expert=spec.MLP(hidden=21, bias=True, limit=0.3, offset=1.0),
+            routing=spec.Routing(score="sigmoid", groups=4, top_groups=2, group_score="sum2", correction=True),
+            shared=spec.MLP(hidden=17, gated=False),
+            shared_gate=True,
+        )
+    ),
     "state space": of_layer(spec.Selective(inner=72, state=6, kernel=3, rank=4)),
 }
 

@@ -318,7 +318,8 @@ class Step:
         if found is None:
             found = self._masks[key] = self._mask(lane.first, scores.pattern)
         bias = self._bias(key, found) if scores.bias else None
-        return mix(q, lane.seen[0][place], lane.seen[1][place], *found, scores.scale, scores.softcap, 0.0, bias)
+        k, v = lane.seen[0][place], lane.seen[1][place]
+        return mix(q, k, v, *found, scores.scale, scores.softcap, 0.0, bias, sinks=scores.sinks)
 
     def _keys(self, first: int) -> Tensor:
         """Positions of the seen columns, [B or 1,S]."""

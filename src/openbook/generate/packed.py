@@ -182,6 +182,7 @@ class Packed:
             scale=scores.scale,
             softcap=scores.softcap,
             bias=self._bias if scores.bias else None,
+            sinks=scores.sinks,
         )
         return mixed.unsqueeze(0)
 

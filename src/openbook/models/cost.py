@@ -209,9 +209,12 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
 
 def _layer_items(layer: spec.Layer, shapes: Shapes, times: int, source: bool) -> Iterable[Item]:
     inside = {name: shape for name, shape in shapes.items() if "norm" in name}
-    router = {name: shape for name, shape in shapes.items() if name.startswith("router")}
-    own = {name: shape for name, shape in shapes.items() if name not in inside and name not in router}
+    router = {name: shape for name, shape in shapes.items() if name.startswith(("router", "correction", "shared_gate"))}
+    shared = {name: shape for name, shape in shapes.items() if name.startswith("shared.")}
+    own = {name: shape for name, shape in shapes.items() if name not in inside | router | shared}
     yield Item(part=LAYER_PARTS[type(layer)], shapes=own, times=times, layer=layer, source=source)
+    if isinstance(layer, spec.MoE) and layer.shared is not None:
+        yield Item(part="experts", shapes=shared, times=times, layer=layer.shared, source=source)
     yield Item(part="norms", shapes=inside, times=times)
     yield Item(part="routers", shapes=router, times=times, source=source, products=count(router))
 

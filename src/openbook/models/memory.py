@@ -146,6 +146,7 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
         case spec.MLP():
             return 2 * layer.hidden * (4 if layer.gated else 2) + (4 * layer.hidden if layer.dropout else 0)
         case spec.MoE():
-            return layer.top_k * (_saved(layer.expert, dim, context) + 6 * dim) + 8 * layer.experts
+            shared = 0 if layer.shared is None else _saved(layer.shared, dim, context)
+            return layer.top_k * (_saved(layer.expert, dim, context) + 6 * dim) + 8 * layer.experts + shared
         case spec.Selective():
             return SCAN_COPIES * 4 * layer.inner * layer.state + 40 * layer.inner

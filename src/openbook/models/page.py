@@ -204,9 +204,20 @@ def layer_says(layer: spec.Layer) -> str:
         case spec.MLP():
             return f"{layer.activation}{' gated' if layer.gated else ''} · hidden {layer.hidden:,}"
         case spec.MoE():
-            return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
+            return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+
+
+def _experts_say(layer: spec.MoE) -> str:
+    rule = layer.routing
+    said = [f"{layer.top_k} of {layer.experts} experts", f"each {layer_says(layer.expert)}"]
+    said += [f"in the {rule.top_groups} best of {rule.groups} groups"] if rule.groups > 1 else []
+    said += ["sigmoid scores"] if rule.score == "sigmoid" else []
+    said += ["balanced by a bias"] if rule.correction else []
+    said += ["experts choose tokens"] if rule.choice == "expert" else []
+    said += [f"shared {layer.shared.hidden:,}"] if layer.shared is not None else []
+    return " · ".join(said)
 
 
 def _attention_says(layer: spec.Attention) -> str:
@@ -218,6 +229,7 @@ def _attention_says(layer: spec.Attention) -> str:
     said += ["position bias"] if layer.relative else []
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
+    said += ["sinks"] if layer.sinks else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
 

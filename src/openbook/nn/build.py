@@ -18,6 +18,7 @@ from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
 from openbook.nn.moe import Mixture
+from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
 
@@ -150,9 +151,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
         case spec.MLP():
             check_activation(layer.activation)
         case spec.MoE():
-            check_activation(layer.expert.activation)
-            if not 1 <= layer.top_k <= layer.experts:
-                raise ConfigError(f"`top_k` must be 1 to `experts`: got top_k={layer.top_k}, experts={layer.experts}.")
+            check_experts(layer)
         case spec.Selective():
             check_activation(layer.activation)
 
@@ -166,6 +165,16 @@ def check_heads(heads: int, kv_heads: int, where: str = "") -> None:
         raise ConfigError(
             f"`kv_heads` must divide `heads`: got heads={heads}, kv_heads={kv_heads}{place}. Use {allowed}."
         )
+
+
+def check_experts(layer: spec.MoE) -> None:
+    """What a mixture of experts can be."""
+    for mlp in (layer.expert, layer.shared):
+        if mlp is not None:
+            check_activation(mlp.activation)
+    if layer.shared_gate and layer.shared is None:
+        raise ConfigError("`shared_gate` gates a `shared` expert: there is none.")
+    check_routing(layer)
 
 
 def check_activation(name: str) -> None:

@@ -17,7 +17,7 @@ from openbook.nn.heads import LanguageHead
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import Experts
+from openbook.nn.moe import Experts, Mixture
 from openbook.nn.norm import Normalise
 from openbook.nn.selective import StateSpace
 
@@ -46,7 +46,14 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                     module.bias.zero_()
             case Experts():
                 for parameter in module.parameters(recurse=False):
-                    parameter.normal_(0, std, generator=generator)
+                    if parameter.ndim == 3:
+                        parameter.normal_(0, std, generator=generator)
+                    else:
+                        parameter.zero_()
+            case SelfAttention(sinks=nn.Parameter() as sinks):
+                sinks.zero_()
+            case Mixture(correction=nn.Parameter() as correction):
+                correction.zero_()
             case _:
                 pass
     for module in model.modules():

@@ -21,6 +21,7 @@ LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
 FROM_ZERO = {"types", "padding", "rank", "offset"}
 POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base", "most", "clip"}
+POSITIVE |= {"limit", "capacity"}  # of experts
 RATES = {"dropout", "jitter"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -80,7 +81,7 @@ def _check_number(name: str, value: float, place: str) -> None:
         raise ConfigError(f"`{name}` must be at least 0 and below 1: got {value:g} ({place}).")
     if name in POSITIVE and value <= 0:
         raise ConfigError(f"`{name}` must be above 0: got {value:g} ({place}).")
-    if name in ("eps", "balance") and value < 0:
+    if name in ("eps", "balance", "z_loss") and value < 0:
         raise ConfigError(f"`{name}` must not be below 0: got {value:g} ({place}).")
 
 
@@ -93,9 +94,7 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
-            size = layer.experts * layer.expert.hidden * dim
-            if layer.expert.bias or layer.expert.dropout:
-                raise ConfigError("Experts have no biases and no dropout of their own.")
+            size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
     if size > MATRIX:

@@ -18,6 +18,7 @@ from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
+from openbook.nn.routing import Routed
 from openbook.nn.stack import Tower
 from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
 
@@ -100,17 +101,17 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         rows: Tensor | None = None,
         length: int | None = None,
-        routers: list[Tensor] | None = None,
+        routers: list[Routed] | None = None,
     ) -> Tensor:
         """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
 
         `segments` [B,T]: 0 is padding, tokens see only their own number; None: each row is one text without padding.
         `positions` [B,T] default to counting from 0 in each segment. An encoder-decoder takes `source` ids [B,S] or
         `encoded` [B,S,D] from `encode_source`, and `source_segments` [B,S]. `length` fixes length-dependent rotary
-        scaling. A list given as `routers` is filled with the router logits of each MoE layer.
+        scaling. A list given as `routers` is filled with what the router of each MoE layer decided.
         """
         if source is not None:
-            encoded = self.encode_source(source, source_segments)
+            encoded = self.encode_source(source, source_segments, routers)
         hidden = self.hidden(
             ids,
             positions=positions,
@@ -137,7 +138,7 @@ class LanguageModel(nn.Module):
         source_segments: Tensor | None = None,
         cache: Cache | None = None,
         length: int | None = None,
-        routers: list[Tensor] | None = None,
+        routers: list[Routed] | None = None,
     ) -> Tensor:
         """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
         self._check(ids, segments=segments, positions=positions, types=types)
@@ -161,14 +162,14 @@ class LanguageModel(nn.Module):
             return self.encode_source(ids, segments)
         return self.hidden(ids, segments=segments, types=types)
 
-    def encode_source(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+    def encode_source(self, ids: Tensor, segments: Tensor | None = None, routers: list[Routed] | None = None) -> Tensor:
         """The source side of an encoder-decoder, ids [B,S] → [B,S,D]."""
         if self.source is None:
             raise InputError("This model has no encoder: `source` means nothing to it.")
         self._check(ids, segments=segments)
         embed = self.embed if self.source.embed is None else self.source.embed
         state = _dense(ids, None, segments, self.source.stack, None)
-        return self._run(embed, self.source.stack, ids, None, state, None, None)
+        return self._run(embed, self.source.stack, ids, None, state, None, routers)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of the language head; of the first class head where there is none."""
@@ -213,7 +214,7 @@ class LanguageModel(nn.Module):
         types: Tensor | None,
         state: State,
         memory: Source | None,
-        routers: list[Tensor] | None,
+        routers: list[Routed] | None,
     ) -> Tensor:
         dtype = self.dtype
         x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]

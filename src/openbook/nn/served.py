@@ -105,7 +105,7 @@ class Plan:
         step.q, step.k, step.v, step.y = q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr()
         places = ctypes.addressof(block), ctypes.addressof(step), threads
         native.check(library.openbook_rows_before(*places))
-        mixed = ctx.state.attend(a.index, q, k, v, a.scores).contiguous()
+        mixed = ctx.state.attend(a.index, q, k, v, a.rule()).contiguous()
         step.mixed = mixed.data_ptr()
         native.check(library.openbook_rows_after(*places))
         return y
@@ -123,6 +123,8 @@ def plan(block: ResidualBlock) -> Plan:
     if any((branch.spec.place == "plain") != block.spec.parallel for branch in branches):
         return made
     attention, ffn = layers
+    if ffn.spec.limit or ffn.spec.offset:  # served.h gates plainly
+        return made
     linear = {name: watch.part(attention, name) for name in ("q", "k", "v", "out")}
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}
     heads = {name: watch.part(attention, name) for name in ("q_norm", "k_norm")}

@@ -62,7 +62,7 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
         if isinstance(made, Packed | PackedStack) and made.tiles.device.type == "cpu":
             made.tiles = arena.take(made.tiles)
     for module in model.modules():
-        if not isinstance(module, Table | Linear | Packed | Experts | LanguageHead) or isinstance(module, RowLinear):
+        if not isinstance(module, Table | Linear | Packed | LanguageHead) or isinstance(module, RowLinear):
             _widen(module)
     for head in _language(model):
         head.bias = None if head.bias is None else as_fp32(head.bias)
@@ -88,6 +88,8 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
         match module:
             case Mixture():
                 found[f"{path}.router"] = Choice("fp32")
+                if module.shared_gate is not None:
+                    found[f"{path}.shared_gate"] = Choice("fp32")
             case StateSpace():
                 found[f"{path}.step"] = Choice("fp32")
             case Experts():

@@ -56,6 +56,7 @@ class Attention:
     scale: float | None = None  # of the scores; None: head_dim ** -0.5
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
+    sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +81,48 @@ class MLP:
     gated: bool = True
     bias: bool = False
     dropout: float = 0.0  # of the hidden features
+    limit: float | None = None  # the gate is cut above it, `up` beyond it in size (gpt-oss)
+    offset: float = 0.0  # added to `up` of a gated one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How a router chooses experts and weighs them.
+
+    With `groups`, only experts of the `top_groups` best groups can be chosen; a group is as good as its best expert
+    ("max", DeepSeek-AI 2024a §2.2.2) or the sum of its best two ("sum2", DeepSeek-AI 2024b). `choice`: tokens choose
+    experts, or, in training only, experts choose tokens (Zhou et al. 2022).
+    """
+
+    score: Literal["softmax", "sigmoid"] = "softmax"  # of the router's logits
+    renormalise: bool = True  # divide the chosen weights by their sum
+    scale: float = 1.0  # of the weights
+    groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["max", "sum2"] = "max"
+    correction: bool = False  # a bias for each expert that chooses but does not weigh (Wang et al. 2024)
+    bias: bool = False  # of the router's linear map
+    input_scaled: bool = False  # the weight multiplies what an expert reads, not what it says
+    choice: Literal["token", "expert"] = "token"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoE:
-    """Token-choice mixture of experts: each token goes to its `top_k` of `experts` (Jiang et al. 2024, §2)."""
+    """Mixture of experts: each token goes to its `top_k` of `experts` (Jiang et al. 2024, §2), and to the shared one.
+
+    With `routing.choice` "expert", `top_k` is how many experts a token gets in the mean.
+    """
 
     experts: int
     top_k: int
     expert: MLP
-    renormalise: bool = True  # divide the chosen weights by their sum
+    routing: Routing = field(default_factory=Routing)
+    shared: MLP | None = None  # every token's expert (Dai et al. 2024, §3.2)
+    shared_gate: bool = False  # what it says is multiplied by sigmoid(linear(x))
     balance: float = 0.0  # weight of the load-balancing loss (Fedus et al. 2021, §2.2)
+    z_loss: float = 0.0  # weight of the router's z-loss (Zoph et al. 2022, eq. 5)
     jitter: float = 0.0  # multiplicative noise on the router's input, in training
+    capacity: float | None = None  # in training an expert takes this many times its fair share of tokens; None: all
 
 
 @dataclass(frozen=True, kw_only=True)

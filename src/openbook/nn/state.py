@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
+from openbook.nn.routing import Routed
 from openbook.nn.spec import Pattern
 
 
@@ -59,6 +60,7 @@ class Scores(NamedTuple):
     softcap: float | None = None
     dropout: float = 0.0
     bias: bool = False  # add the stack's position bias
+    sinks: Tensor | None = None  # [H]: one more score of each head, without a value
 
 
 class PositionBias(Protocol):
@@ -120,7 +122,7 @@ class Context(NamedTuple):
     state: State
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
-    routers: list[Tensor] | None = None  # filled with router logits [tokens,E] by MoE layers when a list is given
+    routers: list[Routed] | None = None  # filled by MoE layers with what their routers decided, when a list is given
 
 
 def count_positions(segments: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ class Dense:
         causal = seen is None and scores.pattern.causal
         bias = self.biases if scores.bias else None
         order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
-        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)
+        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
         return run(x, None, self.segments)[0]

@@ -25,7 +25,7 @@ from openbook.data.batch import Batch
 from openbook.errors import ConfigError, DataError
 from openbook.nn.heads import LanguageHead
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import balance_loss
+from openbook.nn.routing import Routed, balance_loss
 from openbook.nn.spec import MoE
 from openbook.train.head_loss import IGNORE, HeadWeights, head_loss, learned
 
@@ -75,8 +75,8 @@ class Language:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
         """`language`: the summed loss in nats; `balance` only where the model asks for it."""
-        weight, top_k = balance_of(model)
-        routers: list[Tensor] | None = [] if weight and model.training else None
+        weight = balance_of(model)
+        routers: list[Routed] | None = [] if weight and model.training else None
         hidden = hidden_states(model, batch, routers)  # [B,T,D]
         states, targets = learned(hidden, self._targets(batch))
         states, head = language_head(model, states)
@@ -85,7 +85,7 @@ class Language:
         terms = {"language": Term(loss.total, 1.0, shown)}
         if routers:
             real = real_tokens(batch).flatten()
-            terms["balance"] = Term(balance_loss(routers, top_k, real) * real.sum(), weight)
+            terms["balance"] = Term(balance_loss(routers, real) * real.sum(), weight)
         return terms
 
     def _targets(self, batch: Batch) -> Tensor:
@@ -122,7 +122,7 @@ def real_tokens(batch: Batch) -> Tensor:
     return torch.ones_like(batch.ids, dtype=torch.bool) if batch.segments is None else batch.segments != 0
 
 
-def hidden_states(model: LanguageModel, batch: Batch, routers: list[Tensor] | None) -> Tensor:
+def hidden_states(model: LanguageModel, batch: Batch, routers: list[Routed] | None) -> Tensor:
     """The model's last hidden states [B,T,D] for a batch; an encoder-decoder reads `batch.source`."""
     encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments)
     return model.hidden(
@@ -146,11 +146,11 @@ def language_head(model: LanguageModel, states: Tensor) -> tuple[Tensor, HeadWei
     return head.before(states), HeadWeights(weight, head.bias, head.spec.softcap)
 
 
-def balance_of(model: LanguageModel) -> tuple[float, int]:
-    """The weight of the load-balancing loss and the experts per token; 0 without experts that ask for it."""
+def balance_of(model: LanguageModel) -> float:
+    """The weight of the load-balancing loss; 0 without experts that ask for it."""
     layers = [branch.layer for block in model.spec.stack.blocks for branch in block.branches]
     mixtures = [layer for layer in layers if isinstance(layer, MoE)]
-    return (mixtures[0].balance, mixtures[0].top_k) if mixtures else (0.0, 0)
+    return mixtures[0].balance if mixtures else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
