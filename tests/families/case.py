@@ -51,12 +51,17 @@ def _reference(case: Case) -> Any:
     model = getattr(transformers, case.architecture)(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # a fixed table, such as sinusoidal positions
+                continue
             if name.endswith("A_log"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * (0.6 / parameter.shape[-1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("logits_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.2)
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 module.padding_idx = None

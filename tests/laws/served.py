@@ -101,7 +101,7 @@ def prompts_of(
     name: str, count: int, lengths: Sequence[int] = (9, 17, 3, 24, 12, 30), seed: int = 0
 ) -> list[list[int]]:
     """Random prompts of uneven lengths."""
-    vocab = model_of(name).spec.embed.vocab
+    vocab = model_of(name).spec.reads.vocab
     most = (model_of(name).spec.context or 1000) - 13
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(lengths[i % len(lengths)], most) for i in range(count)]

@@ -111,6 +111,8 @@ def inventory(model: spec.Model) -> Inventory:
     source = None
     if model.source is not None and built.source is not None:
         own = {} if built.source.embed is None else _shapes(built.source.embed)
+        if model.source.shared:
+            del own["tokens.weight"]
         source = _side(built.source.stack, model.source.stack, source_groups, own)
     heads = {name: _shapes(head) for name, head in built.heads.items()}
     return Inventory(

@@ -130,7 +130,7 @@ def _find(name: str | Path | Mapping[str, Any]) -> tuple[Path | None, Mapping[st
 def _length(model: spec.Model, wanted: int | None) -> int:
     if wanted is None:
         return UNBOUNDED if model.context is None else min(model.context, USUAL)
-    most = model.embed.positions.count if model.embed.positions else None
+    most = model.embed.room
     if wanted < 1 or (most is not None and wanted > most):
         limit = "at least 1" if most is None else f"1 to {most:,}, its learned positions"
         raise InputError(f"`context` must be {limit}: got {wanted:,}.")

@@ -173,7 +173,13 @@ def shapes_say(shapes: Shapes) -> str:
 
 
 def _embed_says(embed: spec.Embed) -> str:
-    said = [f"{embed.positions.count:,} learned positions"] if embed.positions else []
+    match embed.positions:
+        case spec.Learned(count=count):
+            said = [f"{count:,} learned positions"]
+        case spec.Sinusoidal():
+            said = ["sinusoidal positions"]
+        case None:
+            said = []
     said += [f"{embed.types} segment types"] if embed.types else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []

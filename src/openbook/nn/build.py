@@ -27,14 +27,15 @@ T = TypeVar("T")
 def build(model: spec.Model) -> LanguageModel:
     """The module of a spec, parameters uninitialised. Build under `torch.device("meta")` for arithmetic alone."""
     check(model)
-    source = None
+    embedding, source = Embedding(model.embed), None
     if model.source is not None:
-        embed = None if model.source.embed is None else Embedding(model.source.embed)
+        own, tokens = model.source.embed, embedding.tokens if model.source.shared else None
+        embed = None if own is None else Embedding(own, tokens)
         source = SourceModel(embed, _Builder(model.source.stack).tower())
     source_dim = model.source.stack.dim if model.source else 0
     stack = _Builder(model.stack, source_dim).tower()
     heads = {head_name(head): _head(head, model) for head in model.heads}
-    return LanguageModel(model, Embedding(model.embed), stack, heads, source)
+    return LanguageModel(model, embedding, stack, heads, source)
 
 
 def head_name(head: spec.Head) -> str:

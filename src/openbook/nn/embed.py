@@ -24,14 +24,46 @@ class Table(nn.Module):
         return F.embedding(ids, self.weight)
 
 
+class Waves:
+    """The sines and cosines of all positions up to the longest asked for, computed in double, kept in fp32."""
+
+    def __init__(self, rule: spec.Sinusoidal, dim: int) -> None:
+        self.rule, self.dim = rule, dim
+        self.tables: dict[torch.device, Tensor] = {}
+
+    def rows(self, positions: Tensor, longest: int) -> Tensor:
+        """Of positions [B,T] below `longest` (host knowledge) → [B,T,D]."""
+        table = self.tables.get(positions.device)
+        if table is None or len(table) < longest:
+            table = self._made(max(256, 1 << (longest - 1).bit_length())).to(positions.device)
+            self.tables[positions.device] = table
+        return F.embedding(positions, table)
+
+    def _made(self, count: int) -> Tensor:
+        exponent = torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim
+        angles = torch.outer(torch.arange(count, dtype=torch.float64), self.rule.base**-exponent)  # [count,⌈D/2⌉]
+        sines, cosines = angles.sin(), angles.cos()[:, : self.dim // 2]
+        if self.rule.halves:
+            return torch.cat([sines, cosines], dim=1).float()
+        both = angles.new_empty(count, self.dim)
+        both[:, 0::2], both[:, 1::2] = sines, cosines
+        return both.float()
+
+
 class Embedding(nn.Module):
     """Ids [B,T] → [B,T,D], in the dtype of the computation."""
 
-    def __init__(self, embed: spec.Embed) -> None:
+    def __init__(self, embed: spec.Embed, tokens: Table | None = None) -> None:
         super().__init__()
         self.spec = embed
-        self.tokens = Table(embed.vocab, embed.dim)
-        self.positions = Table(embed.positions.count, embed.dim) if embed.positions else None
+        self.tokens = Table(embed.vocab, embed.dim) if tokens is None else tokens
+        self.positions: Table | None = None
+        self.waves: Waves | None = None
+        match embed.positions:
+            case spec.Learned(count=count):
+                self.positions = Table(count, embed.dim)
+            case spec.Sinusoidal():
+                self.waves = Waves(embed.positions, embed.dim)
         self.types = Table(embed.types, embed.dim) if embed.types else None
         self.norm = Normalise(embed.norm, embed.dim) if embed.norm else None
 
@@ -48,11 +80,12 @@ class Embedding(nn.Module):
         if self.spec.scale != 1.0:
             x = x * scale.to(x.dtype)
         if self.positions is not None:
-            offset = self.spec.positions.offset if self.spec.positions else 0
-            count = self.positions.weight.shape[0] - offset
+            count, offset = self.spec.room or 0, len(self.positions.weight) - (self.spec.room or 0)
             if longest > count:
                 raise InputError(f"This model has {count} learned positions; a row of {longest} tokens does not fit.")
             x = x + self.positions(positions + offset if offset else positions)
+        if self.waves is not None:
+            x = x + self.waves.rows(positions, longest).to(x.dtype)
         if self.types is not None:
             x = x + self.types(torch.zeros_like(ids) if types is None else types)
         if self.norm is not None:

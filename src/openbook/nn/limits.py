@@ -20,7 +20,7 @@ MATRIX = 2**40  # numbers in one matrix
 LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
 FROM_ZERO = {"types", "padding", "rank", "offset"}
-POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high"}
+POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base"}
 RATES = {"dropout", "jitter"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -47,7 +47,7 @@ def check_values(model: spec.Model) -> None:
         raise ConfigError(f"`padding` must be below `vocab`: got {model.embed.padding} and {model.embed.vocab}.")
     embeds = [model.embed, model.source.embed if model.source else None]
     for positions in (embed.positions for embed in embeds if embed is not None):
-        if positions is not None and positions.offset >= positions.count:
+        if isinstance(positions, spec.Learned) and positions.offset >= positions.count:
             raise ConfigError(
                 f"`offset` of learned positions must be below `count`: got {positions.offset} and {positions.count}."
             )
@@ -136,6 +136,10 @@ def _check_relative(stack: spec.Stack) -> None:
 
 def _check_widths(model: spec.Model) -> None:
     """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
+    if model.source is not None and model.source.shared:
+        own = model.source.embed
+        if own is None or (own.vocab, own.dim) != (model.embed.vocab, model.embed.dim):
+            raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
         sides = {"the decoder": (model.embed.dim, model.stack.dim)}
         sides["the encoder"] = ((model.source.embed or model.embed).dim, model.source.stack.dim)

@@ -23,6 +23,7 @@ from openbook.nn.spec_positions import Norm as Norm
 from openbook.nn.spec_positions import Relative as Relative
 from openbook.nn.spec_positions import Rope as Rope
 from openbook.nn.spec_positions import Scaling as Scaling
+from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
 
@@ -149,16 +150,21 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Token vectors, plus learned positions and segment types, then scale, norm and dropout."""
+    """Token vectors, scaled, plus positions and segment types, then norm and dropout."""
 
     vocab: int
     dim: int
-    positions: Learned | None = None
+    positions: Learned | Sinusoidal | None = None
     types: int = 0
     norm: Norm | None = None
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens there are learned positions for; None: no limit."""
+        return self.positions.count - self.positions.offset if isinstance(self.positions, Learned) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +211,14 @@ Head = Language | Pooler | Classes
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """The source side of an encoder-decoder. Without an embedding of its own it shares the decoder's."""
+    """The source side of an encoder-decoder. Without an embedding of its own it shares the decoder's.
+
+    `shared`: its embedding has positions and norms of its own, and the decoder's token vectors.
+    """
 
     stack: Stack
     embed: Embed | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +235,11 @@ class Model:
     def language(self) -> Language | None:
         """The head that speaks, if there is one."""
         return next((head for head in self.heads if isinstance(head, Language)), None)
+
+    @property
+    def reads(self) -> Embed:
+        """The embedding of a prompt: the encoder's own, where there is one."""
+        return self.embed if self.source is None or self.source.embed is None else self.source.embed
 
     @property
     def causal(self) -> bool:

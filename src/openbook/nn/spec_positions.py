@@ -78,6 +78,14 @@ class Learned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sinusoidal:
+    """Fixed waves of each position (Vaswani et al. 2017 §3.5): sine and cosine in turn, or in `halves`, sines first."""
+
+    halves: bool = False
+    base: float = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Relative:
     """A learned bias for each head and bucket of relative distance, shared by the stack (Raffel et al. 2020, §2.1)."""
 

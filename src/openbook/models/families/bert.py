@@ -53,7 +53,7 @@ def to_spec(config: Config) -> spec.Model:
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
-    if model.embed.positions is None or model.embed.norm is None:
+    if not isinstance(model.embed.positions, spec.Learned) or model.embed.norm is None:
         raise CannotSay("it needs learned positions and a norm after the embedding")
     return {
         "vocab_size": model.embed.vocab,
