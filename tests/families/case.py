@@ -21,6 +21,7 @@ class Case:
     architecture: str
     values: dict[str, Any] = field(hash=False)
     kind: str = "decoder"  # decoder | encoder | encoder-decoder
+    idle: tuple[str, ...] = ()  # tensors of the reference that compute nothing
     core: bool = False  # every law runs on it in the quick gate; on the others only parity does
 
     def reference(self) -> Any:

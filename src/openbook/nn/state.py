@@ -208,27 +208,14 @@ class Dense:
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
 
 
-class Later(NamedTuple):
+class Later:
     """The state for a block that runs again: the same, under indices moved by `shift`."""
 
-    state: State
-    shift: int
-
-    @property
-    def positions(self) -> Tensor:  # type: ignore[override]
-        return self.state.positions
-
-    @property
-    def segments(self) -> Tensor | None:
-        return self.state.segments
-
-    @property
-    def longest(self) -> int:
-        return self.state.longest
-
-    @property
-    def length(self) -> int | tuple[int, ...]:
-        return self.state.length
+    def __init__(self, state: State, shift: int) -> None:
+        self.state = state
+        self.shift = shift
+        self.positions, self.segments = state.positions, state.segments
+        self.longest, self.length = state.longest, state.length
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         return self.state.attend(index + self.shift, q, k, v, scores)
