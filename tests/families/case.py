@@ -22,6 +22,7 @@ class Case:
     values: dict[str, Any] = field(hash=False)
     kind: str = "decoder"  # decoder | encoder | encoder-decoder
     attention: str = "eager"  # which of the reference's implementations is held to
+    idle: tuple[str, ...] = ()  # tensors of the reference that compute nothing
     core: bool = False  # every law runs on it in the quick gate; on the others only parity does
 
     def reference(self) -> Any:

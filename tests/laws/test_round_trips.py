@@ -46,7 +46,8 @@ def test_saved_folder_loads_in_both(case: Case, root: Path, tmp_path: Path) -> N
     )
     original = case.reference().state_dict()
     loaded = theirs.state_dict()
-    assert all(torch.equal(loaded[name].float(), original[name].float()) for name in original)
+    used = original.keys() - set(case.idle)
+    assert all(torch.equal(loaded[name].float(), original[name].float()) for name in used)
     with torch.no_grad():
         ids = tokens(case, 2, 9)
         if case.kind == "encoder-decoder":

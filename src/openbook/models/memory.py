@@ -105,8 +105,8 @@ def training(found: Inventory, context: int, rows: int) -> Training:
             continue
         for run in side.runs:
             block = _saved_by(run, side, context) * tokens + _cast(run)
-            inside += block * len(run.numbers)
-            inputs += side.stack.dim * BYTES["bf16"] * tokens * len(run.numbers)
+            inside += block * run.steps
+            inputs += side.stack.dim * BYTES["bf16"] * tokens * run.steps
             largest = max(largest, block)
         edges = (6 + 4) * side.stack.dim * tokens  # the embedding's output, the final norm, the hidden states
         inside, inputs = inside + edges, inputs + edges

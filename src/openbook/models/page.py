@@ -62,9 +62,9 @@ def _line(label: str, *columns: str, note: str = "") -> str:
 
 def _title(this: Description) -> Iterator[str]:
     model = this.model
-    layers = f"{len(model.stack.blocks)} blocks"
+    layers = f"{len(model.stack.steps)} blocks"
     if model.source is not None:
-        layers = f"{len(model.source.stack.blocks)} + {layers}"
+        layers = f"{len(model.source.stack.steps)} + {layers}"
     facts = [
         f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
         layers,
@@ -109,6 +109,7 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
 def _run(run: Run, prefix: str) -> Iterator[str]:
     number = len(run.numbers)
     times = "" if number == 1 else f" × {number}"
+    times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
     title = (
@@ -258,7 +259,7 @@ def _head_says(head: spec.Head) -> str:
         case spec.Pooler():
             return "tanh of the first token"
         case spec.Classes():
-            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+            return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
 
 
 def _parameters(this: Description) -> Iterator[str]:

@@ -121,8 +121,9 @@ def check(model: spec.Model) -> None:
         for block in dict.fromkeys(stack.blocks):
             for branch in dict.fromkeys(block.branches):
                 _check_branch(branch, block, stack, model)
-    if model.language is not None and model.language.transform is not None:
-        check_activation(model.language.transform.activation)
+    for head in model.heads:
+        if not isinstance(head, spec.Pooler) and head.transform is not None:
+            check_activation(head.transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")

@@ -26,7 +26,7 @@ from openbook.nn.selective import StateSpace
 def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
     """Fill every parameter of `model` in place; a pure function of (spec, seed, std)."""
     generator = torch.Generator().manual_seed(seed)
-    residual = std / math.sqrt(2 * max(len(model.stack.blocks), 1))
+    residual = std / math.sqrt(2 * max(len(model.spec.stack.steps), 1))
     for module in model.modules():
         match module:
             case Normalise():

@@ -163,10 +163,14 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks of one width, a norm at the end, and the position bias that all layers share."""
+    """Blocks of one width, a norm at the end, and the position bias that all layers share.
+
+    `order`: the number of the block that each step runs, for blocks that run more than once (Lan et al. 2019, §3.1).
+    """
 
     dim: int
     blocks: tuple[Block, ...]
+    order: tuple[int, ...] | None = None  # None: each block once
     final_norm: Norm | None = None
     relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
@@ -176,6 +180,11 @@ class Stack:
     def width(self) -> int:
         """Of the last hidden states, which heads read."""
         return self.dim if self.out is None else self.out
+
+    @property
+    def steps(self) -> tuple[Block, ...]:
+        """The blocks as they run, one after the other."""
+        return self.blocks if self.order is None else tuple(self.blocks[number] for number in self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +209,13 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """The small network before a masked-language head: linear, activation, norm (Devlin et al. 2018)."""
+    """The small network before a head: dropout, linear, activation, norm (Devlin et al. 2018)."""
 
     activation: str
-    norm: Norm
+    norm: Norm | None = None
+    dim: int | None = None  # what it makes of the stack's width; None: the same
+    bias: bool = True
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +236,11 @@ class Pooler:
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Logits over `count` labels: of the pooled row, of every token, or of the last token."""
+    """Logits over `count` labels: of the pooled row, of every token, of the first or last, or of the row's mean."""
 
     count: int
-    over: Literal["pooled", "tokens", "last"] = "pooled"
+    over: Literal["pooled", "tokens", "first", "last", "mean"] = "pooled"
+    transform: Transform | None = None
     bias: bool = True
     dropout: float = 0.0
     name: str = "classes"

@@ -210,6 +210,30 @@ class Dense:
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
 
 
+class Later:
+    """The state for a block that runs again: the same, under indices moved by `shift`."""
+
+    def __init__(self, state: State, shift: int) -> None:
+        self.state = state
+        self.shift = shift
+        self.positions, self.segments = state.positions, state.segments
+        self.longest, self.length = state.longest, state.length
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        return self.state.attend(index + self.shift, q, k, v, scores)
+
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:
+        return self.state.recur(index + self.shift, x, run)
+
+    def look(
+        self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
+    ) -> Tensor:
+        return self.state.look(index + self.shift, q, source, keys, scale, dropout)
+
+    def bias(self, module: PositionBias, mask: int) -> None:
+        self.state.bias(module, mask)
+
+
 class Cache(Protocol):
     """What a model needs of a cache: a state for the next tokens of its rows."""
 
