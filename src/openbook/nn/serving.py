@@ -21,7 +21,7 @@ from openbook.nn.embed import Table
 from openbook.nn.heads import LanguageHead
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
-from openbook.nn.model import LanguageModel, Stored
+from openbook.nn.model import UNSERVED, LanguageModel, Stored
 from openbook.nn.moe import Experts, Mixture
 from openbook.nn.packed import Arena, Packed, PackedStack, RowLinear, as_fp32
 from openbook.nn.selective import StateSpace
@@ -159,6 +159,8 @@ def _language(model: LanguageModel) -> list[LanguageHead]:
 
 
 def _check(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | None) -> None:
+    if model.trains_only:
+        raise Refusal(UNSERVED)
     if kind not in FORMS:
         raise ConfigError(f"A model is served as {', '.join(FORMS)}: got '{kind}'.{nearest(kind, FORMS)}")
     known = matrices(model, kind) if choices else {}

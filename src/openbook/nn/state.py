@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
-from openbook.nn.routing import Routed
+from openbook.nn.routing import Decision
 from openbook.nn.spec import Pattern
 
 
@@ -122,7 +122,7 @@ class Context(NamedTuple):
     state: State
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
-    routers: list[Routed] | None = None  # filled by MoE layers with what their routers decided, when a list is given
+    routers: list[Decision] | None = None  # filled by MoE layers with what their routers decided, when there is a list
 
 
 def count_positions(segments: Tensor) -> Tensor:
