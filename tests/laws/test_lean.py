@@ -45,7 +45,8 @@ def test_equals_the_block(case: Case, dtype: str, root: Path) -> None:
         bound = 1e-5 if dtype == "float32" else 2**-7
         assert (fast - reference).abs().max() <= bound * max(1.0, float(reference.abs().max()))
     usual = case.name.split("-")[0] in ("llama", "llama3", "gpt2", "mistral", "qwen2", "qwen3")
-    assert lean_blocks(model) == (len(model.stack.blocks) if usual else 0)
+    if case.core:
+        assert lean_blocks(model) == (len(model.stack.blocks) if usual else 0)
 
 
 def test_a_row_does_not_depend_on_the_others(root: Path) -> None:

@@ -75,6 +75,8 @@ def old_spelling(folder: Path, out: Path) -> Path:
         config["rope_local_base_freq"] = rules["sliding_attention"]["rope_theta"]
         rules = rules["full_attention"]
     config["rope_theta"] = rules.pop("rope_theta")
+    if "partial_rotary_factor" in rules:
+        config["partial_rotary_factor"] = rules.pop("partial_rotary_factor")
     if rules.get("rope_type", "default") != "default":
         rules["type"] = rules.pop("rope_type")
         config["rope_scaling"] = rules

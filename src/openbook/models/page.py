@@ -92,9 +92,8 @@ def _structure(this: Description) -> Iterator[str]:
 def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
-    if side.relative and side.stack.relative is not None:
-        rule = side.stack.relative
-        yield from _entry(f"{prefix}bias", f"{rule.buckets} buckets up to distance {rule.distance}", side.relative)
+    if side.stack.relative is not None:
+        yield from _entry(f"{prefix}bias", _bias_says(side.stack.relative), side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -118,6 +117,12 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
+
+
+def _bias_says(rule: spec.Relative | spec.Alibi) -> str:
+    if isinstance(rule, spec.Relative):
+        return f"{rule.buckets} buckets up to distance {rule.distance}"
+    return f"ALiBi · slopes down to 2^-{rule.most:g}" + (f" · × {rule.scale:.4g}" if rule.scale != 1.0 else "")
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
@@ -220,7 +225,8 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
     said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
-    said += ["relative bias"] if layer.relative else []
+    said += ["position bias"] if layer.relative else []
+    said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
     said += ["sinks"] if layer.sinks else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []

@@ -20,7 +20,7 @@ MATRIX = 2**40  # numbers in one matrix
 LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
 FROM_ZERO = {"types", "padding", "rank", "offset"}
-POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base"}
+POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base", "most", "clip"}
 POSITIVE |= {"limit", "capacity"}  # of experts
 RATES = {"dropout", "jitter"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -125,12 +125,16 @@ def _check_relative(stack: spec.Stack) -> None:
     rule = stack.relative
     if rule is None:
         return
-    exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
-    if exact < 1 or rule.distance <= exact:
-        raise ConfigError(
-            f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond the "
-            f"exact ones: got buckets={rule.buckets}, distance={rule.distance}."
-        )
+    if isinstance(rule, spec.Alibi):
+        if rule.scale <= 0:
+            raise ConfigError(f"The `scale` of ALiBi must be above 0: got {rule.scale:g}.")
+    else:
+        exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
+        if exact < 1 or rule.distance <= exact:
+            raise ConfigError(
+                f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond "
+                f"the exact ones: got buckets={rule.buckets}, distance={rule.distance}."
+            )
     attention = [b.layer for block in stack.blocks for b in block.branches if isinstance(b.layer, spec.Attention)]
     if not any(layer.relative for layer in attention):
         raise ConfigError("A stack with `relative` needs attention with relative=True.")

@@ -123,7 +123,9 @@ def plan(block: ResidualBlock) -> Plan:
     if any((branch.spec.place == "plain") != block.spec.parallel for branch in branches):
         return made
     attention, ffn = layers
-    if attention.neighbours or ffn.spec.limit or ffn.spec.offset:  # served.h turns halves and gates plainly
+    if attention.neighbours or attention.spec.clip is not None:  # served.h turns halves, and clips nothing
+        return made
+    if ffn.spec.limit or ffn.spec.offset:  # and gates plainly
         return made
     linear = {name: watch.part(attention, name) for name in ("q", "k", "v", "out")}
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}

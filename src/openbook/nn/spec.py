@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_positions import Alibi as Alibi
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
@@ -47,9 +48,10 @@ class Attention:
     head_dim: int
     pattern: Pattern = field(default_factory=Pattern)
     rope: Rope | None = None
-    relative: bool = False  # add the stack's relative bias
+    relative: bool = False  # add the stack's position bias
     bias: bool = False  # on q, k and v
     out_bias: bool = False
+    clip: float | None = None  # q, k and v are kept within ± this
     norm: Norm | None = None  # of each head's q and k, before the rotation
     scale: float | None = None  # of the scores; None: head_dim ** -0.5
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
@@ -183,12 +185,12 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks of one width, a norm at the end, and the relative positions that all layers share."""
+    """Blocks of one width, a norm at the end, and the position bias that all layers share."""
 
     dim: int
     blocks: tuple[Block, ...]
     final_norm: Norm | None = None
-    relative: Relative | None = None
+    relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openbook.nn import lean, served, spec
-from openbook.nn.embed import RelativeBias
+from openbook.nn.embed import position_bias
 from openbook.nn.lean import Plan
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import RotaryTable
@@ -72,7 +72,7 @@ class ResidualBlock(nn.Module):
 
 
 class Tower(nn.Module):
-    """A stack: blocks of one width, the final norm, the relative bias all layers share, and the rotary tables."""
+    """A stack: blocks of one width, the final norm, the position bias all layers share, and the rotary tables."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Tower(nn.Module):
         self.spec = stack
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = Normalise(stack.final_norm, stack.dim) if stack.final_norm else None
-        self.relative = RelativeBias(stack.relative) if stack.relative else None
+        self.relative = position_bias(stack.relative) if stack.relative else None
         self.patterns = patterns
         self.tables = [RotaryTable(rope) for rope in ropes]
         self.checkpoints = False  # recompute each block in the backward pass
