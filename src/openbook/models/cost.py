@@ -147,7 +147,7 @@ def _face(block: spec.Block) -> spec.Block:
     """The block without what makes no difference to its cost."""
     branches = tuple(
         replace(branch, layer=replace(branch.layer, scale=None))
-        if isinstance(branch.layer, spec.Attention | spec.CrossAttention)
+        if isinstance(branch.layer, spec.Attention | spec.LatentAttention | spec.CrossAttention)
         else branch
         for branch in block.branches
     )
@@ -194,6 +194,7 @@ def _kept(
 
 LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.Attention: "attention",
+    spec.LatentAttention: "attention",
     spec.CrossAttention: "cross attention",
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
@@ -304,6 +305,11 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += _matrices(item.shapes)
                 widths = layer.heads * layer.head_dim
                 first, final = _seen(layer.pattern, context)
+            case spec.LatentAttention() as layer if mine:  # expanded over whole rows; absorbed when one is decoded
+                weights += _matrices(item.shapes)
+                rank, turned, seen = layer.kv_rank, layer.rope.dim, _seen(layer.pattern, context)
+                widths, first = 1, layer.heads * (layer.nope_dim + turned + layer.value_dim) / 2 * seen[0]
+                final = layer.heads * (2 * rank + turned) / 2 * seen[1]
             case spec.CrossAttention() as layer:
                 per_source = {n: s for n, s in item.shapes.items() if n.startswith(("k.", "v."))}
                 if source:

@@ -200,6 +200,8 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
@@ -232,6 +234,15 @@ def _attention_says(layer: spec.Attention) -> str:
     said += ["q and k normalised"] if layer.norm else []
     said += ["sinks"] if layer.sinks else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
+    return " · ".join(said)
+
+
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
     return " · ".join(said)
 
 

@@ -93,6 +93,11 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
             if layer.scale is not None and layer.scale <= 0:
                 raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.LatentAttention():
+            head = layer.nope_dim + max(layer.rope.dim, layer.value_dim)
+            size = max(layer.heads * head, layer.kv_rank + layer.rope.dim) * max(dim, layer.kv_rank, layer.q_rank or 1)
+            if layer.scale is not None and layer.scale <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
@@ -101,7 +106,7 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
-    if isinstance(layer, spec.Attention) and layer.rope is not None:
+    if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:
         _check_scaling(layer.rope)
 
 

@@ -8,7 +8,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · LatentAttention · CrossAttention · MLP · MoE · Selective
 """
 
 from __future__ import annotations
@@ -57,6 +57,28 @@ class Attention:
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
     sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-AI 2024a, §2.1): a token is kept as kv_rank + rope.dim numbers.
+
+    A head's query and key have `nope_dim` features that are not turned and `rope.dim` that are; the key's turned part
+    is one for all heads, the rest and the value come from the latent of `kv_rank`.
+    """
+
+    heads: int
+    kv_rank: int
+    nope_dim: int
+    value_dim: int
+    rope: Rope  # of the turned part alone
+    q_rank: int | None = None  # queries are made from a latent of this rank; None: from the input
+    norm: Norm = field(default_factory=Norm)  # of the latents
+    pattern: Pattern = field(default_factory=Pattern)
+    bias: bool = False  # on the maps down to the latents
+    out_bias: bool = False
+    scale: float | None = None  # of the scores; None: (nope_dim + rope.dim) ** -0.5
+    dropout: float = 0.0  # of the attention weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +160,7 @@ class Selective:
     conv_bias: bool = True
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,4 +307,4 @@ class Model:
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
         mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))
+        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention | LatentAttention))

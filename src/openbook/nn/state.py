@@ -84,6 +84,7 @@ class State(Protocol):
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
+    keeps: bool  # whether keys outlive this step: then what is kept of them counts, not what is made of it
     longest: int  # no position of this step is at or beyond it; the host knows it
     length: int | tuple[int, ...]  # what length-dependent rotary scaling is fixed to, in tokens; or for each of T
 
@@ -145,6 +146,8 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
 
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
+
+    keeps = False
 
     def __init__(
         self,
