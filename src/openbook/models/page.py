@@ -62,9 +62,9 @@ def _line(label: str, *columns: str, note: str = "") -> str:
 
 def _title(this: Description) -> Iterator[str]:
     model = this.model
-    layers = f"{len(model.stack.blocks)} blocks"
+    layers = f"{len(model.stack.steps)} blocks"
     if model.source is not None:
-        layers = f"{len(model.source.stack.blocks)} + {layers}"
+        layers = f"{len(model.source.stack.steps)} + {layers}"
     facts = [
         f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
         layers,
@@ -109,6 +109,7 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
 def _run(run: Run, prefix: str) -> Iterator[str]:
     number = len(run.numbers)
     times = "" if number == 1 else f" × {number}"
+    times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
     title = (
@@ -199,6 +200,8 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
@@ -234,6 +237,15 @@ def _attention_says(layer: spec.Attention) -> str:
     return " · ".join(said)
 
 
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
+    return " · ".join(said)
+
+
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
     part = "" if rope.dim == head_dim else f" on {rope.dim}"
     match rope.scaling:
@@ -258,7 +270,7 @@ def _head_says(head: spec.Head) -> str:
         case spec.Pooler():
             return "tanh of the first token"
         case spec.Classes():
-            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+            return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
 
 
 def _parameters(this: Description) -> Iterator[str]:

@@ -30,7 +30,8 @@ def check_values(model: spec.Model) -> None:
     """Raise ConfigError for a value out of range anywhere in the spec."""
     stacks = [model.stack] + ([model.source.stack] if model.source else [])
     for stack in stacks:
-        branches = sum(len(block.branches) for block in stack.blocks)
+        _check_order(stack)
+        branches = sum(len(block.branches) for block in stack.steps)
         if branches > LAYERS:
             raise ConfigError(f"A stack has at most {LAYERS:,} layers: got {branches:,}.")
         layers = [branch.layer for block in stack.blocks for branch in block.branches]
@@ -65,7 +66,8 @@ def _walk(value: Any, where: str) -> None:
             _walk(item, place)
         elif isinstance(item, tuple):
             for part in dict.fromkeys(item):
-                _walk(part, place)
+                if is_dataclass(part):
+                    _walk(part, place)
         elif isinstance(item, int) and not isinstance(item, bool):
             least = 0 if field.name in FROM_ZERO else 1
             if not least <= item <= SIZE:
@@ -91,6 +93,11 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
             if layer.scale is not None and layer.scale <= 0:
                 raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.LatentAttention():
+            head = layer.nope_dim + max(layer.rope.dim, layer.value_dim)
+            size = max(layer.heads * head, layer.kv_rank + layer.rope.dim) * max(dim, layer.kv_rank, layer.q_rank or 1)
+            if layer.scale is not None and layer.scale <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
@@ -99,7 +106,7 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
-    if isinstance(layer, spec.Attention) and layer.rope is not None:
+    if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:
         _check_scaling(layer.rope)
 
 
@@ -114,6 +121,17 @@ def _check_scaling(rope: spec.Rope) -> None:
             raise ConfigError(f"The rope's low frequency factor must be below the high one: got {low:g} and {high:g}.")
         case _:
             pass
+
+
+def _check_order(stack: spec.Stack) -> None:
+    """Every step runs a block there is, and every block is run."""
+    if stack.order is not None and set(stack.order) != set(range(len(stack.blocks))):
+        raise ConfigError(
+            f"The `order` of a stack of {len(stack.blocks)} blocks names each of 0 to {len(stack.blocks) - 1} at least "
+            f"once: got {sorted(set(stack.order))[:8]}."
+        )
+    if stack.order is not None and len(stack.order) > LAYERS:
+        raise ConfigError(f"The `order` of a stack has at most {LAYERS:,} steps: got {len(stack.order):,}.")
 
 
 def _check_relative(stack: spec.Stack) -> None:
@@ -159,9 +177,11 @@ def _check_widths(model: spec.Model) -> None:
         raise ConfigError(
             f"An embedding with `inner` must have the stack's `dim`: got {model.embed.dim} and {model.stack.dim}."
         )
-    own = model.embed.inner or model.embed.dim
-    if model.language is not None and model.language.tied and own != model.stack.width:
-        raise ConfigError(f"A tied head needs an embedding as wide as the stack: got {own} and {model.stack.width}.")
+    head, own = model.language, model.embed.inner or model.embed.dim
+    if head is not None and head.tied:
+        width = (head.transform and head.transform.dim) or model.stack.width
+        if own != width:
+            raise ConfigError(f"A tied head needs an embedding as wide as what it reads: got {own} and {width}.")
 
 
 def _check_heads(model: spec.Model) -> None:
