@@ -256,8 +256,8 @@ def test_alibi_out_of_range(values: dict[str, Any], message: str) -> None:
     ("embed", "stack", "message"),
     [
         ({"inner": 4, "dim": 6}, {}, "must have the stack's `dim`"),
-        ({"inner": 4}, {}, "A tied head needs an embedding as wide as the stack: got 4 and 8"),
-        ({}, {"out": 4}, "A tied head needs an embedding as wide as the stack: got 8 and 4"),
+        ({"inner": 4}, {}, "A tied head needs an embedding as wide as .*: got 4 and 8"),
+        ({}, {"out": 4}, "A tied head needs an embedding as wide as .*: got 8 and 4"),
         ({"inner": 0}, {}, "`inner` must be 1 to"),
     ],
     ids=str,
