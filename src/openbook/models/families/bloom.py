@@ -21,7 +21,10 @@ KEYS = {
 }
 OLD = {"dim": "n_embed", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
 # `slow_but_exact` and `pretraining_tp` say in which order sums were rounded; `seq_length` what training rows held.
-INERT = ("slow_but_exact", "seq_length", "masked_softmax_fusion", "bias_dropout_fusion", "offset_alibi", "n_inner")
+INERT = (
+    *("slow_but_exact", "seq_length", "masked_softmax_fusion", "bias_dropout_fusion", "skip_bias_add"),
+    *("skip_bias_add_qkv", "attention_softmax_in_fp32", "offset_alibi", "n_inner", "classifier_dropout"),
+)
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -30,7 +33,7 @@ def to_spec(config: Config) -> spec.Model:
     config.fixed("apply_residual_connection_post_layernorm", False, False)
     if config.get("n_inner", 4 * size.dim) != 4 * size.dim:
         raise ConfigError(f"`n_inner` must be four times `hidden_size`, as all BLOOM's are ({config.where}).")
-    for inert in (*INERT, "classifier_dropout"):
+    for inert in INERT:
         config.raw(inert)
     attention = spec.Attention(
         heads=size.heads,

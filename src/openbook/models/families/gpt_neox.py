@@ -25,7 +25,8 @@ from openbook.nn import spec
 def to_spec(config: Config) -> spec.Model:
     size = read_sizes(config, SIZES, context=2048)
     config.fixed("is_decoder", False, False)
-    config.raw("classifier_dropout")
+    for inert in ("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
+        config.raw(inert)
     bias, drop = config.get("attention_bias", True), config.get("hidden_dropout", 0.0)
     base, share = config.get("rotary_emb_base", 1e4), config.get("rotary_pct", 0.25)  # the old spelling
     attention = spec.Attention(

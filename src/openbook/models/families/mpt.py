@@ -30,8 +30,11 @@ NORMS = ("low_precision_layernorm", "layernorm")
 def read_attention(config: Config) -> Config:
     """The nested table, all that would compute something else refused."""
     nested = Config(config.raw("attn_config", {}), f"attn_config of {config.where}")
-    for key, only in (("attn_type", "multihead_attention"), ("prefix_lm", False), ("qk_ln", False), ("alibi", True)):
-        nested.fixed(key, only, only)
+    nested.fixed("attn_type", "multihead_attention", "multihead_attention")
+    nested.fixed("alibi", True, True)
+    nested.fixed("sliding_window_size", -1, -1)
+    for key in ("prefix_lm", "qk_ln", "qk_gn", "rope"):
+        nested.fixed(key, False, False)
     for inert in ("attn_impl", "attn_uses_sequence_id"):
         nested.raw(inert)
     return nested

@@ -87,5 +87,6 @@ FAMILY = Family(
     names=lambda model: BODY + head_names(model),
     heads=heads_of("OPT", tokens=False),
     prefix="model.",
+    ignore=(r".*decoder\.version",),
     sizes=KEYS,
 )
