@@ -8,7 +8,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · CrossAttention · MLP · MoE · Selective · StateSpaceDual · Structured · GatedDelta
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_states import GatedDelta as GatedDelta
+from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
+from openbook.nn.spec_states import Structured as Structured
 
 Place = Literal["pre", "post", "both", "plain"]
 
@@ -105,9 +108,10 @@ class Selective:
     activation: str = "silu"
     bias: bool = False
     conv_bias: bool = True
+    norm: Norm | None = None  # of the step, of what is written and of what is read, each (Lieber et al. 2024, §6)
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta
 
 
 @dataclass(frozen=True, kw_only=True)
