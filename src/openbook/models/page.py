@@ -204,6 +204,14 @@ def layer_says(layer: spec.Layer) -> str:
             return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.StateSpaceDual():
+            shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
+            return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
+        case spec.Structured():
+            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{' gated' if layer.gated else ''}"
+        case spec.GatedDelta():
+            values = f"{layer.value_heads} heads of {layer.key_dim} keys and {layer.value_dim} values"
+            return f"delta rule · {values} · {layer.heads} of q and k · kernel {layer.kernel}"
 
 
 def _attention_says(layer: spec.Attention) -> str:

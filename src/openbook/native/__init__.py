@@ -6,7 +6,8 @@ processor, no compiler, OPENBOOK_NATIVE=0) its loader answers None, says why onc
 
     rows         products with fp32, bf16 and int8 matrices, norms, activations and whole blocks in which a row's result
                  depends on that row alone; chosen in nn/rows.py, nn/packed.py and nn/served.py
-    scan         recurrences of state spaces, forward and backward, and the delta rule; chosen in nn/scan.py, nn/delta.py
+    scan         recurrences: of state spaces, forward and backward, and the delta rule; chosen in nn/scan.py,
+                 nn/delta.py and nn/structured.py
     attention    fused attention over bf16, forward and backward (AMX or AVX-512 BF16); chosen in nn/attend.py
     paged        attention over pages of keys and values (AMX, AVX-512 BF16 or any vectors); chosen in nn/paged.py
 """

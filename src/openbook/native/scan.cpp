@@ -1,4 +1,5 @@
-// Linear recurrences along a row, token after token: selective state spaces with their gradients, and the delta rule.
+// Linear recurrences along a row, token after token: selective state spaces with their gradients, the delta rule,
+// and structured state spaces.
 //
 // Sixteen channels lie in a vector, so that sums over states need no order but that of the states: what a row gives
 // depends on that row alone, bit for bit, however it is cut into pieces.
@@ -205,6 +206,37 @@ void delta(const Delta& d, int64_t row, int64_t head, int64_t first, int64_t cou
     for (int64_t i = 0; i < K; i++) store(kept + i * V, s[i], count);
 }
 
+// A structured state space (nn/structured.py): for each channel and state, complex numbers as two,
+//   h = turn · h + write · x        y = 2 Re Σ h · read + skip · x
+// turn, write, read [2,N,C] (real parts, then imaginary); x, y [B,T,C]; kept [B,2,N,C].
+struct Turn {
+    int64_t rows, tokens, channels, states;
+    const float *x, *turn, *write, *read, *skip;
+    float *kept, *y;
+};
+
+void turn(const Turn& d, int64_t row, int64_t first, int64_t count, Lanes* h) {
+    const int64_t N = d.states, C = d.channels, imaginary = N * C;
+    float* kept = d.kept + row * 2 * N * C + first;
+    for (int64_t n = 0; n < 2 * N; n++) h[n] = load(kept + n * C, count);
+    for (int64_t t = 0; t < d.tokens; t++) {
+        const int64_t at = (row * d.tokens + t) * C + first;
+        const Lanes x = load(d.x + at, count);
+        Lanes sum = {};
+        for (int64_t n = 0; n < N; n++) {
+            const int64_t here = n * C + first, there = here + imaginary;
+            const Lanes a = load(d.turn + here, count), b = load(d.turn + there, count);
+            const Lanes re = fma(a, h[n], load(d.write + here, count) * x) - b * h[N + n];
+            const Lanes im = fma(a, h[N + n], load(d.write + there, count) * x) + b * h[n];
+            sum = fma(re, load(d.read + here, count), sum) - im * load(d.read + there, count);
+            h[n] = re;
+            h[N + n] = im;
+        }
+        store(d.y + at, fma(load(d.skip + first, count), x, sum + sum), count);
+    }
+    for (int64_t n = 0; n < 2 * N; n++) store(kept + n * C, h[n], count);
+}
+
 template <class F>
 int guarded(F f) {  // 0: done; 1: no memory
     try {
@@ -288,6 +320,20 @@ int openbook_scan_delta(const Delta* d, int64_t threads) {
             const int64_t first = task % blocks * LANES, head = task / blocks;
             delta(*d, head / d->heads, head % d->heads, first, std::min(LANES, d->value - first),
                   aligned(memory[omp_get_thread_num()]));
+        }
+    });
+}
+
+int openbook_scan_turn(const Turn* d, int64_t threads) {
+    const int64_t blocks = (d->channels + LANES - 1) / LANES, tasks = d->rows * blocks;
+    const int count = workers((double)d->rows * d->tokens * d->channels * d->states, threads);
+    return guarded([&] {
+        std::vector<Memory> memory(count, Memory(LANES * (2 * d->states + 1)));
+#pragma omp parallel for schedule(static) num_threads(count)
+        for (int64_t task = 0; task < tasks; task++) {
+            const int64_t first = task % blocks * LANES;
+            turn(*d, task / blocks, first, std::min(LANES, d->channels - first),
+                 aligned(memory[omp_get_thread_num()]));
         }
     });
 }

@@ -27,8 +27,7 @@ class Back(ctypes.Structure):
     """scan.cpp's `struct Back`."""
 
     _fields_ = tuple(
-        (n, ctypes.c_void_p)
-        for n in ("dy", "carry", "to_x", "to_step", "to_write", "to_read", "to_decay", "to_skip")
+        (n, ctypes.c_void_p) for n in ("dy", "carry", "to_x", "to_step", "to_write", "to_read", "to_decay", "to_skip")
     )
 
 
@@ -38,6 +37,15 @@ class Delta(ctypes.Structure):
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("rows", "tokens", "heads", "groups", "key", "value")),
         *((n, ctypes.c_void_p) for n in ("q", "k", "v", "decay", "rate", "mark", "kept", "y")),
+    )
+
+
+class Turn(ctypes.Structure):
+    """scan.cpp's `struct Turn`."""
+
+    _fields_ = (
+        *((n, ctypes.c_int64) for n in ("rows", "tokens", "channels", "states")),
+        *((n, ctypes.c_void_p) for n in ("x", "turn", "write", "read", "skip", "kept", "y")),
     )
 
 
@@ -54,12 +62,13 @@ def library() -> ctypes.CDLL | None:
         word, address = ctypes.c_int64, ctypes.c_void_p
         found.openbook_scan_forward.argtypes = found.openbook_scan_threads.argtypes = [address, word]
         found.openbook_scan_backward.argtypes = [address, address, word]
-        found.openbook_scan_delta.argtypes = [address, word]
+        found.openbook_scan_delta.argtypes = found.openbook_scan_turn.argtypes = [address, word]
         for function in (
             found.openbook_scan_forward,
             found.openbook_scan_threads,
             found.openbook_scan_backward,
             found.openbook_scan_delta,
+            found.openbook_scan_turn,
         ):
             function.restype = ctypes.c_int
     return found

@@ -2,8 +2,8 @@
 
     S_t = α_t S_{t-1} + k_t u_tᵀ      u_t = β_t (v_t − α_t S_{t-1}ᵀ k_t)      y_t = S_tᵀ q_t      S [K,V] of each head
 
-`recurrence` is the definition, `blocks` the same by chunks of tokens (§3.3): within one the corrections are the solution
-of a triangular system, between them stands the state. Where rows must be exact native/scan.cpp runs the recurrence.
+`recurrence` is the definition, `blocks` the same by chunks of tokens (§3.3): within one the corrections solve a
+triangular system, between them stands the state. Where rows must be exact native/scan.cpp runs the recurrence.
 Symbols: see shapes.py; G heads of queries and keys, H of values.
 """
 

@@ -26,8 +26,8 @@ CHUNK = 64  # tokens
 def spans(log_decay: Tensor, mark: Tensor | None, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """How much of what one token wrote is left at another, in each chunk; log_decay [B,T,H], T a multiple of `chunk`.
 
-    Between its tokens [B,T/chunk,H,chunk,chunk] (later, earlier), from before it to each token [B,T/chunk,H,chunk], from
-    each token to its end, and through it [B,T/chunk,H]. Nothing passes a token whose mark [B,T] is 2.
+    Between its tokens [B,T/chunk,H,chunk,chunk] (later, earlier), from before it to each token [B,T/chunk,H,chunk],
+    from each token to its end, and through it [B,T/chunk,H]. Nothing passes a token whose mark [B,T] is 2.
     """
     log_decay = log_decay.unflatten(1, (-1, chunk)).transpose(2, 3)  # [B,c,H,L]
     sums = log_decay.cumsum(dim=-1)

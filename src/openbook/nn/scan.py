@@ -35,7 +35,7 @@ def scan_reference(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
 
 
 def scan(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-    """The same as `scan_reference`, as one operator that keeps nothing but its decays and its states."""
+    """The same as `scan_reference`, as one operator that keeps nothing but its decays and its states; complex too."""
     if decay.shape[1] == 1:
         return decay * start.unsqueeze(1) + inputs
     return _scan(decay, inputs, start)
@@ -82,10 +82,10 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same recurrence, backwards in time: what a state is worth later, through the decay of the next token."""
     decay, states, start = ctx.saved_tensors
-    later = F.pad(decay[:, 1:], (0, 0, 0, 0, 0, 1)).flip(1)
+    later = F.pad(decay[:, 1:], (0, 0, 0, 0, 0, 1)).flip(1).conj().resolve_conj()
     to_inputs = _scan(later, grad.flip(1), torch.zeros_like(start)).flip(1)
     before = torch.cat([start.unsqueeze(1), states[:, :-1]], dim=1)
-    return to_inputs * before, to_inputs, to_inputs[:, 0] * decay[:, 0]
+    return to_inputs * before.conj(), to_inputs, to_inputs[:, 0] * decay[:, 0].conj()
 
 
 _scan.register_autograd(_backward, setup_context=_remember)
@@ -118,7 +118,8 @@ def selective(
     if x.device.type != "cpu" or not _compiled():
         return selective_reference(*floats, mark, start.float())
     flags = None if mark is None else mark.to(torch.int8)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(one.requires_grad for one in (*floats, start))):
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in (*floats, start))
+    if learns or torch.compiler.is_compiling():
         y, last, _ = _selective(*floats, flags, start.float())
         return y, last
     return _forward(*floats, flags, start.float(), None)
@@ -148,7 +149,9 @@ def selective_reference(
     return (found * read).sum(dim=-1) + x * skip, found[:, -1].transpose(1, 2)
 
 
-def _problem(tensors: list[Tensor], mark: Tensor | None, kept: Tensor, y: Tensor, borders: Tensor | None) -> native.Scan:
+def _problem(
+    tensors: list[Tensor], mark: Tensor | None, kept: Tensor, y: Tensor, borders: Tensor | None
+) -> native.Scan:
     """What scan.cpp wants; all contiguous fp32, and held by the caller."""
     x, _, write, _, decay, _ = tensors
     rows, tokens, channels = x.shape
