@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,11 +180,19 @@ def test_scan_keeps_two_tensors() -> None:
 SIZES = [(16, 24, 4), (7, 13, 3), (36, 5, 6), (1, 1, 1)]  # D, F, E: whole 16 bytes and not
 
 
+EXPERTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "biased": {"bias": True, "activation": "quick_gelu", "limit": 0.7, "offset": 1.0},
+    "scaled before": {"bias": True, "before": True},
+}
+
+
 @pytest.mark.parametrize(("dim", "hidden", "experts"), SIZES)
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 29])
-def test_experts(dim: int, hidden: int, experts: int, gated: bool, count: int) -> None:
-    layer, inputs = experts_case(dim, hidden, experts, gated, count)
+@pytest.mark.parametrize("more", EXPERTS.values(), ids=EXPERTS)
+def test_experts(dim: int, hidden: int, experts: int, gated: bool, count: int, more: dict[str, Any]) -> None:
+    layer, inputs = experts_case(dim, hidden, experts, gated, count, **more)
     chosen = inputs.pop()
 
     def run(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -208,10 +217,13 @@ class Bound(nn.Module):
         return self.function(self.layer, *args)
 
 
-def experts_case(dim: int, hidden: int, experts: int, gated: bool, count: int) -> tuple[moe.Experts, list[Tensor]]:
+def experts_case(
+    dim: int, hidden: int, experts: int, gated: bool, count: int, before: bool = False, **more: Any
+) -> tuple[moe.Experts, list[Tensor]]:
     """Experts, and x, weights, their matrices, the choice. The last expert gets no token where there are several."""
     top = min(2, experts)
-    mixture = spec.MoE(experts=experts, top_k=top, expert=spec.MLP(hidden=hidden, gated=gated))
+    mlp = spec.MLP(hidden=hidden, gated=gated, **more)
+    mixture = spec.MoE(experts=experts, top_k=top, expert=mlp, routing=spec.Routing(input_scaled=before))
     layer = moe.Experts(mixture, dim)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openbook.models.load import load, save
+from openbook.nn.routing import Routed
 from tests.families import Case, tokens
 
 Draw = Callable[[random.Random], tuple[str, str, dict[str, Any], str]]
@@ -207,9 +208,9 @@ def differs(case: Case, folder: Path, again: bool, factor: float = 1.0) -> float
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :9]}
         ours, real = model(ids[:, :9], source=ids, source_segments=mask), torch.ones_like(ids[:, :9])
     else:
-        inputs, real, routers = {"input_ids": ids, "attention_mask": mask}, mask, list[Tensor]()
+        inputs, real, routers = {"input_ids": ids, "attention_mask": mask}, mask, list[Routed]()
         ours = model(ids, segments=mask, routers=routers)
-        if any(undecided(logits, case.values["num_experts_per_tok"]) for logits in routers):
+        if any(undecided(routed.logits, case.values["num_experts_per_tok"]) for routed in routers):
             return 0.0
     theirs = reference(**inputs).logits[real == 1]
     exact = reference.double()(**inputs).logits[real == 1]

@@ -62,9 +62,9 @@ def _line(label: str, *columns: str, note: str = "") -> str:
 
 def _title(this: Description) -> Iterator[str]:
     model = this.model
-    layers = f"{len(model.stack.blocks)} blocks"
+    layers = f"{len(model.stack.steps)} blocks"
     if model.source is not None:
-        layers = f"{len(model.source.stack.blocks)} + {layers}"
+        layers = f"{len(model.source.stack.steps)} + {layers}"
     facts = [
         f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
         layers,
@@ -102,11 +102,14 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+    if side.out:
+        yield from _entry(f"{prefix}out", f"to {side.stack.width:,} features", side.out)
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
     number = len(run.numbers)
     times = "" if number == 1 else f" × {number}"
+    times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
     title = (
@@ -186,6 +189,7 @@ def _embed_says(embed: spec.Embed) -> str:
         case None:
             said = []
     said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"tokens of {embed.inner:,} widened"] if embed.inner else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
     return " · ".join(said)
@@ -196,22 +200,36 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
             return f"{layer.activation}{' gated' if layer.gated else ''} · hidden {layer.hidden:,}"
         case spec.MoE():
-            return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
+            return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
         case spec.StateSpaceDual():
             shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
             return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
         case spec.Structured():
-            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{' gated' if layer.gated else ''}"
+            gated = " gated" if layer.gated else ""
+            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{gated}"
         case spec.GatedDelta():
             values = f"{layer.value_heads} heads of {layer.key_dim} keys and {layer.value_dim} values"
             return f"delta rule · {values} · {layer.heads} of q and k · kernel {layer.kernel}"
+
+
+def _experts_say(layer: spec.MoE) -> str:
+    rule = layer.routing
+    said = [f"{layer.top_k} of {layer.experts} experts", f"each {layer_says(layer.expert)}"]
+    said += [f"in the {rule.top_groups} best of {rule.groups} groups"] if rule.groups > 1 else []
+    said += ["sigmoid scores"] if rule.score == "sigmoid" else []
+    said += ["balanced by a bias"] if rule.correction else []
+    said += ["experts choose tokens"] if rule.choice == "expert" else []
+    said += [f"shared {layer.shared.hidden:,}"] if layer.shared is not None else []
+    return " · ".join(said)
 
 
 def _attention_says(layer: spec.Attention) -> str:
@@ -223,7 +241,17 @@ def _attention_says(layer: spec.Attention) -> str:
     said += ["position bias"] if layer.relative else []
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
+    said += ["sinks"] if layer.sinks else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
+    return " · ".join(said)
+
+
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
     return " · ".join(said)
 
 
@@ -251,7 +279,7 @@ def _head_says(head: spec.Head) -> str:
         case spec.Pooler():
             return "tanh of the first token"
         case spec.Classes():
-            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+            return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
 
 
 def _parameters(this: Description) -> Iterator[str]:

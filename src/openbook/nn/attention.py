@@ -6,7 +6,8 @@ tensor-parallel shard is just a smaller layer. Symbols: see shapes.py.
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from openbook.nn import spec
 from openbook.nn.linear import Fused, Linear, joint
@@ -16,7 +17,7 @@ from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
 
 
 class SelfAttention(Stateful):
-    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K] if the spec has them."""
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K], sinks [H] if the spec has them."""
 
     def __init__(self, attention: spec.Attention, dim: int, mask: int, rope: int | None) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class SelfAttention(Stateful):
         self.out = Linear(heads * size, dim, attention.out_bias)
         self.q_norm = Normalise(attention.norm, size) if attention.norm else None
         self.k_norm = Normalise(attention.norm, size) if attention.norm else None
+        self.sinks = nn.Parameter(torch.empty(heads)) if attention.sinks else None
         self.fused: Fused | None = None
 
     def declare(self) -> PerToken:
@@ -55,9 +57,13 @@ class SelfAttention(Stateful):
         if self.rope is not None:
             cos, sin = ctx.rotary[self.rope]
             q, k = rotate(q, cos, sin, self.neighbours), rotate(k, cos, sin, self.neighbours)
-        scores = self.scores._replace(dropout=self.spec.dropout) if self.training else self.scores
-        mixed = ctx.state.attend(self.index, q, k, v, scores)  # [B,T,H,K]
+        mixed = ctx.state.attend(self.index, q, k, v, self.rule())  # [B,T,H,K]
         return self.out(mixed.flatten(-2))
+
+    def rule(self) -> Scores:
+        """How scores are made now."""
+        scores = self.scores if self.sinks is None else self.scores._replace(sinks=self.sinks)
+        return scores._replace(dropout=self.spec.dropout) if self.training else scores
 
     def fuse(self) -> None:
         """Hold q, k and v as one matrix."""

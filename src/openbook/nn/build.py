@@ -16,10 +16,12 @@ from openbook.nn.delta import DeltaRule
 from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.latent import LatentAttention
 from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
 from openbook.nn.moe import Mixture
+from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
 from openbook.nn.structured import StructuredSpace
@@ -53,7 +55,7 @@ def head_name(head: spec.Head) -> str:
 
 
 def _head(head: spec.Head, model: spec.Model) -> nn.Module:
-    dim = model.stack.dim
+    dim = model.stack.width
     match head:
         case spec.Language():
             return LanguageHead(head, model.embed.vocab, dim)
@@ -91,6 +93,11 @@ class _Builder:
     def _(self, layer: spec.Attention) -> nn.Module:
         rope = None if layer.rope is None else _number(self.ropes, layer.rope)
         return SelfAttention(layer, self.stack.dim, _number(self.patterns, layer.pattern), rope)
+
+    @layer.register
+    def _(self, layer: spec.LatentAttention) -> nn.Module:
+        mask, rope = _number(self.patterns, layer.pattern), _number(self.ropes, layer.rope)
+        return LatentAttention(layer, self.stack.dim, mask, rope)
 
     @layer.register
     def _(self, layer: spec.CrossAttention) -> nn.Module:
@@ -135,8 +142,9 @@ def check(model: spec.Model) -> None:
         for block in dict.fromkeys(stack.blocks):
             for branch in dict.fromkeys(block.branches):
                 _check_branch(branch, block, stack, model)
-    if model.language is not None and model.language.transform is not None:
-        check_activation(model.language.transform.activation)
+    for head in model.heads:
+        if not isinstance(head, spec.Pooler) and head.transform is not None:
+            check_activation(head.transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")
@@ -158,6 +166,9 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
                     "The rotary `dim` must be even and at most `head_dim`: "
                     f"got dim={layer.rope.dim}, head_dim={layer.head_dim}."
                 )
+        case spec.LatentAttention():
+            if layer.rope.dim % 2:
+                raise ConfigError(f"The rotary `dim` must be even: got dim={layer.rope.dim}.")
         case spec.CrossAttention():
             check_heads(layer.heads, layer.kv_heads)
             if model.source is None:
@@ -165,9 +176,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
         case spec.MLP():
             check_activation(layer.activation)
         case spec.MoE():
-            check_activation(layer.expert.activation)
-            if not 1 <= layer.top_k <= layer.experts:
-                raise ConfigError(f"`top_k` must be 1 to `experts`: got top_k={layer.top_k}, experts={layer.experts}.")
+            check_experts(layer)
         case spec.Selective() | spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             check_activation(layer.activation)
 
@@ -181,6 +190,16 @@ def check_heads(heads: int, kv_heads: int, where: str = "") -> None:
         raise ConfigError(
             f"`kv_heads` must divide `heads`: got heads={heads}, kv_heads={kv_heads}{place}. Use {allowed}."
         )
+
+
+def check_experts(layer: spec.MoE) -> None:
+    """What a mixture of experts can be."""
+    for mlp in (layer.expert, layer.shared):
+        if mlp is not None:
+            check_activation(mlp.activation)
+    if layer.shared_gate and layer.shared is None:
+        raise ConfigError("`shared_gate` gates a `shared` expert: there is none.")
+    check_routing(layer)
 
 
 def check_activation(name: str) -> None:

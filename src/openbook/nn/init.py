@@ -15,10 +15,11 @@ from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.embed import RelativeBias, Table
 from openbook.nn.heads import LanguageHead
 from openbook.nn.init_states import StateLayer, initialise_states
+from openbook.nn.latent import LatentAttention
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import Experts
+from openbook.nn.moe import Experts, Mixture
 from openbook.nn.norm import Normalise
 
 
@@ -26,7 +27,7 @@ from openbook.nn.norm import Normalise
 def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
     """Fill every parameter of `model` in place; a pure function of (spec, seed, std)."""
     generator = torch.Generator().manual_seed(seed)
-    residual = std / math.sqrt(2 * max(len(model.stack.blocks), 1))
+    residual = std / math.sqrt(2 * max(len(model.spec.stack.steps), 1))
     for module in model.modules():
         match module:
             case Normalise():
@@ -46,12 +47,19 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                     module.bias.zero_()
             case Experts():
                 for parameter in module.parameters(recurse=False):
-                    parameter.normal_(0, std, generator=generator)
+                    if parameter.ndim == 3:
+                        parameter.normal_(0, std, generator=generator)
+                    else:
+                        parameter.zero_()
+            case SelfAttention(sinks=nn.Parameter() as sinks):
+                sinks.zero_()
+            case Mixture(correction=nn.Parameter() as correction):
+                correction.zero_()
             case _:
                 pass
     for module in model.modules():
         match module:
-            case SelfAttention() | SourceAttention():
+            case SelfAttention() | LatentAttention() | SourceAttention():
                 module.out.weight.normal_(0, residual, generator=generator)
             case FeedForward() | Experts():
                 down = module.down.weight if isinstance(module, FeedForward) else module.down
