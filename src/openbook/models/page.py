@@ -242,6 +242,7 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
     said += ["sinks"] if layer.sinks else []
+    said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
 

@@ -21,6 +21,7 @@ from openbook.nn.causal import convolve, marks
 from openbook.nn.dual import padded, spans
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise, normalise
+from openbook.nn.scan import chain
 from openbook.nn.state import Context, PerSequence, Stateful
 
 CHUNK = 64  # tokens
@@ -63,7 +64,8 @@ def blocks(
 ) -> tuple[Tensor, Tensor]:
     """The same as `recurrence`, chunk by chunk."""
     tokens, size = v.shape[1], v.shape[2] // k.shape[2]
-    chunk = min(chunk, tokens)
+    if not torch.compiler.is_compiling():  # there a short row is padded, so that no length is special
+        chunk = min(chunk, tokens)
     extra = -tokens % chunk
     if mark is not None:
         real = (mark != 0).unsqueeze(-1)
@@ -80,12 +82,12 @@ def blocks(
     into, out = into.unsqueeze(-1), out.unsqueeze(-1)
     solved = torch.linalg.solve_triangular(system, torch.cat([rate * v, rate * into * k], dim=-1), upper=False)
     fresh, seen = solved.split([v.shape[-1], k.shape[-1]], dim=-1)  # corrections are fresh − seen · state
-    state, parts = start, []
-    for n in range(v.shape[1]):
-        right = fresh[:, n] - seen[:, n] @ state
-        parts.append((into[:, n] * q[:, n]) @ state + mixed[:, n] @ right)
-        state = through[:, n, :, None, None] * state + (out[:, n] * k[:, n]).transpose(-1, -2) @ right
-    return torch.stack(parts, dim=1).permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :tokens], state
+    keys = (out * k).transpose(-1, -2)  # [B,c,H,K,L]
+    kept = through[..., None, None] * torch.eye(k.shape[-1], device=v.device) - keys @ seen  # [B,c,H,K,K]
+    after = chain(kept, keys @ fresh, start)  # [B,c,H,K,V]
+    states = torch.cat([start.unsqueeze(1), after[:, :-1]], dim=1)
+    y = (into * q) @ states + mixed @ (fresh - seen @ states)
+    return y.permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :tokens], after[:, -1]
 
 
 def exact(
@@ -108,18 +110,22 @@ def exact(
 
 
 class DeltaRule(Stateful):
-    """project [2GK+HV,D], gate [HV,D], control [2H,D], conv [2GK+HV,kernel], step [H], log_decay [H], norm, out."""
+    """q and k [GK,D], v and gate [HV,D], rate and step [H,D], conv [2GK+HV,kernel], shift and log_decay [H], norm [V],
+    out [D,HV]."""
 
     def __init__(self, delta: spec.GatedDelta, dim: int) -> None:
         super().__init__()
         self.spec = delta
         keys, values = delta.heads * delta.key_dim, delta.value_heads * delta.value_dim
         self.sizes = [keys, keys, values]
-        self.project = Linear(dim, sum(self.sizes))
+        self.q = Linear(dim, keys)
+        self.k = Linear(dim, keys)
+        self.v = Linear(dim, values)
         self.gate = Linear(dim, values)
-        self.control = Linear(dim, 2 * delta.value_heads)  # rates, then steps
+        self.rate = Linear(dim, delta.value_heads)
+        self.step = Linear(dim, delta.value_heads)
         self.conv = nn.Parameter(torch.empty(sum(self.sizes), delta.kernel))
-        self.step = nn.Parameter(torch.empty(delta.value_heads))
+        self.shift = nn.Parameter(torch.empty(delta.value_heads))
         self.log_decay = nn.Parameter(torch.empty(delta.value_heads))
         self.norm = Normalise(delta.norm, delta.value_dim)
         self.out = Linear(values, dim)
@@ -130,7 +136,7 @@ class DeltaRule(Stateful):
         return PerSequence(shapes=((sum(self.sizes), self.spec.kernel - 1), state))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        inside = torch.cat([self.project(x), self.control(x)], dim=-1)
+        inside = torch.cat([part(x) for part in (self.q, self.k, self.v, self.rate, self.step)], dim=-1)
         mixed = ctx.state.recur(self.index, inside, self._recur).unflatten(-1, (-1, self.spec.value_dim))
         gate = activate("silu", self.gate(x).float())
         return self.out((self.norm(mixed).flatten(-2) * gate).to(x.dtype))
@@ -145,7 +151,7 @@ class DeltaRule(Stateful):
         q, k, v = self.act(inner).split(self.sizes, dim=-1)
         q, k = (self._unit(one.unflatten(-1, (self.spec.heads, -1)).float()) for one in (q, k))
         v = v.unflatten(-1, (heads, -1)).float()
-        step = activate("softplus", step.float() + self.step.float())
+        step = activate("softplus", step.float() + self.shift.float())
         log_decay = -activate("exp", self.log_decay.float()) * step  # [B,T,H]
         rate = activate("sigmoid", rate.float())
         start = torch.zeros(len(v), *self.declare().shapes[1], device=v.device) if kept is None else kept[1]

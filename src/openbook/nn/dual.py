@@ -17,7 +17,7 @@ from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.causal import convolve, marks
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise, normalise
-from openbook.nn.scan import selective
+from openbook.nn.scan import scan, selective
 from openbook.nn.state import Context, PerSequence, Stateful
 
 CHUNK = 64  # tokens
@@ -64,7 +64,8 @@ def blocks(
     x [B,T,H,P], step [B,T,H], write and read [B,T,G,N], decay [H] below zero, start [B,H,P,N]; marks as in scan.py.
     """
     tokens, groups = x.shape[1], write.shape[2]
-    chunk = min(chunk, tokens)
+    if not torch.compiler.is_compiling():  # there a short row is padded, so that no length is special
+        chunk = min(chunk, tokens)
     size, extra = x.shape[2] // groups, -tokens % chunk
     if mark is not None:
         step = step * (mark != 0).unsqueeze(-1)
@@ -77,12 +78,11 @@ def blocks(
     inside = (scores * between) @ x
     write, read = (one.repeat_interleave(size, dim=2) for one in (write, read))  # [B,c,H,L,N]
     written = (x * out.unsqueeze(-1)).transpose(-1, -2) @ write  # [B,c,H,P,N]
-    state, states = start.float(), []
-    for number in range(x.shape[1]):
-        states.append(state)
-        state = through[:, number, :, None, None] * state + written[:, number]
-    carried = (read @ torch.stack(states, dim=1).transpose(-1, -2)) * into.unsqueeze(-1)
-    return (inside + carried).permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :tokens], state
+    start, kept = start.float(), through[..., None, None].expand_as(written)
+    after = scan(kept.flatten(2, 3), written.flatten(2, 3), start.flatten(1, 2)).view_as(written)
+    states = torch.cat([start.unsqueeze(1), after[:, :-1]], dim=1)  # before each chunk, [B,c,H,P,N]
+    carried = (read @ states.transpose(-1, -2)) * into.unsqueeze(-1)
+    return (inside + carried).permute(0, 1, 3, 2, 4).flatten(1, 2)[:, :tokens], after[:, -1]
 
 
 class DualSpace(Stateful):

@@ -34,9 +34,10 @@ def initialise_states(layer: StateLayer, generator: torch.Generator) -> None:
             assert layer.step.bias is not None
             layer.step.bias.copy_(_before_softplus(_steps(inner, generator)))
         case DualSpace() | DeltaRule():
-            heads = len(layer.step)
+            heads = len(layer.log_decay)
             layer.log_decay.copy_((1 + 15 * torch.rand(heads, generator=generator)).log())
-            layer.step.copy_(_before_softplus(_steps(heads, generator)))
+            shift = layer.step if isinstance(layer, DualSpace) else layer.shift
+            shift.copy_(_before_softplus(_steps(heads, generator)))
             _convolution(layer.conv, layer.conv_bias if isinstance(layer, DualSpace) else None, generator)
             if isinstance(layer, DualSpace):
                 layer.skip.fill_(1.0)

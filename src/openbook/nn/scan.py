@@ -91,6 +91,33 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 _scan.register_autograd(_backward, setup_context=_remember)
 
 
+@torch.library.custom_op("openbook::chain", mutates_args=())
+def chain(kept: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+    """All states of S_c = kept_c · S_{c-1} + inputs_c, matrices. kept [B,c,H,K,K], inputs [B,c,H,K,V], start [B,H,K,V]."""
+    state, states = start, []
+    for number in range(kept.shape[1]):
+        state = inputs[:, number] + kept[:, number] @ state
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+@chain.register_fake
+def _(kept: Tensor, inputs: Tensor, start: Tensor) -> Tensor:  # noqa: ARG001
+    return inputs.new_empty(inputs.shape)
+
+
+def _back_chain(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    kept, states, start = ctx.saved_tensors
+    across = kept.transpose(-1, -2)
+    later = torch.cat([across[:, 1:], torch.zeros_like(across[:, :1])], dim=1).flip(1)
+    to_inputs = chain(later, grad.flip(1), torch.zeros_like(start)).flip(1)
+    before = torch.cat([start.unsqueeze(1), states[:, :-1]], dim=1)
+    return to_inputs @ before.transpose(-1, -2), to_inputs, across[:, 0] @ to_inputs[:, 0]
+
+
+chain.register_autograd(_back_chain, setup_context=_remember)
+
+
 # ------------------------------------------------------------------------------------------------ selective
 
 

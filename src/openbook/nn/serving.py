@@ -60,7 +60,9 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
-        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once, so that no two forms of the whole model are ever there
+        if choice.kind != "fp32" or isinstance(
+            made, ServedHeadMaps
+        ):  # at once, so that no two forms of the whole model are ever there
             _empty(parameters, path)
         for part in made.modules():
             if isinstance(part, Packed | PackedStack) and part.tiles.device.type == "cpu":
@@ -97,7 +99,7 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
             case StateSpace():
                 found[f"{path}.step"] = Choice("fp32")
             case DeltaRule():
-                found[f"{path}.control"] = Choice("fp32")
+                found |= {f"{path}.{name}": Choice("fp32") for name in ("rate", "step")}
             case Experts():
                 found |= {f"{path}.{n}": Choice(kind) for n in STACKS if module._parameters.get(n) is not None}
             case LanguageHead():

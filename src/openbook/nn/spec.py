@@ -61,6 +61,7 @@ class Attention:
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
     sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
+    gate: bool = False  # what is mixed is multiplied by sigmoid(linear(x)), before `out` (Qiu et al. 2025)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,17 +166,7 @@ class Selective:
     norm: Norm | None = None  # of the step, of what is written and of what is read, each (Lieber et al. 2024, §6)
 
 
-Layer = (
-    Attention
-    | LatentAttention
-    | CrossAttention
-    | MLP
-    | MoE
-    | Selective
-    | StateSpaceDual
-    | Structured
-    | GatedDelta
-)
+Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta
 
 
 @dataclass(frozen=True, kw_only=True)
