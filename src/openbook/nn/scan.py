@@ -93,7 +93,7 @@ _scan.register_autograd(_backward, setup_context=_remember)
 
 @torch.library.custom_op("openbook::chain", mutates_args=())
 def chain(kept: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-    """All states of S_c = kept_c · S_{c-1} + inputs_c, matrices. kept [B,c,H,K,K], inputs [B,c,H,K,V], start [B,H,K,V]."""
+    """All states of S_c = kept_c · S_{c-1} + inputs_c. kept [B,c,H,K,K], inputs [B,c,H,K,V], start [B,H,K,V]."""
     state, states = start, []
     for number in range(kept.shape[1]):
         state = inputs[:, number] + kept[:, number] @ state
@@ -141,7 +141,7 @@ def selective(
     x and step [B,T,C]; write and read [B,T,G,N]; decay [N,C], or [1,C] where all states of a channel decay alike, below
     zero; skip [C]; start [B,N,C]. mark [B,T]: 0 leaves the state as it is, 1 goes on, 2 starts from nothing.
     """
-    floats = [one.float() for one in (x, step, write, read, decay, skip)]
+    floats = (x.float(), step.float(), write.float(), read.float(), decay.float(), skip.float())
     if x.device.type != "cpu" or not _compiled():
         return selective_reference(*floats, mark, start.float())
     flags = None if mark is None else mark.to(torch.int8)
