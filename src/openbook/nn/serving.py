@@ -2,9 +2,9 @@
 
 `serve_form` replaces, in place and layer by layer, every linear map by one of `nn/packed.py` (fp32, bf16 or int8), the
 experts' matrices by packed stacks, the maps of latent attention by stacks of one matrix for each head (latent.py), and
-sets the matrix of the language head; norms and other small parameters become fp32. The embedding table stays as it is. The logical parameters keep their names: `logical` gives them as tensors (for
-saving), `assign` puts a pushed one in its place, `restore` takes the rewrite back (int8: with what was rounded away
-missing).
+sets the matrix of the language head; norms and other small parameters become fp32. The embedding table stays as it is.
+The logical parameters keep their names: `logical` gives them as tensors (for saving), `assign` puts a pushed one in its
+place, `restore` takes the rewrite back (int8: with what was rounded away missing).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from openbook.errors import ConfigError, InputError, Refusal, nearest
 from openbook.nn.attention import SelfAttention
+from openbook.nn.delta import DeltaRule
 from openbook.nn.embed import Table
 from openbook.nn.heads import LanguageHead
 from openbook.nn.latent import HeadMaps, ServedHeadMaps
@@ -59,7 +60,7 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
-        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once, so that no two forms of the whole model are ever there
+        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once: no two forms of it are ever there
             _empty(parameters, path)
         for part in made.modules():
             if isinstance(part, Packed | PackedStack) and part.tiles.device.type == "cpu":
@@ -95,6 +96,8 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
                     found[f"{path}.shared_gate"] = Choice("fp32")
             case StateSpace():
                 found[f"{path}.step"] = Choice("fp32")
+            case DeltaRule():
+                found |= {f"{path}.{name}": Choice("fp32") for name in ("rate", "step")}
             case Experts():
                 found |= {f"{path}.{n}": Choice(kind) for n in STACKS if module._parameters.get(n) is not None}
             case LanguageHead():

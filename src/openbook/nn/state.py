@@ -220,7 +220,7 @@ class Later:
         self.state = state
         self.shift = shift
         self.positions, self.segments = state.positions, state.segments
-        self.longest, self.length = state.longest, state.length
+        self.longest, self.length, self.keeps = state.longest, state.length, state.keeps
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         return self.state.attend(index + self.shift, q, k, v, scores)
