@@ -112,9 +112,9 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
     times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
-    title = (
-        textwrap.shorten(title, WIDTH - 40, placeholder=" …") + times + (" · parallel" if run.block.parallel else "")
-    )
+    beside = " · parallel" if run.block.parallel else ""
+    beside += f" after {NORMS[run.block.norm.kind]}" if run.block.norm else ""
+    title = textwrap.shorten(title, WIDTH - 40 - len(beside), placeholder=" …") + times + beside
     yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
     for branch, shapes in zip(run.block.branches, run.branches, strict=True):
         name = LAYER_PARTS[type(branch.layer)]
@@ -258,6 +258,7 @@ def _latent_says(layer: spec.LatentAttention) -> str:
 
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
     part = "" if rope.dim == head_dim else f" on {rope.dim}"
+    part += " in neighbours" if rope.neighbours else ""
     match rope.scaling:
         case None:
             how = ""
