@@ -30,6 +30,7 @@ PARTS = (
     "experts",
     "routers",
     "state space",
+    "convolutions",
     "norms",
     "heads",
 )
@@ -55,6 +56,11 @@ class Run:
     block: spec.Block
     branches: tuple[Shapes, ...]
     norms: Shapes
+
+    @property
+    def members(self) -> tuple[spec.Branch, ...]:
+        """Its branches, and the one aside."""
+        return self.block.branches + (() if self.block.aside is None else (self.block.aside,))
 
     @property
     def parameters(self) -> int:
@@ -153,7 +159,8 @@ def _side(tower: Tower, stack: spec.Stack, groups: Mapping[spec.Block, list[int]
     for (face, numbers), block in zip(groups.items(), tower.blocks, strict=True):
         assert isinstance(block, ResidualBlock)
         norms = {name: shape for name, shape in _shapes(block).items() if ".layer." not in name}
-        branches = tuple(_shapes(branch.get_submodule("layer")) for branch in block.branches)
+        members = [*block.branches, *([] if block.aside is None else [block.aside])]
+        branches = tuple(_shapes(branch.get_submodule("layer")) for branch in members)
         runs.append(Run(numbers=tuple(numbers), block=face, branches=branches, norms=norms))
     return Side(
         stack=stack,
@@ -177,7 +184,10 @@ def _kept(
 
 LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.Attention: "attention",
+    spec.GlobalAttention: "attention",
+    spec.DisentangledAttention: "attention",
     spec.CrossAttention: "cross attention",
+    spec.Convolution: "convolutions",
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
@@ -198,7 +208,7 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
         yield Item(part="norms", shapes={**norms, **{f"final.{n}": s for n, s in side.final.items()}})
         for run in side.runs:
             yield Item(part="norms", shapes=run.norms, times=len(run.numbers))
-            for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+            for branch, shapes in zip(run.members, run.branches, strict=True):
                 yield from _layer_items(branch.layer, shapes, len(run.numbers), from_source)
     for name, shapes in heads.items():
         yield Item(part="heads", shapes=shapes, products=_head_products(name, shapes, model))
@@ -281,6 +291,17 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += _matrices(item.shapes)
                 widths = layer.heads * layer.head_dim
                 first, final = _seen(layer.pattern, context)
+            case spec.GlobalAttention() as layer if mine:
+                weights += _matrices({n: s for n, s in item.shapes.items() if n != "global_q.weight"})
+                widths = layer.heads * layer.head_dim
+                first, final = _seen(layer.pattern, context)
+            case spec.DisentangledAttention() as layer if mine:
+                weights += _matrices({n: s for n, s in item.shapes.items() if not n.startswith("position_")})
+                terms = 2 + layer.content_to_position + layer.position_to_content  # products of a pair, of two each
+                widths = layer.heads * layer.head_dim * terms // 2
+                first, final = context, context
+            case spec.Convolution() if mine:
+                weights += _matrices(item.shapes)
             case spec.CrossAttention() as layer:
                 per_source = {n: s for n, s in item.shapes.items() if n.startswith(("k.", "v."))}
                 if source:

@@ -93,8 +93,8 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
     if side.relative and side.stack.relative is not None:
-        rule = side.stack.relative
-        yield from _entry(f"{prefix}bias", f"{rule.buckets} buckets up to distance {rule.distance}", side.relative)
+        label, says = _relative_says(side.stack.relative)
+        yield from _entry(prefix + label, says, side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -103,6 +103,14 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+
+
+def _relative_says(rule: spec.Relative | spec.RelativeVectors) -> tuple[str, str]:
+    if isinstance(rule, spec.Relative):
+        return "bias", f"{rule.buckets} buckets up to distance {rule.distance}"
+    says = f"{2 * rule.span:,} vectors of relative positions"
+    says += "" if rule.distance is None else f" · buckets up to distance {rule.distance:,}"
+    return "positions", says + (f" · {NORMS[rule.norm.kind]}" if rule.norm else "")
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
@@ -114,7 +122,7 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
         textwrap.shorten(title, WIDTH - 40, placeholder=" …") + times + (" · parallel" if run.block.parallel else "")
     )
     yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
-    for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+    for branch, shapes in zip(run.members, run.branches, strict=True):
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
@@ -191,6 +199,12 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.GlobalAttention():
+            return f"{layer.heads} heads of {layer.head_dim} · both ways · window {layer.window:,} and global tokens"
+        case spec.DisentangledAttention():
+            return _disentangled_says(layer)
+        case spec.Convolution():
+            return f"{layer.kernel} tokens wide · {layer.activation}" + f" · {layer.groups} groups" * (layer.groups > 1)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
@@ -211,6 +225,12 @@ def _attention_says(layer: spec.Attention) -> str:
     said += ["q and k normalised"] if layer.norm else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
+
+
+def _disentangled_says(layer: spec.DisentangledAttention) -> str:
+    terms = ["content to position"] * layer.content_to_position + ["position to content"] * layer.position_to_content
+    said = [f"{layer.heads} heads of {layer.head_dim}", "both ways", *terms]
+    return " · ".join(said + ["positions through q and k"] * layer.shared)
 
 
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
@@ -235,7 +255,7 @@ def _head_says(head: spec.Head) -> str:
             cap = f" · logits capped at {head.softcap:g}" if head.softcap else ""
             return ("tied to the embedding" if head.tied else "a matrix of its own") + cap
         case spec.Pooler():
-            return "tanh of the first token"
+            return f"{head.activation} of the first token"
         case spec.Classes():
             return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
 

@@ -66,14 +66,18 @@ class LanguageHead(nn.Module):
 
 
 class PoolerHead(nn.Module):
-    """tanh(linear) of the first token, [B,T,D] → [B,D]."""
+    """activation(linear) of the first token, [B,T,D] → [B,D]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, pooler: spec.Pooler, dim: int) -> None:
         super().__init__()
+        self.spec = pooler
         self.linear = Linear(dim, dim, bias=True)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return activate("tanh", self.linear(hidden[:, 0]))
+        first = hidden[:, 0]
+        if self.spec.dropout and self.training:
+            first = F.dropout(first, self.spec.dropout)
+        return activate(self.spec.activation, self.linear(first))
 
 
 class ClassHead(nn.Module):

@@ -8,7 +8,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · GlobalAttention · DisentangledAttention · CrossAttention · MLP · MoE · Selective · Convolution
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_local import Convolution as Convolution
+from openbook.nn.spec_local import DisentangledAttention as DisentangledAttention
+from openbook.nn.spec_local import GlobalAttention as GlobalAttention
+from openbook.nn.spec_local import MarkBefore as MarkBefore
+from openbook.nn.spec_local import MarkFirst as MarkFirst
+from openbook.nn.spec_local import Pattern as Pattern
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
 from openbook.nn.spec_positions import Norm as Norm
 from openbook.nn.spec_positions import Relative as Relative
+from openbook.nn.spec_positions import RelativeVectors as RelativeVectors
 from openbook.nn.spec_positions import Rope as Rope
 from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
@@ -28,14 +35,6 @@ from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
 
 Place = Literal["pre", "post", "both", "plain"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pattern:
-    """Which tokens see which. `window` w: a token sees itself and the w - 1 before it (and after it, if not causal)."""
-
-    causal: bool = True
-    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ class Selective:
     conv_bias: bool = True
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | GlobalAttention | DisentangledAttention | CrossAttention | MLP | MoE | Selective | Convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +120,15 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Branches in order, or, if `parallel`, x + their sum, all plain (Wang & Komatsuzaki 2021)."""
+    """Branches in order, or, if `parallel`, x + their sum, all plain (Wang & Komatsuzaki 2021).
+
+    `aside` reads what the block reads, and its step is taken after all others.
+    """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
     norm: Norm | None = None  # the one norm that parallel branches share
+    aside: Branch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,7 @@ class Stack:
     dim: int
     blocks: tuple[Block, ...]
     final_norm: Norm | None = None
-    relative: Relative | None = None
+    relative: Relative | RelativeVectors | None = None
     dropout: float = 0.0  # after the final norm
 
 
@@ -179,7 +182,10 @@ class Language:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooler:
-    """tanh(linear) of the first token: one vector per row."""
+    """activation(linear) of the first token: one vector per row."""
+
+    activation: str = "tanh"
+    dropout: float = 0.0  # of the first token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +197,7 @@ class Classes:
     bias: bool = True
     dropout: float = 0.0
     name: str = "classes"
+    marks: MarkFirst | MarkBefore | None = None  # what its task marks
 
 
 Head = Language | Pooler | Classes
@@ -231,5 +238,20 @@ class Model:
     @property
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
-        mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))
+        return all(pattern.causal for pattern in self._patterns)
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether tokens marked as a prefix see each other both ways, so that a prompt must be read whole."""
+        return any(pattern.marked == "prefix" for pattern in self._patterns)
+
+    @property
+    def marks(self) -> MarkFirst | MarkBefore | None:
+        """What is marked where the caller marks nothing: what the task of its class head marks."""
+        return next((head.marks for head in self.heads if isinstance(head, Classes) and head.marks), None)
+
+    @property
+    def _patterns(self) -> set[Pattern]:
+        mixers = {branch.layer for block in dict.fromkeys(self.stack.blocks) for branch in block.branches}
+        kinds = Attention | GlobalAttention | DisentangledAttention
+        return {layer.pattern for layer in mixers if isinstance(layer, kinds)}

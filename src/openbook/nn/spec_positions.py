@@ -93,3 +93,16 @@ class Relative:
     buckets: int = 32
     distance: int = 128
     bidirectional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeVectors:
+    """A learned vector of the stack's `dim` for each relative distance, shared by its layers (He et al. 2021, §3.1).
+
+    `span` to either side: 2 · span vectors. With `distance` they are buckets: exact up to span / 2, then widening
+    logarithmically up to `distance` (He et al. 2021b, §3.2); without, every distance below `span` has its own.
+    """
+
+    span: int
+    distance: int | None = None
+    norm: Norm | None = None  # of each vector

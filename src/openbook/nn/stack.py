@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openbook.nn import lean, served, spec
+from openbook.nn.disentangled import DistanceTable
 from openbook.nn.embed import RelativeBias
 from openbook.nn.lean import Plan
 from openbook.nn.norm import Normalise
@@ -33,8 +34,15 @@ class ResidualBranch(nn.Module):
         self.post_norm = Normalise(branch.norm, dim) if branch.norm and branch.place == "both" else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        return self.step(x, self.read(x, ctx))
+
+    def read(self, x: Tensor, ctx: Context) -> Tensor:
+        """What the layer says to x."""
+        return self.layer(x if self.norm is None or self.spec.place == "post" else self.norm(x), ctx)
+
+    def step(self, x: Tensor, step: Tensor) -> Tensor:
+        """The residual step from x by what the layer said."""
         place = self.spec.place
-        step = self.layer(x if self.norm is None or place == "post" else self.norm(x), ctx)
         if self.post_norm is not None:
             step = self.post_norm(step)
         if self.spec.dropout and self.training:
@@ -48,17 +56,24 @@ class ResidualBranch(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Branches one after the other; or parallel, x + Σ f(norm x), each branch plain."""
+    """Branches one after the other, or parallel, x + Σ f(norm x), each branch plain; then the one that stands aside."""
 
-    def __init__(self, block: spec.Block, branches: list[ResidualBranch], dim: int) -> None:
+    def __init__(
+        self, block: spec.Block, branches: list[ResidualBranch], dim: int, aside: ResidualBranch | None = None
+    ) -> None:
         super().__init__()
         self.spec = block
         self.norm = Normalise(block.norm, dim) if block.norm else None
         self.branches = nn.ModuleList(branches)
+        self.aside = aside
         self.lean: tuple[list[nn.Module | None], Plan | None] | None = None  # what lean.py knows of this block
         self.served: served.Plan | None = None  # what served.py knows of it
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        out = self._run(x, ctx)
+        return out if self.aside is None else self.aside.step(out, self.aside.read(x, ctx))
+
+    def _run(self, x: Tensor, ctx: Context) -> Tensor:
         if (out := served.run(self, x, ctx)) is not None:
             return out
         if lean.few(x) and (out := lean.run(self, x, ctx)) is not None:
@@ -85,7 +100,12 @@ class Tower(nn.Module):
         self.spec = stack
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = Normalise(stack.final_norm, stack.dim) if stack.final_norm else None
-        self.relative = RelativeBias(stack.relative) if stack.relative else None
+        self.relative: RelativeBias | DistanceTable | None = None
+        match stack.relative:
+            case spec.Relative():
+                self.relative = RelativeBias(stack.relative)
+            case spec.RelativeVectors():
+                self.relative = DistanceTable(stack.relative, stack.dim)
         self.patterns = patterns
         self.tables = [RotaryTable(rope) for rope in ropes]
         self.checkpoints = False  # recompute each block in the backward pass
@@ -95,8 +115,12 @@ class Tower(nn.Module):
         return (module for module in self.blocks.modules() if isinstance(module, Stateful))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        if self.relative is not None:
-            ctx.state.bias(self.relative, 0)
+        match self.relative:
+            case RelativeBias():
+                ctx.state.bias(self.relative, 0)
+            case DistanceTable():
+                alike = ctx.state.segments is None
+                ctx = ctx._replace(vectors=self.relative(ctx.state.positions, alike, x.dtype))
         for block in self.blocks:
             if self.checkpoints and self.training:
                 x = checkpoint(block, x, ctx, use_reentrant=False)
