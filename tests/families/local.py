@@ -44,7 +44,7 @@ def _second(name: str, **values: Any) -> Case:
 CASES = [
     _first("deberta"),
     _first("deberta-near", max_relative_positions=7, position_biased_input=False, type_vocab_size=0),
-    _first("deberta-one-term", pos_att_type=["p2c"], hidden_act="relu", tie_word_embeddings=False),
+    _first("deberta-one-term", pos_att_type=["p2c"], hidden_act="relu"),
     _first("deberta-plain", relative_attention=False, pos_att_type=["c2p"]),
     _second("deberta-v2", share_att_key=False, hidden_act="gelu_new"),
     _second(
@@ -64,7 +64,6 @@ CASES = [
         conv_kernel_size=5,
         conv_groups=3,
         conv_act="gelu",
-        tie_word_embeddings=False,
     ),
     _second("deberta-v2-one-term", pos_att_type=["c2p"], share_att_key=True, max_relative_positions=5),
     _second("deberta-v2-plain", relative_attention=False),
@@ -73,7 +72,7 @@ CASES = [
         "longformer-odd",
         "LongformerConfig",
         "LongformerForMaskedLM",
-        {**LONGFORMER, "attention_window": 6, "hidden_act": "relu", "tie_word_embeddings": False, "pad_token_id": 0},
+        {**LONGFORMER, "attention_window": 6, "hidden_act": "relu", "pad_token_id": 0},
         "encoder",
         marked=True,
     ),

@@ -297,9 +297,8 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 first, final = _seen(layer.pattern, context)
             case spec.DisentangledAttention() as layer if mine:
                 weights += _matrices({n: s for n, s in item.shapes.items() if not n.startswith("position_")})
-                terms = 2 + layer.content_to_position + layer.position_to_content  # products of a pair, of two each
-                widths = layer.heads * layer.head_dim * terms // 2
-                first, final = context, context
+                widths, first, final = layer.heads * layer.head_dim, context, context
+                weights += _distances(layer, found.source if source and found.source else found.main, context)
             case spec.Convolution() if mine:
                 weights += _matrices(item.shapes)
             case spec.CrossAttention() as layer:
@@ -319,6 +318,15 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
         last += int(4 * widths * final) * item.times
         mean += 4 * widths * first * item.times
     return Work(context=context, products=products, attention_last=last, attention_mean=mean)
+
+
+def _distances(layer: spec.DisentangledAttention, side: Side, context: int) -> int:
+    """Products with the vectors of relative positions: made for a row, then met by each token."""
+    if not isinstance(side.stack.relative, spec.RelativeVectors):
+        return 0
+    vectors, width = 2 * side.stack.relative.span, layer.heads * layer.head_dim
+    terms = layer.content_to_position + layer.position_to_content
+    return terms * (vectors * width + vectors * width * side.stack.dim // context)
 
 
 def _matrices(shapes: Shapes) -> int:

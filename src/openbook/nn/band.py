@@ -85,7 +85,7 @@ def _reached(x: Tensor, count: int, back: int, ahead: int) -> Tensor:
 
 
 def cut(q: Tensor, k: Tensor, v: Tensor, blocks: Band) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] in blocks: q [B·N,size,H,K], k and v [B·N,S,G,·], the bias [B·N,1,size,S]."""
+    """q [B,T,H,K], k [B,T,G,K], v [B,T,G,V] as blocks [B·N,size,H,K], [B·N,S,G,·] twice, and a bias [B·N,1,size,S]."""
     count = blocks.bias.shape[1]
     rest = count * blocks.size - q.shape[1]
     keys = []

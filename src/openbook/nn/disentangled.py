@@ -3,8 +3,8 @@
     score(i,j) = (q_i · k_j  +  q_i · r^k_δ(i,j)  +  k_j · r^q_δ(i,j)) · scale
                  content       content → position    position → content
 
-δ(i,j) is the bucket of i - j. The paper writes δ(j,i) in the last term; published models read the table as here. Symbols:
-R vectors of relative positions; see shapes.py.
+δ(i,j) is the bucket of i - j. The paper writes δ(j,i) in the last term; published models read the table as here.
+Symbols: R vectors of relative positions; see shapes.py.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class DistanceTable(nn.Module):
         places = positions[:1] if alike else positions
         span = self.spec.span
         distance = self._bucket(places.unsqueeze(2) - places.unsqueeze(1))  # [B or 1,T,T], i - j
-        index = (distance + span).clamp(0, 2 * span - 1)
+        which = (distance + span).clamp(0, 2 * span - 1)
         weight = cast(self.weight, dtype)
-        return Distances(weight if self.norm is None else self.norm(weight), index)
+        return Distances(weight if self.norm is None else self.norm(weight), which)
 
     def _bucket(self, distance: Tensor) -> Tensor:
         """Exact up to the middle, then ever wider (He et al. 2021b, arXiv 2111.09543); in fp32, as it was trained."""
@@ -82,7 +82,7 @@ class DisentangledSelfAttention(Stateful):
         vectors, size = distances.vectors, self.spec.head_dim
         if self.training and self.spec.position_dropout:
             vectors = F.dropout(vectors, self.spec.position_dropout)
-        index = distances.index.unsqueeze(1).expand(q.shape[0], q.shape[2], -1, -1)
+        index = distances.which.unsqueeze(1).expand(q.shape[0], q.shape[2], -1, -1)
         added: list[Tensor] = []
         if self.spec.content_to_position:
             keys = (self.position_k or self.k)(vectors).unflatten(-1, (-1, size))  # [R,H,K]

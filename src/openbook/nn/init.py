@@ -56,9 +56,7 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                 pass
     for module in model.modules():
         match module:
-            case (
-                SelfAttention() | SourceAttention() | StateSpace() | WindowAndGlobal() | DisentangledSelfAttention()
-            ):
+            case SelfAttention() | SourceAttention() | StateSpace() | WindowAndGlobal() | DisentangledSelfAttention():
                 module.out.weight.normal_(0, residual, generator=generator)
             case FeedForward() | Experts():
                 down = module.down.weight if isinstance(module, FeedForward) else module.down

@@ -17,9 +17,9 @@ from openbook.nn import spec
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.linear import Linear
+from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
 from openbook.nn.stack import Tower
-from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -114,13 +115,18 @@ class Tower(nn.Module):
         """The layers that keep state, in order."""
         return (module for module in self.blocks.modules() if isinstance(module, Stateful))
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+    def prepare(self, ctx: Context, dtype: torch.dtype) -> Context:
+        """With what all layers share: the position bias is handed to the state, vectors of positions to the layers."""
         match self.relative:
             case RelativeBias():
                 ctx.state.bias(self.relative, 0)
             case DistanceTable():
                 alike = ctx.state.segments is None
-                ctx = ctx._replace(vectors=self.relative(ctx.state.positions, alike, x.dtype))
+                return ctx._replace(vectors=self.relative(ctx.state.positions, alike, dtype))
+        return ctx
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        ctx = self.prepare(ctx, x.dtype)
         for block in self.blocks:
             if self.checkpoints and self.training:
                 x = checkpoint(block, x, ctx, use_reentrant=False)

@@ -118,10 +118,10 @@ class Source(NamedTuple):
 
 
 class Distances(NamedTuple):
-    """The stack's vectors of relative distances [R,D], and which of them is that of each query and key: [B or 1,T,T]."""
+    """The stack's vectors of relative distances [R,D], and which of them each query and key has, [B or 1,T,T]."""
 
     vectors: Tensor
-    index: Tensor
+    which: Tensor
 
 
 class Context(NamedTuple):
@@ -230,7 +230,9 @@ class Dense:
         causal = seen is None and scores.pattern.causal
         bias = self.biases if scores.bias else None
         if scores.added is not None:
-            bias = scores.added if self.segments is None else scores.added.masked_fill(~self._mask_at(scores), -torch.inf)
+            bias = scores.added
+            if self.segments is not None:
+                bias = bias.masked_fill(~self._mask_at(scores), -torch.inf)
         marked = self.marks is not None and scores.pattern.marked is not None
         order = None if marked else Order(scores.pattern.causal, scores.pattern.window, self.segments)
         return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)

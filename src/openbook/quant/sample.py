@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 
 ROWS, LENGTH, PASSES = 8, 48, 4

@@ -98,7 +98,11 @@ def span(config: Config) -> Heads:
 
 
 SELF = "longformer.encoder.layer.{i}.attention.self."
-BODY = (Name(n.theirs.replace("bert.", "longformer."), n.ours) for n in bert.NAMES if n.theirs.startswith("bert."))
+BODY = tuple(
+    Name(n.theirs.replace("bert.", "longformer."), n.ours)
+    for n in bert.NAMES
+    if n.theirs.startswith("bert.") and "pooler" not in n.theirs
+)
 NAMES = (
     *(Name(f"{SELF}{theirs}_global", f"{BLOCK}.0.layer.global_{theirs[0]}") for theirs in ("query", "key", "value")),
     *BODY,
@@ -116,9 +120,10 @@ def names(model: spec.Model) -> tuple[Name, ...]:
     own = model.language is not None and not model.language.tied
     bias = Name(f"lm_head.{'decoder.' if own else ''}bias", "heads.language.bias")
     rows = any(isinstance(head, spec.Classes) and head.over == "pooled" for head in model.heads)
-    special = (bias,) if rows else (bias, Name("longformer.pooler.dense", "heads.pooler.linear"))
-    special += () if rows else (Name("classifier", "heads.classes.linear"),)
-    return special + NAMES
+    if rows:
+        return (bias, *NAMES)
+    bare = Name("longformer.pooler.dense", "heads.pooler.linear"), Name("classifier", "heads.classes.linear")
+    return (bias, *bare, *NAMES)
 
 
 FAMILY = Family(
