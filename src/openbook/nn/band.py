@@ -22,7 +22,7 @@ from torch import Tensor
 from openbook.nn.marks import Marks, pick
 from openbook.nn.spec import Pattern
 
-LEAST = 512  # tokens below which one mask for the whole row costs less
+LEAST = 256  # tokens below which one mask for the whole row costs as little
 SMALLEST = 32  # queries of a block
 
 
@@ -38,8 +38,9 @@ class Band(NamedTuple):
 
 def fits(pattern: Pattern, tokens: int) -> bool:
     """Whether a row of so many tokens is better cut into blocks."""
-    window = pattern.window
-    return window is not None and pattern.marked != "prefix" and tokens >= max(LEAST, 3 * window)
+    if pattern.window is None or pattern.marked == "prefix":
+        return False
+    return tokens >= max(LEAST, (2 if pattern.causal else 3) * pattern.window)
 
 
 def band(pattern: Pattern, tokens: int, segments: Tensor | None, marks: Marks | None, device: torch.device) -> Band:
@@ -50,13 +51,13 @@ def band(pattern: Pattern, tokens: int, segments: Tensor | None, marks: Marks | 
     back = math.ceil(reach / size)
     ahead = 0 if pattern.causal else back
     count = -(-tokens // size)
-    here = torch.arange(count * size, device=device).view(count, size, 1)
-    there = here[:, :1] + torch.arange(-back * size, (ahead + 1) * size, device=device)  # [N,1,S]
-    distance = here - there
-    seen = (distance.abs() <= reach) & (there >= 0) & (there < tokens)
+    keys = torch.arange(-back * size, (ahead + 1) * size, device=device)  # [S], from the block's first token
+    distance = torch.arange(size, device=device).unsqueeze(1) - keys  # [size,S], the same in every block
+    near = distance.abs() <= reach
     if pattern.causal:
-        seen = seen & (distance >= 0)
-    seen = seen.unsqueeze(0)  # [1,N,size,S]
+        near = near & (distance >= 0)
+    there = torch.arange(count, device=device).view(count, 1, 1) * size + keys  # [N,1,S]
+    seen = (near & (there >= 0) & (there < tokens)).unsqueeze(0)  # [1,N,size,S]
     if segments is not None:
         numbers = F.pad(segments, (0, count * size - tokens)).view(len(segments), count, size, 1)
         others = _reached(numbers.flatten(1, 2), count, back, ahead).transpose(2, 3)  # [B,N,1,S]
