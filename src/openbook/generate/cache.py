@@ -19,7 +19,7 @@ Symbols: B rows, T new tokens, C columns, S visible columns, L layers of a lane,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -188,8 +188,15 @@ class Contiguous:
         kept = [t for group in (*self.slots.values(), *self.sources.values()) for t in group]
         return sum(lane.nbytes for lane in self.lanes.values()) + sum(t.nbytes for t in kept)
 
-    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> Step:
-        """Opens a step of `tokens` new columns: segment 0 leaves a hole, any other number is the row's one sequence."""
+    def step(
+        self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None, marks: Tensor | None = None
+    ) -> Step:
+        """Opens a step of `tokens` new columns: segment 0 leaves a hole, any other number is the row's one sequence.
+
+        `marks` [B,T] are the tokens of a prefix: they see later ones, so that they must all be in the first step.
+        """
+        if marks is not None and self.used:
+            raise InputError("A prefix is read both ways: it must be whole in a cache's first step.")
         if rows != self.rows:
             raise InputError(f"This cache has {self.rows} rows: got {rows}.")
         if self.used + tokens > self.capacity:
@@ -208,7 +215,7 @@ class Contiguous:
             window = lane.kind.window
             # A token's position is never beyond its column, so no query can see a column before this one.
             lane.open(self.used, tokens, 0 if window is None else max(0, least - window + 1), self.capacity)
-        state = Step(self, counted, segments, self.bounds[1], self.used, tokens)
+        state = Step(self, counted, segments, self.bounds[1], self.used, tokens, marks)
         self.used += tokens
         return state
 
@@ -294,7 +301,14 @@ class Step:
     """The state of one step of a `Contiguous` cache (see `openbook.nn.state.State`)."""
 
     def __init__(
-        self, cache: Contiguous, positions: Tensor, segments: Tensor | None, longest: int, used: int, tokens: int
+        self,
+        cache: Contiguous,
+        positions: Tensor,
+        segments: Tensor | None,
+        longest: int,
+        used: int,
+        tokens: int,
+        marks: Tensor | None = None,
     ) -> None:
         self.cache = cache
         self.positions = positions
@@ -303,6 +317,7 @@ class Step:
         self.length: int | tuple[int, ...] = cache.length
         self.used = used
         self.tokens = tokens
+        self.marks = marks
         self._masks: dict[tuple[int, Pattern], tuple[Tensor | None, bool]] = {}
         self._module: PositionBias | None = None
         self._biases: dict[tuple[int, Pattern], Tensor] = {}
@@ -330,6 +345,9 @@ class Step:
     def _mask(self, first: int, pattern: Pattern) -> tuple[Tensor | None, bool]:
         """What is seen, [B or 1,1,T,S], and whether plain causality says it. Padding sees all, so no row is empty."""
         alike = self.cache.held is None
+        marked = None if pattern.marked is None else self.marks
+        if marked is not None:
+            alike = False  # what is below is not all
         if alike and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
             return None, False
         if alike and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
@@ -343,7 +361,12 @@ class Step:
             return None, True
         query = self.positions[:1] if alike else self.positions
         keys = self._keys(first)
-        seen = visible(pattern, query, keys) & (keys < HOLE).unsqueeze(1)
+        seen = visible(pattern, query, keys)
+        if marked is not None:  # the first step: its keys are its queries
+            seen = seen | (
+                visible(replace(pattern, causal=False), query, keys) & marked.unsqueeze(1) & marked.unsqueeze(2)
+            )
+        seen = seen & (keys < HOLE).unsqueeze(1)
         if self.segments is not None:
             seen = seen | (self.segments == 0).unsqueeze(2)
         return seen.unsqueeze(1), False

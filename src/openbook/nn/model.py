@@ -149,7 +149,7 @@ class LanguageModel(nn.Module):
         if cache is None:
             state: State = _dense(ids, positions, segments, self.stack, length, self._marks(ids, segments, marks))
         else:
-            state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
+            state = cache.step(ids.shape[0], ids.shape[1], positions, segments, marks)
         seen = None
         if self.source is not None:
             if encoded is None and (cache is None or not cache.brings_sources):

@@ -259,8 +259,13 @@ class Cache(Protocol):
 
     brings_sources: bool  # whether the state knows what encoders said, so that nobody has to hand it in
 
-    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> State:
-        """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`."""
+    def step(
+        self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None, marks: Tensor | None = None
+    ) -> State:
+        """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`.
+
+        `marks` [B,T]: the tokens of a prefix, which is read whole in the first step.
+        """
         ...
 
 
