@@ -3,8 +3,9 @@
     python bench/windows.py [--rounds 5] [--longest 32768] [--out runs/bench]
 
 One row, 8 heads of 64, fp32, forward and backward with everything that is made for the row (blocks, masks); each point
-in a process of its own. Milliseconds are the median of the rounds (fewer where one takes long), memory is the peak of
-the process above what it held before. `growth` is the power of T between the longest two rows: 1 linear, 2 quadratic.
+in a process of its own. Milliseconds are the median of the rounds (fewer where one takes long), of the clock and of the
+processor, which a loaded machine does not disturb; memory is the peak of the process above what it held before.
+`growth` is the power of T from the shortest row to the longest: 1 linear, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -56,26 +57,27 @@ def measure(name: str, tokens: int, rounds: int) -> dict[str, float]:
     positions = torch.arange(tokens).unsqueeze(0)
     scores = Scores(pattern=pattern, mask=0, scale=SIZE**-0.5)
 
-    def once() -> float:
-        start = time.perf_counter()
+    def once() -> tuple[float, float]:
+        start = time.perf_counter(), time.process_time()
         marks = mark(positions % (tokens // 16) == 0, None) if pattern.marked else None
         state = Dense(positions, None, (pattern,), tokens, marks=marks)
         torch.autograd.grad(state.attend(0, *leaves, scores), leaves, grad)
-        return 1e3 * (time.perf_counter() - start)
+        return 1e3 * (time.perf_counter() - start[0]), 1e3 * (time.process_time() - start[1])
 
     before = held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     times = [once()]
     peak = held("VmHWM") - before
-    while len(times) <= rounds and sum(times) / 1e3 < PATIENCE:
+    while len(times) <= rounds and sum(clock for clock, _ in times) / 1e3 < PATIENCE:
         times.append(once())
     kept = times[1:] or times  # the first is for warming up
-    return {"ms": statistics.median(kept), "least": min(kept), "rounds": len(kept), "megabytes": peak / 2**20}
+    clock, busy = (statistics.median(column) for column in zip(*kept, strict=True))
+    return {"ms": clock, "processor ms": busy, "rounds": len(kept), "megabytes": peak / 2**20}
 
 
 def growth(points: dict[str, dict[str, float]], what: str) -> float:
-    """The power of T by which the longest two rows differ."""
-    (a, low), (b, high) = list(points.items())[-2:]
+    """The power of T by which the shortest and the longest row differ."""
+    (a, low), *_, (b, high) = points.items()
     return math.log(max(high[what], 1e-9) / max(low[what], 1e-9)) / math.log(int(b) / int(a))
 
 
@@ -97,10 +99,10 @@ def main() -> None:
             tokens *= 2
         cases[name] = {
             "points": points,
-            "growth": {what: round(growth(points, what), 2) for what in ("ms", "megabytes")},
+            "growth": {what: round(growth(points, what), 2) for what in ("processor ms", "megabytes")},
         }
-        cells = "  ".join(f"{t}: {p['ms']:.0f} ms {p['megabytes']:.0f} MB" for t, p in points.items())
-        print(f"{name:<26} {cells}   T^{cases[name]['growth']['ms']}", flush=True)
+        cells = "  ".join(f"{t}: {p['processor ms']:.0f} ms {p['megabytes']:.0f} MB" for t, p in points.items())
+        print(f"{name:<26} {cells}   T^{cases[name]['growth']['processor ms']}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     kept = {"title": "windows as rows grow", "unit": "ms forward and backward", "machine": machine(), "cases": cases}
     (options.out / "windows.json").write_text(json.dumps(kept, indent=1) + "\n")
