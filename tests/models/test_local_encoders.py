@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from openbook.errors import ConfigError
+from openbook.models.cost import inventory, parameters
 from openbook.models.load import load, save
 from openbook.models.registry import read
 from openbook.nn import spec
 from tests.families.local import DEBERTA, LONGFORMER
+from tests.models.published_local import COUNTS
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Deberta": ("DebertaConfig", DEBERTA),
@@ -182,3 +184,27 @@ def test_patterns_that_cannot_be_fail() -> None:
         model = spec.Model(embed=spec.Embed(vocab=5, dim=8), stack=spec.Stack(dim=8, blocks=(block,)), heads=())
         with pytest.raises(ConfigError, match=says):
             check(model)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_counts_are_exact(name: str) -> None:
+    """Of the bare model, on the meta device; the published figures leave out, or name apart, the token embedding."""
+    config, total, tokens = COUNTS[name]
+    model = read(config)[1]
+    assert sum(parameters(inventory(model)).values()) == total
+    assert model.embed.vocab * model.embed.dim == tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DeBERTa-large", "DeBERTa-v2-xlarge", "Longformer-large-4096"])
+def test_published_counts_are_the_references(name: str) -> None:
+    import transformers
+
+    config, total, _ = COUNTS[name]
+    (architecture,) = config["architectures"]
+    values = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    with torch.device("meta"):
+        made = getattr(transformers, architecture)(
+            getattr(transformers, architecture.replace("Model", "Config"))(**values)
+        )
+    assert sum(parameter.numel() for parameter in made.parameters()) == total
