@@ -34,7 +34,8 @@ LONGFORMER: dict[str, Any] = {
 
 
 def _first(name: str, **values: Any) -> Case:
-    return Case(name, "DebertaConfig", "DebertaForMaskedLM", {**DEBERTA, **values}, "encoder")
+    idle = ("cls.predictions.bias",) if values.get("tie_word_embeddings") is False else ()
+    return Case(name, "DebertaConfig", "DebertaForMaskedLM", {**DEBERTA, **values}, "encoder", idle=idle)
 
 
 def _second(name: str, **values: Any) -> Case:
@@ -44,7 +45,7 @@ def _second(name: str, **values: Any) -> Case:
 CASES = [
     _first("deberta"),
     _first("deberta-near", max_relative_positions=7, position_biased_input=False, type_vocab_size=0),
-    _first("deberta-one-term", pos_att_type=["p2c"], hidden_act="relu"),
+    _first("deberta-one-term", pos_att_type=["p2c"], hidden_act="relu", tie_word_embeddings=False),
     _first("deberta-plain", relative_attention=False, pos_att_type=["c2p"]),
     _second("deberta-v2", share_att_key=False, hidden_act="gelu_new"),
     _second(

@@ -20,7 +20,7 @@ from openbook.nn import spec
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.build import build
 from openbook.nn.disentangled import DisentangledSelfAttention
-from openbook.nn.embed import RelativeBias
+from openbook.nn.embed import LinearBias, RelativeBias
 from openbook.nn.globals import WindowAndGlobal
 from openbook.nn.marks import mark
 from openbook.nn.mlp import FeedForward
@@ -73,6 +73,8 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
     cut(layer.k, keys[0] * size, keys[1] * size, 0)
     cut(layer.v, keys[0] * size, keys[1] * size, 0)
     cut(layer.out, heads[0] * size, heads[1] * size, 1, heads[0] == 0)
+    if isinstance(layer, SelfAttention) and layer.sinks is not None:
+        layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
 
 
 def cut_special(layer: Special, heads: Span) -> None:
@@ -91,15 +93,18 @@ def cut_feed_forward(layer: FeedForward, span: Span) -> None:
 
 def cut_hidden(experts: Experts, span: Span) -> None:
     """Every expert, some of its hidden features."""
-    for name, dim in (("gate", 1), ("up", 1), ("down", 2)):
-        matrix = experts.get_parameter(name).detach()
-        setattr(experts, name, nn.Parameter(matrix.narrow(dim, span[0], span[1] - span[0])))
+    for name, parameter in list(experts.named_parameters()):
+        held = parameter.detach()
+        if name == "down_bias":  # kept by one shard alone
+            setattr(experts, name, nn.Parameter(held if span[0] == 0 else torch.zeros_like(held)))
+        else:
+            setattr(experts, name, nn.Parameter(held.narrow(2 if name == "down" else 1, span[0], span[1] - span[0])))
 
 
 def cut_experts(experts: Experts, span: Span) -> None:
     """Some experts, whole. The router stays: every shard sends every token its way."""
-    for name in ("gate", "up", "down"):
-        setattr(experts, name, nn.Parameter(experts.get_parameter(name).detach()[span[0] : span[1]]))
+    for name, parameter in list(experts.named_parameters()):
+        setattr(experts, name, nn.Parameter(parameter.detach()[span[0] : span[1]]))
     experts.first = span[0]
 
 
@@ -121,7 +126,7 @@ def context(tower: Tower, source: Tensor | None, bias: nn.Module | None, segment
     state = Dense(positions, segments, tower.patterns, count, marks=marks)
     rotary = tuple(table.rows(positions, 64, 64, torch.float32) for table in tower.tables)
     ctx = Context(state, rotary, None if source is None else Source(source, None), marks=marks)
-    if isinstance(bias, RelativeBias):
+    if isinstance(bias, RelativeBias | LinearBias):
         state.bias(bias, 0)
         return ctx
     return tower.prepare(ctx, torch.float32)
@@ -149,9 +154,11 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
                 found.append((shard, (0, 0)))
         case Mixture():
             for way, total in ((cut_experts, layer.spec.experts), (cut_hidden, layer.spec.expert.hidden)):
-                for span in spans(total, parts):
+                for number, span in enumerate(spans(total, parts)):
                     shard = deepcopy(layer)
                     way(shard.experts, span)
+                    if shard.shared is not None:
+                        cut_feed_forward(shard.shared, spans(shard.shared.spec.hidden, parts)[number])
                     found.append((shard, (0, 0)))
     return found
 
@@ -159,9 +166,12 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
 def run(tower: Tower, layer: nn.Module, heads: Span, x: Tensor, source: Tensor | None, segmented: bool) -> Tensor:
     """One layer on its own, with the position bias of its heads."""
     bias = tower.relative
-    if isinstance(bias, RelativeBias) and heads[1]:
+    if isinstance(bias, RelativeBias | LinearBias) and heads[1]:
         bias = deepcopy(bias)
-        bias.weight = nn.Parameter(bias.weight.detach()[:, heads[0] : heads[1]])
+        if isinstance(bias, LinearBias):
+            bias.span = heads
+        else:
+            bias.weight = nn.Parameter(bias.weight.detach()[:, heads[0] : heads[1]])
     out: Tensor = layer(x, context(tower, source, bias, segmented))
     return out
 

@@ -1,6 +1,7 @@
 """The contiguous cache: what layers keep between steps, in one block of columns per kind of layer.
 
-    lane        layers of equal kv heads, sizes and window share keys [L,B,C,G,K] and values [L,B,C,G,V]
+    lane        layers of equal kv heads, sizes and window share keys [L,B,C,G,K] and values [L,B,C,G,V]; the values of
+                latent layers are the first V numbers of their keys, and are not kept again
     column      every step writes the same columns in all rows; a row that has less to say leaves a hole there
     held        [B,C] the position of each column's token, `HOLE` where there is none; exists only once rows differ
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from openbook.errors import InputError
+from openbook.generate.lanes import START, Lane
 from openbook.nn.attend import mix
 from openbook.nn.spec import Pattern
 from openbook.nn.state import (
@@ -41,8 +43,6 @@ from openbook.nn.state import (
 )
 
 HOLE = 1 << 30  # the position of a column that holds no token: after every query, hence never seen
-START = 256  # columns of a lane's first block
-SLACK = 128  # columns a windowed lane may fill before it moves
 
 
 class Keeper(Protocol):
@@ -54,69 +54,6 @@ class Keeper(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
-
-
-class Lane:
-    """Keys and values of the layers of one kind; `start` is the number of the first column that is still held."""
-
-    def __init__(self, kind: PerToken, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.kind = kind
-        self.layers = 0
-        self.start = 0
-        self.first = 0  # the first column seen in this step
-        self.keys = torch.empty(0, rows, 0, kind.kv_heads, kind.key_dim, dtype=dtype, device=device)
-        self.values = torch.empty(0, rows, 0, kind.kv_heads, kind.value_dim, dtype=dtype, device=device)
-        self.write: list[tuple[Tensor, ...]] = []
-        self.seen: list[tuple[Tensor, ...]] = []
-
-    def open(self, used: int, tokens: int, first: int, capacity: int) -> None:
-        """Makes room for `tokens` columns after `used`, of which those from `first` on are seen."""
-        self.first = max(first, self.start)
-        size = self.keys.shape[2]
-        need = used + tokens - self.first
-        if self.kind.window is None:
-            if need > size:
-                self._move(used, min(capacity, max(need, 2 * size, START)))
-        elif used + tokens - self.start > size or size > 2 * need + 2 * SLACK:
-            self._move(used, need + SLACK)
-        at, end = used - self.start, used + tokens - self.start
-        low = self.first - self.start
-        # One unbind makes the views of all layers: cheaper than a slice in every layer.
-        self.write = [block[:, :, at:end].unbind(0) for block in (self.keys, self.values)]
-        self.seen = [block[:, :, low:end].unbind(0) for block in (self.keys, self.values)]
-
-    def _move(self, used: int, size: int) -> None:
-        low, high = self.first - self.start, used - self.start
-        self.keys = self._moved(self.keys, low, high, size)
-        self.values = self._moved(self.values, low, high, size)
-        self.start = self.first
-
-    def _moved(self, block: Tensor, low: int, high: int, size: int) -> Tensor:
-        moved = _empty(block, self.layers, block.shape[1], size)
-        if high > low:
-            moved[:, :, : high - low] = block[:, :, low:high]
-        return moved
-
-    def reorder(self, rows: Tensor, used: int) -> None:
-        """Row i becomes what row `rows[i]` was."""
-        high = used - self.start
-        self.keys, self.values = (self._gather(block, rows, high) for block in (self.keys, self.values))
-
-    def _gather(self, block: Tensor, rows: Tensor, high: int) -> Tensor:
-        moved = _empty(block, block.shape[0], len(rows), block.shape[2])
-        if high > 0:
-            torch.index_select(block[:, :, :high], 1, rows, out=moved[:, :, :high])
-        return moved
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are allocated."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-def _empty(block: Tensor, layers: int, rows: int, columns: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be written outside it
-        return torch.empty(layers, rows, columns, *block.shape[3:], dtype=block.dtype, device=block.device)
 
 
 @dataclass(frozen=True)
@@ -300,6 +237,8 @@ class Contiguous:
 class Step:
     """The state of one step of a `Contiguous` cache (see `openbook.nn.state.State`)."""
 
+    keeps = True
+
     def __init__(
         self,
         cache: Contiguous,
@@ -327,13 +266,15 @@ class Step:
         if k.requires_grad:  # a cache is for inference: gradients end here
             k, v = k.detach(), v.detach()
         lane.write[0][place].copy_(k)
-        lane.write[1][place].copy_(v)
+        if not lane.kind.latent:
+            lane.write[1][place].copy_(v)
         key = (lane.first, scores.pattern)
         found = self._masks.get(key)
         if found is None:
             found = self._masks[key] = self._mask(lane.first, scores.pattern)
         bias = self._bias(key, found) if scores.bias else None
-        return mix(q, lane.seen[0][place], lane.seen[1][place], *found, scores.scale, scores.softcap, 0.0, bias)
+        k, v = lane.seen[0][place], lane.seen[1][place]
+        return mix(q, k, v, *found, scores.scale, scores.softcap, 0.0, bias, sinks=scores.sinks)
 
     def _keys(self, first: int) -> Tensor:
         """Positions of the seen columns, [B or 1,S]."""

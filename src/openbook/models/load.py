@@ -111,7 +111,9 @@ def _aliases(weights: Weights, family: Family) -> dict[str, str]:
     alias = {}
     for name in weights.files:
         modern = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-        head = re.sub(r"^cls\.predictions\.bias$", "cls.predictions.decoder.bias", name)  # once the same tensor
+        head = re.sub(
+            r"^(cls\.predictions|predictions|lm_head)\.bias$", r"\1.decoder.bias", name
+        )  # once the same tensor
         other = next((re.sub(p, to, name) for p, to in family.respelled.items() if re.fullmatch(p, name)), name)
         for spelled in {modern, family.prefix + modern, head, other}:
             if spelled != name and spelled not in weights.files:
@@ -150,7 +152,8 @@ def _fitting(name: str, parameter: nn.Parameter, place: Place, weights: Weights,
 def _assign(model: LanguageModel, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    setattr(module, leaf, nn.Parameter(tensor.contiguous()))
+    trained = model.get_parameter(name).requires_grad
+    setattr(module, leaf, nn.Parameter(tensor.contiguous(), requires_grad=trained))
 
 
 def save(

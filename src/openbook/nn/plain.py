@@ -48,6 +48,9 @@ def from_plain(data: Any, kind: Any, where: str = "spec") -> Any:
         return None
     if words := [option for option in options if get_origin(option) is Literal]:
         return from_plain(data, words[0], where)
+    tuples = [option for option in options if get_origin(option) is tuple]
+    if tuples and isinstance(data, list | tuple):
+        return from_plain(data, tuples[0], where)
     if isinstance(data, Mapping):
         return _dataclass(data, [option for option in options if dataclasses.is_dataclass(option)], where)
     if float in options and isinstance(data, int) and not isinstance(data, bool):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openbook.nn.attend import Order, mix
 from openbook.nn.band import Band, band, fits
 from openbook.nn.marks import Marks
+from openbook.nn.routing import Decision
 from openbook.nn.spec import Pattern
 
 
@@ -62,6 +63,7 @@ class Scores(NamedTuple):
     dropout: float = 0.0
     bias: bool = False  # add the stack's position bias
     added: Tensor | None = None  # what a layer of a whole row adds of its own, [B,H,T,S]
+    sinks: Tensor | None = None  # [H]: one more score of each head, without a value
 
 
 class PositionBias(Protocol):
@@ -85,6 +87,7 @@ class State(Protocol):
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
+    keeps: bool  # whether keys outlive this step: then what is kept of them counts, not what is made of it
     longest: int  # no position of this step is at or beyond it; the host knows it
     length: int | tuple[int, ...]  # what length-dependent rotary scaling is fixed to, in tokens; or for each of T
 
@@ -130,7 +133,7 @@ class Context(NamedTuple):
     state: State
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
-    routers: list[Tensor] | None = None  # filled with router logits [tokens,E] by MoE layers when a list is given
+    routers: list[Decision] | None = None  # filled by MoE layers with what their routers decided, when there is a list
     marks: Marks | None = None  # the tokens that the caller marks
     vectors: Distances | None = None  # the stack's vectors of relative positions
 
@@ -166,6 +169,8 @@ def _marked(pattern: Pattern, flags: Tensor, order: Tensor) -> Tensor:
 
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
+
+    keeps = False
 
     def __init__(
         self,
@@ -235,7 +240,7 @@ class Dense:
                 bias = bias.masked_fill(~self._mask_at(scores), -torch.inf)
         marked = self.marks is not None and scores.pattern.marked is not None
         order = None if marked else Order(scores.pattern.causal, scores.pattern.window, self.segments)
-        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)
+        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
         return run(x, None, self.segments)[0]
@@ -252,6 +257,30 @@ class Dense:
         assert source is not None, "an encoder-decoder runs with a source"
         k, v = keys(source.hidden)
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+
+
+class Later:
+    """The state for a block that runs again: the same, under indices moved by `shift`."""
+
+    def __init__(self, state: State, shift: int) -> None:
+        self.state = state
+        self.shift = shift
+        self.positions, self.segments = state.positions, state.segments
+        self.longest, self.length, self.keeps = state.longest, state.length, state.keeps
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        return self.state.attend(index + self.shift, q, k, v, scores)
+
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:
+        return self.state.recur(index + self.shift, x, run)
+
+    def look(
+        self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
+    ) -> Tensor:
+        return self.state.look(index + self.shift, q, source, keys, scale, dropout)
+
+    def bias(self, module: PositionBias, mask: int) -> None:
+        self.state.bias(module, mask)
 
 
 class Cache(Protocol):

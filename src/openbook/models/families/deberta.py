@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import encoders
 from openbook.models.config import Config
-from openbook.models.families import bert, deberta_v2
-from openbook.models.families.deberta_v2 import OWN, SELF, SHARED, encoder, size_of, span_of, terms_of, write
+from openbook.models.families import deberta_v2
+from openbook.models.families.deberta_v2 import OWN, SELF, encoder, shared, size_of, span_of, terms_of, write
 from openbook.models.family import CannotSay, Family, layers_of
 from openbook.models.names import Name, fused
 from openbook.nn import spec
@@ -44,8 +45,7 @@ def names(model: spec.Model) -> tuple[Name, ...]:
         *fused(f"{SELF}in_proj", (f"{OWN}q", f"{OWN}k", f"{OWN}v"), (1, 1, 1), groups=heads),
         Name(f"{SELF}pos_proj", f"{OWN}position_k"),
         Name(f"{SELF}pos_q_proj", f"{OWN}position_q"),
-        *SHARED,
-        deberta_v2.bias_of(model),
+        *shared(model),
     )
 
 
@@ -59,7 +59,7 @@ FAMILY = Family(
         "DebertaModel": lambda _: (),
         "DebertaForSequenceClassification": deberta_v2.classes,
         "DebertaForTokenClassification": deberta_v2.token_classes,
-        "DebertaForQuestionAnswering": bert.span,
+        "DebertaForQuestionAnswering": encoders.span,
     },
     prefix="deberta.",
     ignore=deberta_v2.FAMILY.ignore,

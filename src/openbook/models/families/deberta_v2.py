@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
+from openbook.models import encoders
 from openbook.models.config import Config, spell_activation
-from openbook.models.families import bert
+from openbook.models.encoders import IGNORE, beside, body, of_classes
 from openbook.models.family import CannotSay, Family, Heads, branches_of, labels, layers_of
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK, write_labels
@@ -106,8 +107,8 @@ def write(model: spec.Model) -> dict[str, Any]:
     terms = [*["c2p"] * attention.content_to_position, *["p2c"] * attention.position_to_content]
     if not model.stack.relative and attention.scale is not None:  # what is not there still counts in the scale
         terms = list(TERMS[: round(attention.scale**-2 / attention.head_dim) - 1])
-    pooler = next((head for head in model.heads if isinstance(head, spec.Pooler)), spec.Pooler(activation="gelu"))
-    rows = next((h for h in model.heads if isinstance(h, spec.Classes) and h.over == "pooled"), None)
+    rows = next((h for h in model.heads if isinstance(h, spec.Classes) and h.over == "first"), None)
+    pooler = rows.transform if rows and rows.transform else spec.Transform(activation="gelu")
     return {
         "vocab_size": model.embed.vocab,
         "hidden_size": model.stack.dim,
@@ -166,11 +167,11 @@ def masked_language(config: Config) -> Heads:
 def classes(config: Config) -> Heads:
     """Labels of a row, over a pooler of its own."""
     own = config.get("cls_dropout", None, float)
-    pooler = spec.Pooler(
+    pooler = spec.Transform(
         activation=config.activation("pooler_hidden_act", "gelu"), dropout=config.get("pooler_dropout", 0.0)
     )
     drop = config.get("hidden_dropout_prob", 0.1) if own is None else own
-    return (pooler, spec.Classes(count=labels(config), dropout=drop))
+    return (spec.Classes(count=labels(config), over="first", transform=pooler, dropout=drop),)
 
 
 def token_classes(config: Config) -> Heads:
@@ -179,55 +180,56 @@ def token_classes(config: Config) -> Heads:
 
 
 SELF, OWN = "deberta.encoder.layer.{i}.attention.self.", f"{BLOCK}.0.layer."
-SHARED = (
-    *(
-        Name(n.theirs.replace("bert.", "deberta."), n.ours)
-        for n in bert.NAMES
-        if n.theirs.startswith("bert.") and "self." not in n.theirs and "pooler" not in n.theirs
-    ),
-    Name("deberta.encoder.rel_embeddings", "stack.relative"),
-    Name("deberta.encoder.LayerNorm", "stack.relative.norm"),
-    Name("pooler.dense", "heads.pooler.linear"),
-    *(n for n in bert.NAMES if n.theirs.startswith(("cls.predictions", "classifier", "qa_outputs"))),
-)
-NAMES = (
-    Name("deberta.encoder.conv.conv", "stack.blocks.0.aside.layer"),
-    Name("deberta.encoder.conv.LayerNorm", "stack.blocks.0.aside.norm"),
-    Name(f"{SELF}query_proj", f"{OWN}q"),
-    Name(f"{SELF}key_proj", f"{OWN}k"),
-    Name(f"{SELF}value_proj", f"{OWN}v"),
-    Name(f"{SELF}pos_key_proj", f"{OWN}position_k"),
-    Name(f"{SELF}pos_query_proj", f"{OWN}position_q"),
-    *SHARED,
-)
+
+
+def shared(model: spec.Model) -> tuple[Name, ...]:
+    """The tensors of both generations, attention aside."""
+    return (
+        Name("deberta.encoder.rel_embeddings", "stack.relative"),
+        Name("deberta.encoder.LayerNorm", "stack.relative.norm"),
+        *(name for name in body("deberta") if ".self." not in name.theirs),
+        Name("cls.predictions.transform.dense", "heads.language.transform.linear"),
+        Name("cls.predictions.transform.LayerNorm", "heads.language.transform.norm"),
+        *beside("cls.predictions", model),
+        *of_classes(model, "pooler.dense", "classifier"),
+    )
+
+
+def names(model: spec.Model) -> tuple[Name, ...]:
+    return (
+        Name("deberta.encoder.conv.conv", "stack.blocks.0.aside.layer"),
+        Name("deberta.encoder.conv.LayerNorm", "stack.blocks.0.aside.norm"),
+        Name(f"{SELF}query_proj", f"{OWN}q"),
+        Name(f"{SELF}key_proj", f"{OWN}k"),
+        Name(f"{SELF}value_proj", f"{OWN}v"),
+        Name(f"{SELF}pos_key_proj", f"{OWN}position_k"),
+        Name(f"{SELF}pos_query_proj", f"{OWN}position_q"),
+        *shared(model),
+    )
+
+
+# How Microsoft's folders name the masked-language head.
 PUBLISHED = {
     r"lm_predictions\.lm_head\.(dense|LayerNorm)\.(weight|bias)": r"cls.predictions.transform.\1.\2",
     r"lm_predictions\.lm_head\.bias": "cls.predictions.bias",
 }
 
 
-def bias_of(model: spec.Model) -> Name:
-    """A head of its own has its bias beside its weight."""
-    own = model.language is not None and not model.language.tied
-    return Name(f"cls.predictions.{'decoder.' if own else ''}bias", "heads.language.bias")
-
-
 FAMILY = Family(
     model_type="deberta-v2",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: (*NAMES, bias_of(model)),
+    names=names,
     heads={
         "DebertaV2ForMaskedLM": masked_language,
         "DebertaV2Model": lambda _: (),
         "DebertaV2ForSequenceClassification": classes,
         "DebertaV2ForTokenClassification": token_classes,
-        "DebertaV2ForQuestionAnswering": bert.span,
+        "DebertaV2ForQuestionAnswering": encoders.span,
     },
     prefix="deberta.",
     ignore=(
-        r".*position_ids",
-        r"cls\.predictions\.(decoder\.weight|decoder\.bias|bias)",
+        *IGNORE,
         r"(deberta\.)?embeddings\.position_embeddings\.weight",
         r"(lm|mask)_predictions\..*",
     ),
