@@ -180,12 +180,17 @@ def test_work_equals_what_torch_counts(case: Case, root: Path) -> None:
     ids = torch.ones(1, tokens, dtype=torch.int64)
     works = [told.work] + ([told.source_work] if told.source_work else [])
     named = {"source": ids} if told.source_work else {}
+    named |= {"marks": ids.cumsum(1) == 1} if case.marked else {}
     products = tokens * sum(work.products for work in works)
     for block in told.model.stack.blocks:
         for branch in block.branches:
             if isinstance(branch.layer, spec.Selective):  # torch counts of the scan only that it is read
                 products -= tokens * 2 * branch.layer.inner * (1 + branch.layer.state * 2)
     scores = tokens * sum(work.attention_last for work in works)
+    for layer in (branch.layer for block in told.model.stack.blocks for branch in block.branches):
+        if isinstance(layer, spec.GlobalAttention):  # no blocks in short rows; a q of its own
+            width = layer.heads * layer.head_dim
+            scores += 4 * width * (tokens * tokens + tokens) + 2 * width * told.model.stack.dim
     assert products <= counted(make(told.model), ids, **named) <= products + scores
 
 

@@ -86,7 +86,7 @@ def _places(model: LanguageModel, family: Family, weights: Weights) -> dict[str,
     """Where each parameter is in the folder; missing tensors are an error, left-over ones a warning."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     places = locate(family.names(model.spec), shapes)
-    alias = _aliases(weights, family.prefix)
+    alias = _aliases(weights, family)
     found = {name: Place(p.entry, tuple(alias.get(one, one) for one in p.theirs)) for name, p in places.items()}
     missing = sorted({one for p in found.values() for one in p.theirs if one not in weights.files})
     if missing:
@@ -106,7 +106,7 @@ def _places(model: LanguageModel, family: Family, weights: Weights) -> dict[str,
     return found
 
 
-def _aliases(weights: Weights, prefix: str) -> dict[str, str]:
+def _aliases(weights: Weights, family: Family) -> dict[str, str]:
     """Table name → name in the files, for folders published without (or with) the base's prefix or with old names."""
     alias = {}
     for name in weights.files:
@@ -114,7 +114,8 @@ def _aliases(weights: Weights, prefix: str) -> dict[str, str]:
         head = re.sub(
             r"^(cls\.predictions|predictions|lm_head)\.bias$", r"\1.decoder.bias", name
         )  # once the same tensor
-        for spelled in {modern, prefix + modern, head}:
+        other = next((re.sub(p, to, name) for p, to in family.respelled.items() if re.fullmatch(p, name)), name)
+        for spelled in {modern, family.prefix + modern, head, other}:
             if spelled != name and spelled not in weights.files:
                 alias[spelled] = name
     return alias

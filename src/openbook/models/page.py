@@ -93,7 +93,8 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
     if side.stack.relative is not None:
-        yield from _entry(f"{prefix}bias", _bias_says(side.stack.relative), side.relative)
+        label = "positions" if isinstance(side.stack.relative, spec.RelativeVectors) else "bias"
+        yield from _entry(prefix + label, _bias_says(side.stack.relative), side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -116,15 +117,19 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
     beside += f" after {NORMS[run.block.norm.kind]}" if run.block.norm else ""
     title = textwrap.shorten(title, WIDTH - 40 - len(beside), placeholder=" …") + times + beside
     yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
-    for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+    for branch, shapes in zip(run.members, run.branches, strict=True):
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
 
 
-def _bias_says(rule: spec.Relative | spec.Alibi) -> str:
+def _bias_says(rule: spec.Relative | spec.Alibi | spec.RelativeVectors) -> str:
     if isinstance(rule, spec.Relative):
         return f"{rule.buckets} buckets up to distance {rule.distance}"
+    if isinstance(rule, spec.RelativeVectors):
+        says = f"{2 * rule.span:,} vectors of relative positions"
+        says += "" if rule.distance is None else f" · buckets up to distance {rule.distance:,}"
+        return says + (f" · {NORMS[rule.norm.kind]}" if rule.norm else "")
     return f"ALiBi · slopes down to 2^-{rule.most:g}" + (f" · × {rule.scale:.4g}" if rule.scale != 1.0 else "")
 
 
@@ -200,6 +205,12 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.GlobalAttention():
+            return f"{layer.heads} heads of {layer.head_dim} · both ways · window {layer.window:,} and global tokens"
+        case spec.DisentangledAttention():
+            return _disentangled_says(layer)
+        case spec.Convolution():
+            return f"{layer.kernel} tokens wide · {layer.activation}" + f" · {layer.groups} groups" * (layer.groups > 1)
         case spec.LatentAttention():
             return _latent_says(layer)
         case spec.CrossAttention():
@@ -245,6 +256,12 @@ def _attention_says(layer: spec.Attention) -> str:
     said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
+
+
+def _disentangled_says(layer: spec.DisentangledAttention) -> str:
+    terms = ["content to position"] * layer.content_to_position + ["position to content"] * layer.position_to_content
+    said = [f"{layer.heads} heads of {layer.head_dim}", "both ways", *terms]
+    return " · ".join(said + ["positions through q and k"] * layer.shared)
 
 
 def _latent_says(layer: spec.LatentAttention) -> str:

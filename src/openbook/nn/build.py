@@ -13,8 +13,10 @@ from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.delta import DeltaRule
+from openbook.nn.disentangled import Convolve, DisentangledSelfAttention
 from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
+from openbook.nn.globals import WindowAndGlobal
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.latent import LatentAttention
 from openbook.nn.limits import check_values
@@ -78,12 +80,16 @@ class _Builder:
         blocks = [
             ResidualBlock(
                 block,
-                [ResidualBranch(branch, self.layer(branch.layer), self.stack.dim) for branch in block.branches],
+                [self.branch(branch) for branch in block.branches],
                 self.stack.dim,
+                None if block.aside is None else self.branch(block.aside),
             )
             for block in self.stack.blocks
         ]
         return Tower(self.stack, blocks, tuple(self.patterns), tuple(self.ropes))
+
+    def branch(self, branch: spec.Branch) -> ResidualBranch:
+        return ResidualBranch(branch, self.layer(branch.layer), self.stack.dim)
 
     @singledispatchmethod
     def layer(self, layer: spec.Layer) -> nn.Module:
@@ -93,6 +99,18 @@ class _Builder:
     def _(self, layer: spec.Attention) -> nn.Module:
         rope = None if layer.rope is None else _number(self.ropes, layer.rope)
         return SelfAttention(layer, self.stack.dim, _number(self.patterns, layer.pattern), rope)
+
+    @layer.register
+    def _(self, layer: spec.GlobalAttention) -> nn.Module:
+        return WindowAndGlobal(layer, self.stack.dim, _number(self.patterns, layer.pattern))
+
+    @layer.register
+    def _(self, layer: spec.DisentangledAttention) -> nn.Module:
+        return DisentangledSelfAttention(layer, self.stack.dim, _number(self.patterns, layer.pattern))
+
+    @layer.register
+    def _(self, layer: spec.Convolution) -> nn.Module:
+        return Convolve(layer, self.stack.dim)
 
     @layer.register
     def _(self, layer: spec.LatentAttention) -> nn.Module:
@@ -140,7 +158,7 @@ def check(model: spec.Model) -> None:
     stacks = [model.stack] + ([model.source.stack] if model.source else [])
     for stack in stacks:
         for block in dict.fromkeys(stack.blocks):
-            for branch in dict.fromkeys(block.branches):
+            for branch in dict.fromkeys(block.branches + ((block.aside,) if block.aside else ())):
                 _check_branch(branch, block, stack, model)
     for head in model.heads:
         if not isinstance(head, spec.Pooler) and head.transform is not None:
@@ -159,13 +177,24 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
     match layer:
         case spec.Attention():
             check_heads(layer.heads, layer.kv_heads)
-            if layer.relative and (stack.relative is None or stack.relative.heads != layer.heads):
+            shared = stack.relative
+            if layer.relative and (not isinstance(shared, spec.Relative) or shared.heads != layer.heads):
                 raise ConfigError("Attention with relative=True needs a stack with `relative` of as many heads.")
             if layer.rope is not None and (layer.rope.dim % 2 or not 0 < layer.rope.dim <= layer.head_dim):
                 raise ConfigError(
                     "The rotary `dim` must be even and at most `head_dim`: "
                     f"got dim={layer.rope.dim}, head_dim={layer.head_dim}."
                 )
+        case spec.GlobalAttention():
+            pass
+        case spec.DisentangledAttention():
+            terms = layer.content_to_position or layer.position_to_content
+            if terms and not isinstance(stack.relative, spec.RelativeVectors):
+                raise ConfigError("Disentangled attention needs a stack whose `relative` is RelativeVectors.")
+        case spec.Convolution():
+            check_activation(layer.activation)
+            if stack.dim % layer.groups:
+                raise ConfigError(f"`groups` of a convolution must divide {stack.dim} features: got {layer.groups}.")
         case spec.LatentAttention():
             if layer.rope.dim % 2:
                 raise ConfigError(f"The rotary `dim` must be even: got dim={layer.rope.dim}.")

@@ -17,6 +17,7 @@ from openbook.nn import spec
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.linear import Linear
+from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
 from openbook.nn.routing import Decision, expert_choice
 from openbook.nn.stack import Tower
@@ -107,13 +108,16 @@ class LanguageModel(nn.Module):
         rows: Tensor | None = None,
         length: int | None = None,
         routers: list[Decision] | None = None,
+        marks: Tensor | None = None,
     ) -> Tensor:
         """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
 
         `segments` [B,T]: 0 is padding, tokens see only their own number; None: each row is one text without padding.
         `positions` [B,T] default to counting from 0 in each segment. An encoder-decoder takes `source` ids [B,S] or
         `encoded` [B,S,D] from `encode_source`, and `source_segments` [B,S]. `length` fixes length-dependent rotary
-        scaling. A list given as `routers` is filled with what the router of each MoE layer decided.
+        scaling. A list given as `routers` is filled with what the router of each MoE layer decided. `marks` [B,T] is
+        true for the tokens that a pattern treats by themselves: its prefix, or its global tokens; None: what the task
+        marks.
         """
         if source is not None:
             encoded = self.encode_source(source, source_segments, routers)
@@ -127,6 +131,7 @@ class LanguageModel(nn.Module):
             cache=cache,
             length=length,
             routers=routers,
+            marks=marks,
         )
         if rows is not None:
             hidden = hidden.flatten(0, 1)[rows]
@@ -144,15 +149,16 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         length: int | None = None,
         routers: list[Decision] | None = None,
+        marks: Tensor | None = None,
     ) -> Tensor:
         """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
-        self._check(ids, segments=segments, positions=positions, types=types)
+        self._check(ids, segments=segments, positions=positions, types=types, marks=marks)
         if cache is not None and self.trains_only:
             raise Refusal(UNSERVED)
         if cache is None:
-            state: State = _dense(ids, positions, segments, self.stack, length)
+            state: State = _dense(ids, positions, segments, self.stack, length, self._marks(ids, segments, marks))
         else:
-            state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
+            state = cache.step(ids.shape[0], ids.shape[1], positions, segments, marks)
         seen = None
         if self.source is not None:
             if encoded is None and (cache is None or not cache.brings_sources):
@@ -163,11 +169,18 @@ class LanguageModel(nn.Module):
         memory = None if encoded is None else Source(encoded, seen)
         return self._run(self.embed, self.stack, ids, types, state, memory, routers)
 
-    def encode(self, ids: Tensor, *, segments: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """An encoder's hidden states, ids [B,T] → [B,T,D]."""
+    def encode(
+        self,
+        ids: Tensor,
+        *,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        marks: Tensor | None = None,
+    ) -> Tensor:
+        """An encoder's hidden states, ids [B,T] → [B,T,D]. `marks`: as in `forward`."""
         if self.source is not None:
             return self.encode_source(ids, segments)
-        return self.hidden(ids, segments=segments, types=types)
+        return self.hidden(ids, segments=segments, types=types, marks=marks)
 
     def encode_source(
         self, ids: Tensor, segments: Tensor | None = None, routers: list[Decision] | None = None
@@ -237,7 +250,15 @@ class LanguageModel(nn.Module):
         if self.widen is not None:
             x = self.widen(x)
         rotary = tuple(table.rows(state.positions, state.longest, state.length, dtype) for table in stack.tables)
-        return stack(x, Context(state, rotary, memory, routers))
+        marks = state.marks if isinstance(state, Dense) else None
+        return stack(x, Context(state, rotary, memory, routers, marks))
+
+    def _marks(self, ids: Tensor, segments: Tensor | None, flags: Tensor | None) -> Marks | None:
+        """The marked tokens: those that the caller names, else those that the task does."""
+        if flags is None and self.spec.marks is not None:
+            whole = torch.ones_like(ids) if segments is None else segments
+            flags = usual(self.spec.marks, ids, count_positions(whole))
+        return None if flags is None else mark(flags, segments)
 
     def _check(self, ids: Tensor, **beside: Tensor | None) -> None:
         if ids.ndim != 2 or ids.is_floating_point():
@@ -247,7 +268,14 @@ class LanguageModel(nn.Module):
                 raise InputError(f"`{name}` must have the shape of `ids` {tuple(ids.shape)}: got {tuple(value.shape)}.")
 
 
-def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack: Tower, length: int | None) -> Dense:
+def _dense(
+    ids: Tensor,
+    positions: Tensor | None,
+    segments: Tensor | None,
+    stack: Tower,
+    length: int | None,
+    marks: Marks | None = None,
+) -> Dense:
     if positions is not None:
         longest = int(positions.max()) + 1
     else:
@@ -256,7 +284,7 @@ def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack
             positions = torch.arange(longest, device=ids.device).expand(ids.shape)
         else:
             positions = count_positions(segments)
-    return Dense(positions, segments, stack.patterns, longest, length)
+    return Dense(positions, segments, stack.patterns, longest, length, marks)
 
 
 def _source_visible(source: Tensor | None, target: Tensor | None) -> Tensor | None:
