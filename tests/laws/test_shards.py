@@ -19,6 +19,7 @@ from openbook.nn import spec
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.build import build
 from openbook.nn.embed import LinearBias, RelativeBias
+from openbook.nn.latent import LatentAttention
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts, Mixture
@@ -27,7 +28,7 @@ from openbook.nn.state import Context, Dense, Source, count_positions
 from tests.families import ALL, Case, each
 
 BOUND = 1e-5
-SHARDED = (SelfAttention, SourceAttention, FeedForward, Mixture)  # what a shard of is a smaller layer
+SHARDED = (SelfAttention, LatentAttention, SourceAttention, FeedForward, Mixture)  # what a shard of is a smaller layer
 Span = tuple[int, int]
 
 
@@ -64,6 +65,17 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
     cut(layer.out, heads[0] * size, heads[1] * size, 1, heads[0] == 0)
     if isinstance(layer, SelfAttention) and layer.sinks is not None:
         layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
+
+
+def cut_latent(layer: LatentAttention, heads: Span) -> None:
+    """Keep these heads; the maps down to the latents stay whole, as every head reads them."""
+    one = layer.spec
+    queries, maps = one.nope_dim + one.rope.dim, one.nope_dim + one.value_dim
+    linear = layer.q if layer.q_up is None else layer.q_up
+    assert linear is not None
+    cut(linear, heads[0] * queries, heads[1] * queries, 0)
+    cut(layer.kv_up, heads[0] * maps, heads[1] * maps, 0)
+    cut(layer.out, heads[0] * one.value_dim, heads[1] * one.value_dim, 1, heads[0] == 0)
 
 
 def cut_feed_forward(layer: FeedForward, span: Span) -> None:
@@ -120,6 +132,11 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
             for span in spans(layer.spec.heads, parts, group if layer.spec.kv_heads > 1 else 1):
                 shard = deepcopy(layer)
                 cut_attention(shard, span)
+                found.append((shard, span))
+        case LatentAttention():
+            for span in spans(layer.spec.heads, parts):
+                shard = deepcopy(layer)
+                cut_latent(shard, span)
                 found.append((shard, span))
         case FeedForward():
             for span in spans(layer.spec.hidden, parts):

@@ -80,7 +80,7 @@ def test_counts_equal_those_of_the_built_model(case: Case, root: Path) -> None:
     for one in model.states if told.model.causal else ():
         match one:
             case PerToken():
-                kept["token"] += one.kv_heads * (one.key_dim + one.value_dim)
+                kept["token"] += one.numbers
             case PerSequence():
                 kept["sequence"] += sum(map(prod, one.shapes))
             case PerSource():

@@ -59,7 +59,9 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
-        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once, so that no two forms of the whole model are ever there
+        if choice.kind != "fp32" or isinstance(
+            made, ServedHeadMaps
+        ):  # at once, so that no two forms of the whole model are ever there
             _empty(parameters, path)
         for part in made.modules():
             if isinstance(part, Packed | PackedStack) and part.tiles.device.type == "cpu":
