@@ -26,8 +26,7 @@ EXPERTS = {"n_routed_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_
 
 def to_spec(config: Config) -> spec.Model:
     attention = read_latent(config, ATTENTION, config.get("rope_interleave", True))
-    routing = read_groups(config, groups=8, top_groups=4)
-    moe = read_routed(config, spec.Routing(**{**vars(routing), "scale": 2.5}), EXPERTS)
+    moe = read_routed(config, read_groups(config, groups=8, top_groups=4), EXPERTS, scale=2.5)
     return read_decoder(config, attention, moe, dense=3)
 
 
