@@ -60,7 +60,7 @@ def _glm(name: str, **values: Any) -> Case:
     latent = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     small = {key: value for key, value in SMALL.items() if key not in latent}
     small |= {"hidden_size": 42, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 12}
-    return Case(name, "Glm4MoeConfig", "Glm4MoeForCausalLM", _own({**small, **values}))
+    return Case(name, "Glm4MoeConfig", "Glm4MoeForCausalLM", _own({**small, "num_nextn_predict_layers": 0, **values}))
 
 
 def _lite(name: str, **values: Any) -> Case:
@@ -69,7 +69,9 @@ def _lite(name: str, **values: Any) -> Case:
 
 
 def _v3(name: str, **values: Any) -> Case:
-    return Case(name, "DeepseekV3Config", "DeepseekV3ForCausalLM", _own({**SMALL, **values}))
+    return Case(
+        name, "DeepseekV3Config", "DeepseekV3ForCausalLM", _own({**SMALL, "num_nextn_predict_layers": 0, **values})
+    )
 
 
 CASES = [

@@ -13,7 +13,7 @@ from typing import Any
 from openbook.errors import ConfigError
 from openbook.models.config import Config, magnitude, read_rope, spell_activation, write_rope
 from openbook.models.experts import expert_names
-from openbook.models.family import SIZES, CannotSay, layers_of
+from openbook.models.family import SIZES, CannotSay, Heads, language, layers_of
 from openbook.models.names import Name
 from openbook.models.parts import BASE, BLOCK, GATED, PRE_NORMS, Shape, decoder, write_labels
 from openbook.nn import spec
@@ -21,7 +21,7 @@ from openbook.nn import spec
 LATENT_NORM = spec.Norm(eps=1e-6)  # whatever a config.json says of the other norms
 # What tells a trainer or a sharded server something, and changes no number.
 CONTEXT = 4096  # where a config.json is silent
-INERT = ("aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers")
+INERT = ("aux_loss_alpha", "seq_aux", "ep_size")
 LATENT_SIZES: Mapping[str, str] = {key: name for key, name in SIZES.items() if key not in ("kv_heads", "head_dim")}
 
 LATENT = (
@@ -41,6 +41,63 @@ LATENT = (
     ),
 )
 FFN = PRE_NORMS + GATED + expert_names("model.layers.{i}.mlp", shared="shared_experts")
+
+
+# A hub folder keeps copies of the embedding and the head beside every module that predicts further ahead.
+COPIES = (r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight",)
+AHEAD = "num_nextn_predict_layers"
+
+
+# ------------------------------------------------------------------------------------------------ further ahead
+
+
+def with_ahead(to_spec: Callable[[Config], spec.Model], default: bool = False) -> Callable[[Config], Heads]:
+    """The language head and, where the config.json says so, one that predicts further ahead.
+
+    Its blocks are those that would come next in the stack. `default`: whether the language head is tied.
+    """
+
+    def heads(config: Config) -> Heads:
+        depth, layers = config.get(AHEAD, 0), config.layers("num_hidden_layers")
+        if depth < 0:
+            raise ConfigError(f"`{AHEAD}` must not be negative: got {depth} ({config.where}).")
+        if not depth:
+            return language(config, default)
+        more = {**config.data, "num_hidden_layers": layers + 1}
+        if isinstance(kinds := more.get("mlp_layer_types"), list):
+            more["mlp_layer_types"] = [*kinds, "sparse"]
+        block = to_spec(Config(more, config.where)).stack.blocks[-1]
+        norm = block.branches[-1].norm
+        assert norm is not None
+        return (*language(config, default), spec.MultiToken(depth=depth, block=block, norm=norm))
+
+    return heads
+
+
+def ahead_names(model: spec.Model, table: tuple[Name, ...]) -> tuple[Name, ...]:
+    """The names of a model whose modules for tokens further ahead are published as layers after the last."""
+    if model.ahead is None:
+        return table
+    found: list[Name] = []
+    for number in range(model.ahead.depth):
+        theirs, ours = f"model.layers.{len(model.stack.blocks) + number}.", f"heads.ahead.steps.{number}."
+        own = (("enorm", "embed_norm"), ("hnorm", "hidden_norm"), ("eh_proj", "join"), ("shared_head.norm", "norm"))
+        found += [Name(theirs + one, ours + other) for one, other in own]
+        found += [
+            replace(
+                entry,
+                theirs=entry.theirs.replace("model.layers.{i}.", theirs),
+                ours=entry.ours.replace("stack.blocks.{i}.", f"{ours}block."),
+            )
+            for entry in table
+            if entry.ours.startswith("stack.blocks.{i}.")
+        ]
+    return (*found, *table)
+
+
+def write_ahead(model: spec.Model) -> dict[str, Any]:
+    """The key that `with_ahead` reads."""
+    return {AHEAD: 0 if model.ahead is None else model.ahead.depth}
 
 
 # ------------------------------------------------------------------------------------------------ attention

@@ -103,7 +103,9 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
             case HeadMaps():
                 found[path] = Choice("bf16" if kind == "int8" else kind)
             case Linear():
-                found.setdefault(path, Choice("fp32" if path.startswith("heads.") else kind))
+                found.setdefault(
+                    path, Choice("fp32" if path.startswith("heads.") and not path.startswith("heads.ahead.") else kind)
+                )
             case _:
                 pass
     return found

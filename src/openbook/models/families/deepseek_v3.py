@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.models.config import Config
-from openbook.models.family import Family, classes_of_last, language, none
+from openbook.models.family import Family, classes_of_last, none
 from openbook.models.latent import (
+    COPIES,
     FFN,
     LATENT,
     LATENT_SIZES,
+    ahead_names,
     read_decoder,
     read_groups,
     read_latent,
     read_routed,
+    with_ahead,
+    write_ahead,
     write_latent,
     write_routed,
 )
@@ -32,7 +36,7 @@ def to_spec(config: Config) -> spec.Model:
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention = model.stack.blocks[0].branches[0].layer
-    said = write_latent(model) | write_routed(model)
+    said = write_latent(model) | write_routed(model) | write_ahead(model)
     return said | {"rope_interleave": isinstance(attention, spec.LatentAttention) and attention.rope.neighbours}
 
 
@@ -40,13 +44,13 @@ FAMILY = Family(
     model_type="deepseek_v3",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda _: LATENT + FFN,
+    names=lambda model: ahead_names(model, LATENT + FFN),
     heads={
-        "DeepseekV3ForCausalLM": language,
+        "DeepseekV3ForCausalLM": with_ahead(to_spec),
         "DeepseekV3Model": none,
         "DeepseekV3ForSequenceClassification": classes_of_last,
     },
     prefix="model.",
-    ignore=IGNORE,
+    ignore=IGNORE + COPIES,
     sizes=LATENT_SIZES,
 )

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.models.config import Config, read_rope, share_of
-from openbook.models.family import Family, language, layers_of, none
-from openbook.models.latent import FFN, read_decoder, read_groups, read_routed, write_routed
+from openbook.models.family import Family, layers_of, none
+from openbook.models.latent import (
+    COPIES,
+    FFN,
+    ahead_names,
+    read_decoder,
+    read_groups,
+    read_routed,
+    with_ahead,
+    write_ahead,
+    write_routed,
+)
 from openbook.models.parts import BASE, IGNORE, read_shape, write_decoder
 from openbook.nn import spec
 
@@ -31,7 +41,7 @@ def to_spec(config: Config) -> spec.Model:
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
-    said = write_decoder(model) | write_routed(model)
+    said = write_decoder(model) | write_routed(model) | write_ahead(model)
     if attention.rope is not None:
         said["rope_parameters"]["partial_rotary_factor"] = share_of(attention.rope, attention.head_dim)
     return said | {"attention_bias": attention.bias, "use_qk_norm": attention.norm is not None}
@@ -41,8 +51,8 @@ FAMILY = Family(
     model_type="glm4_moe",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda _: BASE + FFN,
-    heads={"Glm4MoeForCausalLM": language, "Glm4MoeModel": none},
+    names=lambda model: ahead_names(model, BASE + FFN),
+    heads={"Glm4MoeForCausalLM": with_ahead(to_spec), "Glm4MoeModel": none},
     prefix="model.",
-    ignore=IGNORE,
+    ignore=IGNORE + COPIES,
 )

@@ -7,8 +7,19 @@ from typing import Any
 from openbook.errors import ConfigError
 from openbook.models.config import Config
 from openbook.models.families.deepseek_v3 import from_spec as from_spec3
-from openbook.models.family import Family, language, none
-from openbook.models.latent import FFN, LATENT, LATENT_SIZES, build, read_groups, read_latent, read_routed
+from openbook.models.family import Family, none
+from openbook.models.latent import (
+    COPIES,
+    FFN,
+    LATENT,
+    LATENT_SIZES,
+    ahead_names,
+    build,
+    read_groups,
+    read_latent,
+    read_routed,
+    with_ahead,
+)
 from openbook.models.parts import IGNORE
 from openbook.nn import spec
 
@@ -18,7 +29,8 @@ EXPERTS = {"n_routed_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_s
 
 def to_spec(config: Config) -> spec.Model:
     layers = config.layers("num_hidden_layers")
-    kinds = config.raw("mlp_layer_types", ["dense"] + ["sparse"] * (layers - 1))
+    first = config.get("first_k_dense_replace", 1)
+    kinds = config.raw("mlp_layer_types", ["dense" if number < first else "sparse" for number in range(layers)])
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in ("dense", "sparse") for kind in kinds):
         raise ConfigError(f"`mlp_layer_types` must list 'dense' or 'sparse' for {layers} layers ({config.where}).")
     attention = read_latent(config, ATTENTION, config.get("rope_interleave", True), context=202752)
@@ -38,9 +50,9 @@ FAMILY = Family(
     model_type="glm4_moe_lite",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda _: LATENT + FFN,
-    heads={"Glm4MoeLiteForCausalLM": language, "Glm4MoeLiteModel": none},
+    names=lambda model: ahead_names(model, LATENT + FFN),
+    heads={"Glm4MoeLiteForCausalLM": with_ahead(to_spec), "Glm4MoeLiteModel": none},
     prefix="model.",
-    ignore=IGNORE,
+    ignore=IGNORE + COPIES,
     sizes=LATENT_SIZES,
 )

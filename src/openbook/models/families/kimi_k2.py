@@ -1,4 +1,4 @@
-"""Kimi K2 (Kimi Team 2025): DeepSeek V3's architecture and layout under a name of its own, fewer heads, more experts."""
+"""Kimi K2 (Kimi Team 2025): DeepSeek V3's architecture and layout under a name of its own."""
 
 from __future__ import annotations
 
