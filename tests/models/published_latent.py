@@ -1,4 +1,4 @@
-"""Published configurations of the DeepSeek line at full size, as their config.json says them; and what is known of each.
+"""The DeepSeek line at full size, as each config.json says it, and what is known of it.
 
 The numbers of parameters are those of the main model, with the corrections of the routers (which the reference keeps as
 buffers) and without what predicts further tokens. Active: all but the experts that a token is not sent to; embedding
