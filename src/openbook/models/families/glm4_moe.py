@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.models.config import Config, read_rope, share_of
+from openbook.models.experts import mixture_of
 from openbook.models.family import Family, layers_of, none
 from openbook.models.latent import (
     COPIES,
@@ -40,6 +41,7 @@ def to_spec(config: Config) -> spec.Model:
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
+    mixture_of(model)  # without experts it is a plainer family's
     attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
     said = write_decoder(model) | write_routed(model) | write_ahead(model)
     if attention.rope is not None:
