@@ -173,9 +173,6 @@ def counted(model: LanguageModel, *inputs: Tensor, **named: Tensor) -> int:
     return total
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in ALL if not {"num_experts_per_tok", "num_experts"} & set(c.values)], ids=lambda case: case.name
-)
 WITHOUT_EXPERTS = [c for c in ALL if not {"num_experts_per_tok", "num_experts"} & set(c.values)]
 
 
