@@ -18,7 +18,7 @@ from openbook.models.load import load
 from openbook.nn import spec
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.build import build
-from openbook.nn.embed import RelativeBias
+from openbook.nn.embed import LinearBias, RelativeBias
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts, Mixture
@@ -100,7 +100,7 @@ def spans(count: int, parts: int, step: int = 1) -> list[Span]:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def context(tower: Tower, source: Tensor | None, bias: RelativeBias | None, segmented: bool) -> Context:
+def context(tower: Tower, source: Tensor | None, bias: RelativeBias | LinearBias | None, segmented: bool) -> Context:
     count = 9
     segments = torch.tensor([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2]) if segmented else None
     positions = count_positions(torch.ones(2, count, dtype=torch.int64) if segments is None else segments)
@@ -142,7 +142,10 @@ def run(tower: Tower, layer: nn.Module, heads: Span, x: Tensor, source: Tensor |
     bias = tower.relative
     if bias is not None and heads[1]:
         bias = deepcopy(bias)
-        bias.weight = nn.Parameter(bias.weight.detach()[:, heads[0] : heads[1]])
+        if isinstance(bias, LinearBias):
+            bias.span = heads
+        else:
+            bias.weight = nn.Parameter(bias.weight.detach()[:, heads[0] : heads[1]])
     out: Tensor = layer(x, context(tower, source, bias, segmented))
     return out
 

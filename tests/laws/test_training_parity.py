@@ -62,7 +62,8 @@ def published_gradients(case: Case, model: LanguageModel) -> dict[str, Tensor]:
 
 def reference_gradients(case: Case, expected: dict[str, Tensor]) -> dict[str, Tensor | None]:
     """The reference's gradients under the names, and in the layout, that it is published with."""
-    found = {name: p.grad for name, p in case.reference().named_parameters() if p.grad is not None}
+    every = case.reference().named_parameters(remove_duplicate=False)  # a tied one under all its names
+    found = {name: p.grad for name, p in every if p.grad is not None}
     published = case.published(found)
     return {name: published.get(name) for name in expected}
 

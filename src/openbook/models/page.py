@@ -62,9 +62,9 @@ def _line(label: str, *columns: str, note: str = "") -> str:
 
 def _title(this: Description) -> Iterator[str]:
     model = this.model
-    layers = f"{len(model.stack.blocks)} blocks"
+    layers = f"{len(model.stack.steps)} blocks"
     if model.source is not None:
-        layers = f"{len(model.source.stack.blocks)} + {layers}"
+        layers = f"{len(model.source.stack.steps)} + {layers}"
     facts = [
         f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
         layers,
@@ -92,9 +92,8 @@ def _structure(this: Description) -> Iterator[str]:
 def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
-    if side.relative and side.stack.relative is not None:
-        rule = side.stack.relative
-        yield from _entry(f"{prefix}bias", f"{rule.buckets} buckets up to distance {rule.distance}", side.relative)
+    if side.stack.relative is not None:
+        yield from _entry(f"{prefix}bias", _bias_says(side.stack.relative), side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -103,11 +102,14 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+    if side.out:
+        yield from _entry(f"{prefix}out", f"to {side.stack.width:,} features", side.out)
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
     number = len(run.numbers)
     times = "" if number == 1 else f" × {number}"
+    times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
     title = (
@@ -118,6 +120,12 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
+
+
+def _bias_says(rule: spec.Relative | spec.Alibi) -> str:
+    if isinstance(rule, spec.Relative):
+        return f"{rule.buckets} buckets up to distance {rule.distance}"
+    return f"ALiBi · slopes down to 2^-{rule.most:g}" + (f" · × {rule.scale:.4g}" if rule.scale != 1.0 else "")
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
@@ -181,6 +189,7 @@ def _embed_says(embed: spec.Embed) -> str:
         case None:
             said = []
     said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"tokens of {embed.inner:,} widened"] if embed.inner else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
     return " · ".join(said)
@@ -191,6 +200,8 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
@@ -218,10 +229,20 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
     said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
-    said += ["relative bias"] if layer.relative else []
+    said += ["position bias"] if layer.relative else []
+    said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
     said += ["sinks"] if layer.sinks else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
+    return " · ".join(said)
+
+
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
     return " · ".join(said)
 
 
@@ -249,7 +270,7 @@ def _head_says(head: spec.Head) -> str:
         case spec.Pooler():
             return "tanh of the first token"
         case spec.Classes():
-            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+            return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
 
 
 def _parameters(this: Description) -> Iterator[str]:

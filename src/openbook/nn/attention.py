@@ -49,6 +49,8 @@ class SelfAttention(Stateful):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         size = self.spec.head_dim
         flat = joint(x, (self.q, self.k, self.v), self.fused)
+        if (most := self.spec.clip) is not None:
+            flat = tuple(part.clamp(-most, most) for part in flat)
         q, k, v = (part.unflatten(-1, (-1, size)) for part in flat)  # [B,T,H,K] and [B,T,G,K] twice
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

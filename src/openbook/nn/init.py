@@ -14,6 +14,7 @@ from torch import nn
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.embed import RelativeBias, Table
 from openbook.nn.heads import LanguageHead
+from openbook.nn.latent import LatentAttention
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
@@ -26,7 +27,7 @@ from openbook.nn.selective import StateSpace
 def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
     """Fill every parameter of `model` in place; a pure function of (spec, seed, std)."""
     generator = torch.Generator().manual_seed(seed)
-    residual = std / math.sqrt(2 * max(len(model.stack.blocks), 1))
+    residual = std / math.sqrt(2 * max(len(model.spec.stack.steps), 1))
     for module in model.modules():
         match module:
             case Normalise():
@@ -58,7 +59,7 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                 pass
     for module in model.modules():
         match module:
-            case SelfAttention() | SourceAttention() | StateSpace():
+            case SelfAttention() | LatentAttention() | SourceAttention() | StateSpace():
                 module.out.weight.normal_(0, residual, generator=generator)
             case FeedForward() | Experts():
                 down = module.down.weight if isinstance(module, FeedForward) else module.down

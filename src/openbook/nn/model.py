@@ -73,11 +73,10 @@ class LanguageModel(nn.Module):
         self.pushed = 0  # how often weights were pushed into it (nn/serving.py)
         self.stored: Stored | None = None  # how its parameters were kept before they took their form for serving
         self.config: dict[str, Any] = {}  # the config.json it came from
+        self.states: tuple[Declaration, ...] = stack.number()
+        if source is not None:
+            source.stack.number()
         self.trains_only = expert_choice(model)  # a token's logits depend on the rows beside it
-        self.states: tuple[Declaration, ...] = ()
-        for index, layer in enumerate(stack.stateful()):
-            layer.index = index
-            self.states += (layer.declare(),)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -201,6 +200,13 @@ class LanguageModel(nn.Module):
                 return head(hidden)
             case "pooled":
                 return head(self.pool(hidden))
+            case "first":
+                return head(hidden[:, 0])
+            case "mean":
+                if segments is None:
+                    return head(hidden.mean(dim=1))
+                real = (segments != 0).unsqueeze(2)  # [B,T,1]
+                return head(torch.where(real, hidden, 0.0).sum(dim=1) / real.sum(dim=1))
             case "last":
                 if segments is None:
                     return head(hidden[:, -1])

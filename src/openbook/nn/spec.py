@@ -8,7 +8,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · LatentAttention · CrossAttention · MLP · MoE · Selective
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_positions import Alibi as Alibi
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
@@ -47,14 +48,37 @@ class Attention:
     head_dim: int
     pattern: Pattern = field(default_factory=Pattern)
     rope: Rope | None = None
-    relative: bool = False  # add the stack's relative bias
+    relative: bool = False  # add the stack's position bias
     bias: bool = False  # on q, k and v
     out_bias: bool = False
+    clip: float | None = None  # q, k and v are kept within ± this
     norm: Norm | None = None  # of each head's q and k, before the rotation
     scale: float | None = None  # of the scores; None: head_dim ** -0.5
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
     sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-AI 2024a, §2.1): a token is kept as kv_rank + rope.dim numbers.
+
+    A head's query and key have `nope_dim` features that are not turned and `rope.dim` that are; the key's turned part
+    is one for all heads, the rest and the value come from the latent of `kv_rank`.
+    """
+
+    heads: int
+    kv_rank: int
+    nope_dim: int
+    value_dim: int
+    rope: Rope  # of the turned part alone
+    q_rank: int | None = None  # queries are made from a latent of this rank; None: from the input
+    norm: Norm = field(default_factory=Norm)  # of the latents
+    pattern: Pattern = field(default_factory=Pattern)
+    bias: bool = False  # on the maps down to the latents
+    out_bias: bool = False
+    scale: float | None = None  # of the scores; None: (nope_dim + rope.dim) ** -0.5
+    dropout: float = 0.0  # of the attention weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +160,7 @@ class Selective:
     conv_bias: bool = True
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +185,28 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks of one width, a norm at the end, and the relative positions that all layers share."""
+    """Blocks of one width, a norm at the end, and the position bias that all layers share.
+
+    `order`: the number of the block that each step runs, for blocks that run more than once (Lan et al. 2019, §3.1).
+    """
 
     dim: int
     blocks: tuple[Block, ...]
+    order: tuple[int, ...] | None = None  # None: each block once
     final_norm: Norm | None = None
-    relative: Relative | None = None
+    relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
+    out: int | None = None  # after all of that, a matrix to this width
+
+    @property
+    def width(self) -> int:
+        """Of the last hidden states, which heads read."""
+        return self.dim if self.out is None else self.out
+
+    @property
+    def steps(self) -> tuple[Block, ...]:
+        """The blocks as they run, one after the other."""
+        return self.blocks if self.order is None else tuple(self.blocks[number] for number in self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +221,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    inner: int | None = None  # width of the token vectors, which a matrix brings to `dim` before positions are added
 
     @property
     def room(self) -> int | None:
@@ -191,10 +231,13 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """The small network before a masked-language head: linear, activation, norm (Devlin et al. 2018)."""
+    """The small network before a head: dropout, linear, activation, norm (Devlin et al. 2018)."""
 
     activation: str
-    norm: Norm
+    norm: Norm | None = None
+    dim: int | None = None  # what it makes of the stack's width; None: the same
+    bias: bool = True
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +258,11 @@ class Pooler:
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Logits over `count` labels: of the pooled row, of every token, or of the last token."""
+    """Logits over `count` labels: of the pooled row, of every token, of the first or last, or of the row's mean."""
 
     count: int
-    over: Literal["pooled", "tokens", "last"] = "pooled"
+    over: Literal["pooled", "tokens", "first", "last", "mean"] = "pooled"
+    transform: Transform | None = None
     bias: bool = True
     dropout: float = 0.0
     name: str = "classes"
@@ -263,4 +307,4 @@ class Model:
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
         mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))
+        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention | LatentAttention))

@@ -84,6 +84,7 @@ class State(Protocol):
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
+    keeps: bool  # whether keys outlive this step: then what is kept of them counts, not what is made of it
     longest: int  # no position of this step is at or beyond it; the host knows it
     length: int | tuple[int, ...]  # what length-dependent rotary scaling is fixed to, in tokens; or for each of T
 
@@ -145,6 +146,8 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
 
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
+
+    keeps = False
 
     def __init__(
         self,
@@ -208,6 +211,30 @@ class Dense:
         assert source is not None, "an encoder-decoder runs with a source"
         k, v = keys(source.hidden)
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+
+
+class Later:
+    """The state for a block that runs again: the same, under indices moved by `shift`."""
+
+    def __init__(self, state: State, shift: int) -> None:
+        self.state = state
+        self.shift = shift
+        self.positions, self.segments = state.positions, state.segments
+        self.longest, self.length, self.keeps = state.longest, state.length, state.keeps
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        return self.state.attend(index + self.shift, q, k, v, scores)
+
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:
+        return self.state.recur(index + self.shift, x, run)
+
+    def look(
+        self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
+    ) -> Tensor:
+        return self.state.look(index + self.shift, q, source, keys, scale, dropout)
+
+    def bias(self, module: PositionBias, mask: int) -> None:
+        self.state.bias(module, mask)
 
 
 class Cache(Protocol):

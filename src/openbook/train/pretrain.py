@@ -132,7 +132,7 @@ def with_dropout(model: spec.Model, rate: float) -> spec.Model:
     """The same model with this dropout of embeddings, attention weights and branches, and no other."""
 
     def layer(its: spec.Layer) -> spec.Layer:
-        if isinstance(its, spec.Attention | spec.CrossAttention):
+        if isinstance(its, spec.Attention | spec.LatentAttention | spec.CrossAttention):
             return replace(its, dropout=rate)
         return replace(its, dropout=0.0) if isinstance(its, spec.MLP) else its
 
