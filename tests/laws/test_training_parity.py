@@ -61,9 +61,9 @@ def published_gradients(case: Case, model: LanguageModel) -> dict[str, Tensor]:
 
 
 def reference_gradients(case: Case, expected: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    """The reference's gradients under the names, and in the layout, that it is published with."""
+    """The reference's gradients under the names, and in the layout, that it is published with; 0 where it has none."""
     every = case.reference().named_parameters(remove_duplicate=False)  # a tied one under all its names
-    found = {name: p.grad for name, p in every if p.grad is not None}
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in every}
     published = case.published(found)
     return {name: published.get(name) for name in expected}
 
