@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def agrees(case: Case, model: LanguageModel, count: int = 23) -> bool:
-    """Whether logits agree, with and without padding."""
+def outputs(case: Case, model: LanguageModel, count: int = 23) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Our logits and the reference's of all real tokens, without padding and with."""
     ids = tokens(case, 3, count)
     mask = torch.ones_like(ids)
     mask[1, count - 6 :] = 0
@@ -49,9 +50,12 @@ def agrees(case: Case, model: LanguageModel, count: int = 23) -> bool:
             theirs = reference(input_ids=ids, attention_mask=attention).logits
             ours = model(ids, segments=None if attention is not mask else attention)
             real = attention
-        if not close(ours[real == 1], theirs[real == 1]):
-            return False
-    return True
+        yield ours[real == 1], theirs[real == 1]
+
+
+def agrees(case: Case, model: LanguageModel, count: int = 23) -> bool:
+    """Whether logits agree."""
+    return all(close(ours, theirs) for ours, theirs in outputs(case, model, count))
 
 
 def reference_type(case: Case) -> str:

@@ -199,6 +199,9 @@ LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
+    spec.StateSpaceDual: "state space",
+    spec.Structured: "state space",
+    spec.GatedDelta: "state space",
 }
 
 
@@ -323,6 +326,12 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += count(item.shapes) * layer.top_k // layer.experts
             case spec.Selective() as layer if mine:
                 weights += _matrices(item.shapes) + layer.inner * (1 + layer.state * (SCAN // 2 - 1))
+            case spec.StateSpaceDual() as layer if mine:
+                weights += _matrices(item.shapes) + layer.heads * layer.head_dim * (1 + 2 * layer.state)
+            case spec.GatedDelta() as layer if mine:
+                weights += _matrices(item.shapes) + 3 * layer.value_heads * layer.key_dim * layer.value_dim
+            case spec.Structured() as layer if mine:
+                weights += prod(item.shapes["out.weight"]) + item.shapes["skip"][0] * (1 + 4 * layer.state)
         runs = item.times if item.runs is None else item.runs
         products += 2 * weights * runs
         last += int(4 * widths * final) * runs

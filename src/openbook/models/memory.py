@@ -12,10 +12,11 @@ from math import prod
 
 from openbook.models.cost import Inventory, Run, Side, count, parameters
 from openbook.nn import spec
+from openbook.nn.dual import CHUNK
+from openbook.nn.scan import BORDER
 from openbook.nn.state import PerSequence, PerSource, PerToken
 
 BYTES = {"bf16": 2, "fp32": 4}
-SCAN_COPIES = 2  # tensors [T,C,N] in fp32 that a scan keeps: its decays and its states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,4 +155,12 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             shared = 0 if layer.shared is None else _saved(layer.shared, dim, context)
             return layer.top_k * (_saved(layer.expert, dim, context) + 6 * dim) + 8 * layer.experts + shared
         case spec.Selective():
-            return SCAN_COPIES * 4 * layer.inner * layer.state + 40 * layer.inner
+            return 4 * layer.inner * layer.state // BORDER + 16 * layer.state + 56 * layer.inner
+        case spec.StateSpaceDual():
+            inner = layer.heads * layer.head_dim
+            return 16 * layer.heads * (CHUNK + 2 * layer.state) + 64 * inner + inner * layer.state // 4
+        case spec.GatedDelta():
+            size = layer.value_heads * (layer.key_dim + layer.value_dim)
+            return 40 * layer.value_heads * CHUNK + 60 * size + layer.value_heads * layer.key_dim * layer.value_dim // 4
+        case spec.Structured():
+            return 32 * dim

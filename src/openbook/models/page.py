@@ -210,6 +210,15 @@ def layer_says(layer: spec.Layer) -> str:
             return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.StateSpaceDual():
+            shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
+            return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
+        case spec.Structured():
+            gated = " gated" if layer.gated else ""
+            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{gated}"
+        case spec.GatedDelta():
+            values = f"{layer.value_heads} heads of {layer.key_dim} keys and {layer.value_dim} values"
+            return f"delta rule · {values} · {layer.heads} of q and k · kernel {layer.kernel}"
 
 
 def _experts_say(layer: spec.MoE) -> str:
@@ -233,6 +242,7 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
     said += ["sinks"] if layer.sinks else []
+    said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
 

@@ -69,7 +69,7 @@ def attention_of(config: Config, shape: Shape, window: int | None, **special: An
 def decoder(
     shape: Shape,
     norm: spec.Norm,
-    attention: Callable[[int], spec.Attention | spec.LatentAttention],
+    attention: Callable[[int], spec.Layer],
     ffn: spec.MLP | spec.MoE | Callable[[int], spec.MLP | spec.MoE],
     place: spec.Place = "pre",
     embed_scale: float = 1.0,

@@ -66,15 +66,6 @@ class Step(ctypes.Structure):
     )
 
 
-class Scan(ctypes.Structure):
-    """rows.cpp's `struct Scan`."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "tokens", "channels", "states", "stride")),
-        *((name, ctypes.c_void_p) for name in ("x", "step", "write", "read", "decay", "skip", "mark", "kept", "y")),
-    )
-
-
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The row operators; None (said once) where they cannot be had."""
@@ -111,8 +102,6 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.openbook_rows_activate.argtypes = [word, word, address, address, word]
     found.openbook_rows_large_pages.argtypes = [address, word]
     found.openbook_rows_large_pages.restype = None
-    found.openbook_rows_scan.argtypes = [address, word]
-    found.openbook_rows_scan.restype = None
     for function in (found.openbook_rows_before, found.openbook_rows_after):
         function.argtypes = [address, address, word]
         function.restype = ctypes.c_int

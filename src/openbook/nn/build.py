@@ -12,6 +12,8 @@ from openbook.errors import ConfigError, nearest
 from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.delta import DeltaRule
+from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.latent import LatentAttention
@@ -22,6 +24,7 @@ from openbook.nn.moe import Mixture
 from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
+from openbook.nn.structured import StructuredSpace
 
 T = TypeVar("T")
 
@@ -112,6 +115,18 @@ class _Builder:
     def _(self, layer: spec.Selective) -> nn.Module:
         return StateSpace(layer, self.stack.dim)
 
+    @layer.register
+    def _(self, layer: spec.StateSpaceDual) -> nn.Module:
+        return DualSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Structured) -> nn.Module:
+        return StructuredSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.GatedDelta) -> nn.Module:
+        return DeltaRule(layer, self.stack.dim)
+
 
 def _number(known: list[T], value: T) -> int:
     if value not in known:
@@ -162,7 +177,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
             check_activation(layer.activation)
         case spec.MoE():
             check_experts(layer)
-        case spec.Selective():
+        case spec.Selective() | spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             check_activation(layer.activation)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from openbook.errors import ConfigError
 from openbook.nn import spec
+from openbook.nn.limits_states import check_state
 
 SIZE = 2**31 - 1
 MATRIX = 2**40  # numbers in one matrix
@@ -104,6 +105,8 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+        case spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
+            size = check_state(layer, dim)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
     if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:

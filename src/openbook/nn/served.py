@@ -123,7 +123,7 @@ def plan(block: ResidualBlock) -> Plan:
     if any((branch.spec.place == "plain") != block.spec.parallel for branch in branches):
         return made
     attention, ffn = layers
-    if ffn.spec.limit or ffn.spec.offset:  # served.h gates plainly
+    if ffn.spec.limit or ffn.spec.offset or attention.gate is not None:  # served.h gates plainly
         return made
     linear = {name: watch.part(attention, name) for name in ("q", "k", "v", "out")}
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}

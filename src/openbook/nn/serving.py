@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from openbook.errors import ConfigError, InputError, Refusal, nearest
 from openbook.nn.attention import SelfAttention
+from openbook.nn.delta import DeltaRule
 from openbook.nn.embed import Table
 from openbook.nn.heads import LanguageHead
 from openbook.nn.latent import HeadMaps, ServedHeadMaps
@@ -95,6 +96,8 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
                     found[f"{path}.shared_gate"] = Choice("fp32")
             case StateSpace():
                 found[f"{path}.step"] = Choice("fp32")
+            case DeltaRule():
+                found |= {f"{path}.{name}": Choice("fp32") for name in ("rate", "step")}
             case Experts():
                 found |= {f"{path}.{n}": Choice(kind) for n in STACKS if module._parameters.get(n) is not None}
             case LanguageHead():

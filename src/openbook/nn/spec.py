@@ -8,7 +8,8 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · LatentAttention · CrossAttention · MLP · MoE · Selective
+            Attention · LatentAttention · CrossAttention · MLP · MoE
+            Selective · StateSpaceDual · Structured · GatedDelta
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_states import GatedDelta as GatedDelta
+from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
+from openbook.nn.spec_states import Structured as Structured
 
 Place = Literal["pre", "post", "both", "plain"]
 
@@ -57,6 +61,7 @@ class Attention:
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
     sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
+    gate: bool = False  # what is mixed is multiplied by sigmoid(linear(x)), before `out` (Qiu et al. 2025)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +163,10 @@ class Selective:
     activation: str = "silu"
     bias: bool = False
     conv_bias: bool = True
+    norm: Norm | None = None  # of the step, of what is written and of what is read, each (Lieber et al. 2024, §6)
 
 
-Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta
 
 
 @dataclass(frozen=True, kw_only=True)
