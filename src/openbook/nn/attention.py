@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn import spec
+from openbook.nn.activation import activate
 from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import rotate
@@ -17,7 +18,8 @@ from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
 
 
 class SelfAttention(Stateful):
-    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K], sinks [H] if the spec has them."""
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K], sinks [H], gate [H·K,D] if the spec
+    has them."""
 
     def __init__(self, attention: spec.Attention, dim: int, mask: int, rope: int | None) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class SelfAttention(Stateful):
         self.q_norm = Normalise(attention.norm, size) if attention.norm else None
         self.k_norm = Normalise(attention.norm, size) if attention.norm else None
         self.sinks = nn.Parameter(torch.empty(heads)) if attention.sinks else None
+        self.gate = Linear(dim, heads * size, attention.bias) if attention.gate else None
         self.fused: Fused | None = None
 
     def declare(self) -> PerToken:
@@ -57,8 +60,8 @@ class SelfAttention(Stateful):
         if self.rope is not None:
             cos, sin = ctx.rotary[self.rope]
             q, k = rotate(q, cos, sin, self.neighbours), rotate(k, cos, sin, self.neighbours)
-        mixed = ctx.state.attend(self.index, q, k, v, self.rule())  # [B,T,H,K]
-        return self.out(mixed.flatten(-2))
+        mixed = ctx.state.attend(self.index, q, k, v, self.rule()).flatten(-2)  # [B,T,H·K]
+        return self.out(mixed if self.gate is None else mixed * activate("sigmoid", self.gate(x)))
 
     def rule(self) -> Scores:
         """How scores are made now."""

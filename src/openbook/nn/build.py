@@ -13,6 +13,8 @@ from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.ahead import AheadHead
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.delta import DeltaRule
+from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.latent import LatentAttention
@@ -23,6 +25,7 @@ from openbook.nn.moe import Mixture
 from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
+from openbook.nn.structured import StructuredSpace
 
 T = TypeVar("T")
 AHEAD = "ahead"  # the name of a MultiToken head
@@ -63,7 +66,7 @@ def _stack(stack: spec.Stack) -> Tower:
 
 
 def _head(head: spec.Head, model: spec.Model, builder: _Builder) -> nn.Module:
-    dim = model.stack.dim
+    dim = model.stack.width
     match head:
         case spec.Language():
             return LanguageHead(head, model.embed.vocab, dim)
@@ -129,6 +132,18 @@ class _Builder:
     def _(self, layer: spec.Selective) -> nn.Module:
         return StateSpace(layer, self.stack.dim)
 
+    @layer.register
+    def _(self, layer: spec.StateSpaceDual) -> nn.Module:
+        return DualSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Structured) -> nn.Module:
+        return StructuredSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.GatedDelta) -> nn.Module:
+        return DeltaRule(layer, self.stack.dim)
+
 
 def _number(known: list[T], value: T) -> int:
     if value not in known:
@@ -149,8 +164,11 @@ def check(model: spec.Model) -> None:
             _check_branch(branch, model.ahead.block, model.stack, model)
         if model.language is None:
             raise ConfigError("A MultiToken head speaks by the language head: the model needs a Language.")
-    if model.language is not None and model.language.transform is not None:
-        check_activation(model.language.transform.activation)
+        if model.stack.width != model.stack.dim:
+            raise ConfigError("A MultiToken head needs hidden states as wide as the stack: `out` must be None.")
+    for head in model.heads:
+        if isinstance(head, spec.Language | spec.Classes) and head.transform is not None:
+            check_activation(head.transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")
@@ -183,7 +201,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
             check_activation(layer.activation)
         case spec.MoE():
             check_experts(layer)
-        case spec.Selective():
+        case spec.Selective() | spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             check_activation(layer.activation)
 
 

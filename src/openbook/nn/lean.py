@@ -137,8 +137,8 @@ def plan(block: ResidualBlock) -> Plan | None:
         return None
     if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2 or ffn.spec.limit or ffn.spec.offset:
         return None
-    if attention.neighbours or attention.spec.clip is not None:  # block.cpp turns halves, and clips nothing
-        return None
+    if attention.neighbours or attention.spec.clip is not None or attention.gate is not None:
+        return None  # block.cpp turns halves, clips nothing and gates no attention
     return Plan(attention, ffn, norms)
 
 

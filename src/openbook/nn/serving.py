@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from openbook.errors import ConfigError, InputError, Refusal, nearest
 from openbook.nn.attention import SelfAttention
+from openbook.nn.delta import DeltaRule
 from openbook.nn.embed import Table
 from openbook.nn.heads import LanguageHead
 from openbook.nn.latent import HeadMaps, ServedHeadMaps
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
-from openbook.nn.model import LanguageModel, Stored
+from openbook.nn.model import UNSERVED, LanguageModel, Stored
 from openbook.nn.moe import Experts, Mixture
 from openbook.nn.packed import Arena, Packed, PackedStack, RowLinear, as_fp32
 from openbook.nn.selective import StateSpace
@@ -59,8 +60,7 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
-        # At once, so that no two forms of the whole model are ever there.
-        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):
+        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once: no two forms of it are ever there
             _empty(parameters, path)
         for part in made.modules():
             if isinstance(part, Packed | PackedStack) and part.tiles.device.type == "cpu":
@@ -96,6 +96,8 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
                     found[f"{path}.shared_gate"] = Choice("fp32")
             case StateSpace():
                 found[f"{path}.step"] = Choice("fp32")
+            case DeltaRule():
+                found |= {f"{path}.{name}": Choice("fp32") for name in ("rate", "step")}
             case Experts():
                 found |= {f"{path}.{n}": Choice(kind) for n in STACKS if module._parameters.get(n) is not None}
             case LanguageHead():
@@ -170,6 +172,8 @@ def _language(model: LanguageModel) -> list[LanguageHead]:
 
 
 def _check(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | None) -> None:
+    if model.trains_only:
+        raise Refusal(UNSERVED)
     if kind not in FORMS:
         raise ConfigError(f"A model is served as {', '.join(FORMS)}: got '{kind}'.{nearest(kind, FORMS)}")
     known = matrices(model, kind) if choices else {}

@@ -22,7 +22,9 @@ from openbook.models.parts import (
 from openbook.nn import spec
 
 
-def read_mixture(config: Config, experts: int, top_k: int, hidden: int, shared: int | None) -> spec.MoE:
+def read_mixture(
+    config: Config, experts: int, top_k: int, hidden: int, shared: int | None, renormalise: bool = False
+) -> spec.MoE:
     """The experts; the sizes are the family's defaults."""
     activation = config.activation("hidden_act", "silu")
     width = None if shared is None else config.size("shared_expert_intermediate_size", shared)
@@ -30,7 +32,7 @@ def read_mixture(config: Config, experts: int, top_k: int, hidden: int, shared: 
         experts=config.size("num_experts", config.size("num_local_experts", experts)),
         top_k=config.size("num_experts_per_tok", top_k),
         expert=spec.MLP(hidden=config.size("moe_intermediate_size", hidden), activation=activation),
-        routing=spec.Routing(renormalise=config.get("norm_topk_prob", False)),
+        routing=spec.Routing(renormalise=config.get("norm_topk_prob", renormalise)),
         shared=None if width is None else spec.MLP(hidden=width, activation=activation),
         shared_gate=width is not None,
         balance=config.get("router_aux_loss_coef", 0.001),
