@@ -57,7 +57,7 @@ def load(
     config = read_config(folder)
     family, model_spec = read(config, f"'{folder / 'config.json'}'")
     weights = Weights(folder)
-    model_spec = tied_if_absent(model_spec, family, weights)
+    model_spec = as_held(model_spec, family, weights)
     with torch.device("meta"):
         model = build(model_spec)
     model.config = config
@@ -68,18 +68,27 @@ def load(
     return model.eval()
 
 
-def tied_if_absent(model: spec.Model, family: Family, weights: Weights) -> spec.Model:
-    """The spec with its language head tied where the folder holds none of its own."""
-    head = model.language
-    if head is None or head.tied:
-        return model
-    theirs = locate(family.names(model), {"heads.language.weight": torch.Size((1, 1))})["heads.language.weight"].theirs[
-        0
-    ]
-    if theirs in weights.files:
-        return model
-    heads = tuple(replace(item, tied=True) if isinstance(item, spec.Language) else item for item in model.heads)
-    return replace(model, heads=heads)
+def as_held(model: spec.Model, family: Family, weights: Weights) -> spec.Model:
+    """The spec without what the folder leaves out: a language head of its own (it is tied), predictions further ahead.
+
+    Many folders say that they predict further ahead and hold nothing for it.
+    """
+    heads: list[spec.Head] = []
+    for head in model.heads:
+        match head:
+            case spec.Language(tied=False) if not _holds(model, family, weights, "heads.language.weight"):
+                heads.append(replace(head, tied=True))
+            case spec.MultiToken() if not _holds(model, family, weights, "heads.ahead.steps.0.join.weight"):
+                pass
+            case _:
+                heads.append(head)
+    return replace(model, heads=tuple(heads))
+
+
+def _holds(model: spec.Model, family: Family, weights: Weights, ours: str) -> bool:
+    """Whether the folder has the tensor of one of our parameters."""
+    place = locate(family.names(model), {ours: torch.Size((1, 1))})[ours]
+    return place.theirs[0] in weights.files
 
 
 def _places(model: LanguageModel, family: Family, weights: Weights) -> dict[str, Place]:

@@ -279,7 +279,16 @@ class Classes:
     marks: MarkFirst | MarkBefore | None = None  # what its task marks
 
 
-Head = Language | Pooler | Classes
+@dataclass(frozen=True, kw_only=True)
+class MultiToken:
+    """Predicts `depth` tokens beyond the next one, by the language head: see ahead.py (DeepSeek-AI 2024b, §2.2)."""
+
+    block: Block
+    norm: Norm  # of the embedding, of the hidden states before, and of what comes out
+    depth: int = 1
+
+
+Head = Language | Pooler | Classes | MultiToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +317,11 @@ class Model:
     def language(self) -> Language | None:
         """The head that speaks, if there is one."""
         return next((head for head in self.heads if isinstance(head, Language)), None)
+
+    @property
+    def ahead(self) -> MultiToken | None:
+        """The head that speaks further ahead, if there is one."""
+        return next((head for head in self.heads if isinstance(head, MultiToken)), None)
 
     @property
     def reads(self) -> Embed:

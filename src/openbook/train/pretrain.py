@@ -47,7 +47,7 @@ from openbook.train.experts import with_experts
 from openbook.train.guard import Guard
 from openbook.train.loop import fit
 from openbook.train.metrics import Journal, TensorBoard, Watcher, read_journal
-from openbook.train.objectives import Language
+from openbook.train.objectives import Ahead, Language
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import Recipe, identity
 from openbook.train.run import Plan, Run, resume
@@ -140,7 +140,16 @@ def with_dropout(model: spec.Model, rate: float) -> spec.Model:
         return replace(its, branches=tuple(replace(b, layer=layer(b.layer), dropout=rate) for b in its.branches))
 
     stack = replace(model.stack, blocks=tuple(map(block, model.stack.blocks)), dropout=0.0)
-    return replace(model, embed=replace(model.embed, dropout=rate), stack=stack)
+    heads = tuple(
+        replace(one, block=block(one.block)) if isinstance(one, spec.MultiToken) else one for one in model.heads
+    )
+    return replace(model, embed=replace(model.embed, dropout=rate), stack=stack, heads=heads)
+
+
+def objective_of(recipe: Recipe, model: spec.Model) -> Language:
+    """The loss that the recipe says, for this model."""
+    ahead = None if model.ahead is None else Ahead(depth=model.ahead.depth, weight=recipe.loss.ahead)
+    return Language(label_smoothing=recipe.loss.label_smoothing, z_loss=recipe.loss.z_loss, ahead=ahead)
 
 
 def refuse_other(recipe: Recipe, stages: Stages) -> None:
@@ -256,7 +265,7 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
     }
     run = Run(
         model=model,
-        objective=Language(label_smoothing=recipe.loss.label_smoothing, z_loss=recipe.loss.z_loss),
+        objective=objective_of(recipe, model.spec),
         rows=loader,
         optimizer=Optimizer(model, recipe.optimizer),
         schedule=recipe.schedule,

@@ -152,6 +152,8 @@ class LossPart:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     """Weight of the squared log of the softmax's sum; PaLM used 1e-4."""
+    ahead: float = 0.3
+    """Weight of predictions beyond the next token, in models that make some; DeepSeek-V3 used 0.3, then 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
