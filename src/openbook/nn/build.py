@@ -13,7 +13,7 @@ from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, SentenceHead
 from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
@@ -47,6 +47,8 @@ def head_name(head: spec.Head) -> str:
             return "pooler"
         case spec.Classes(name=name):
             return name
+        case spec.Sentence():
+            return "sentence"
 
 
 def _head(head: spec.Head, model: spec.Model) -> nn.Module:
@@ -58,6 +60,8 @@ def _head(head: spec.Head, model: spec.Model) -> nn.Module:
             return PoolerHead(dim)
         case spec.Classes():
             return ClassHead(head, dim)
+        case spec.Sentence():
+            return SentenceHead(head, dim)
 
 
 @dataclass
@@ -121,8 +125,12 @@ def check(model: spec.Model) -> None:
             for branch in dict.fromkeys(block.branches):
                 _check_branch(branch, block, stack, model)
     for head in model.heads:
-        if not isinstance(head, spec.Pooler) and head.transform is not None:
-            check_activation(head.transform.activation)
+        transforms = head.dense if isinstance(head, spec.Sentence) else ()
+        if isinstance(head, spec.Language | spec.Classes) and head.transform is not None:
+            transforms = (head.transform,)
+        for transform in transforms:
+            if transform.activation is not None:
+                check_activation(transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")
