@@ -214,7 +214,13 @@ def recipe(root: Path, project: Path, family: str, objective: str, more: str = "
 
 
 @pytest.mark.parametrize(
-    ("family", "more"), [("bert", ""), ("roberta", ""), ("modernbert", ""), ("albert", "embedding_size = 16")]
+    ("family", "more"),
+    [
+        ("roberta", ""),
+        pytest.param("bert", "", marks=pytest.mark.slow),
+        pytest.param("modernbert", "", marks=pytest.mark.slow),
+        pytest.param("albert", "embedding_size = 16", marks=pytest.mark.slow),
+    ],
 )
 def test_hidden_words_by_recipe(family: str, more: str, tmp_path: Path, project: Path) -> None:
     import transformers
@@ -260,6 +266,7 @@ def test_replaced_words_by_recipe(tmp_path: Path, project: Path) -> None:
     assert (out / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_hidden_words_are_learned() -> None:
     """In the rows of `Text` a word is between its neighbours: soon better than the words' own shares."""
     from openbook.models.make import make
