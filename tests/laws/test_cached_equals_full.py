@@ -77,6 +77,14 @@ T5_ENCODER = spec.Encoder(
     )
 )
 T5 = [[heads(4, relative=True), spec.CrossAttention(heads=4, kv_heads=4, head_dim=8), MLP]] * 2
+EXPERTS = spec.MoE(
+    experts=8,
+    top_k=3,
+    expert=spec.MLP(hidden=24, activation="quick_gelu", bias=True, limit=0.7, offset=1.0),
+    routing=spec.Routing(score="sigmoid", scale=1.5, groups=4, top_groups=2, group_score="sum2", correction=True),
+    shared=MLP,
+    shared_gate=True,
+)
 SPECS = {
     "llama": decoder([[heads(rope=ROPE), MLP]] * 2),
     "gpt2": decoder([[heads(4, bias=True), MLP]] * 2, norm=LAYER, positions=spec.Learned(count=CONTEXT)),
@@ -84,6 +92,8 @@ SPECS = {
     "gemma2": decoder([[windowed(4, softcap=3.0), MLP], [windowed(None, softcap=3.0), MLP]] * 2, place="both"),
     "qwen3": decoder([[heads(1, rope=ROPE, norm=RMS), MLP]] * 2),
     "mixtral": decoder([[heads(rope=ROPE), spec.MoE(experts=4, top_k=2, expert=MLP)]] * 2),
+    "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
+    "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]]),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
     "mamba": decoder([[SELECTIVE]] * 2),
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),

@@ -41,7 +41,8 @@ def test_saved_folder_loads_in_both(case: Case, root: Path, tmp_path: Path) -> N
     again = load(tmp_path / "out")
     assert again.spec == model.spec
     assert same_weights(model, again)
-    theirs = getattr(transformers, case.architecture).from_pretrained(tmp_path / "out", attn_implementation="eager")
+    how = {"attn_implementation": case.attention, "experts_implementation": "eager"}
+    theirs = getattr(transformers, case.architecture).from_pretrained(tmp_path / "out", **how)
     original = case.reference().state_dict()
     loaded = theirs.state_dict()
     used = original.keys() - set(case.idle)

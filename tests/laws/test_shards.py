@@ -18,7 +18,7 @@ from openbook.models.load import load
 from openbook.nn import spec
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.build import build
-from openbook.nn.embed import RelativeBias
+from openbook.nn.embed import LinearBias, RelativeBias
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts, Mixture
@@ -62,6 +62,8 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
     cut(layer.k, keys[0] * size, keys[1] * size, 0)
     cut(layer.v, keys[0] * size, keys[1] * size, 0)
     cut(layer.out, heads[0] * size, heads[1] * size, 1, heads[0] == 0)
+    if isinstance(layer, SelfAttention) and layer.sinks is not None:
+        layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
 
 
 def cut_feed_forward(layer: FeedForward, span: Span) -> None:
@@ -73,15 +75,18 @@ def cut_feed_forward(layer: FeedForward, span: Span) -> None:
 
 def cut_hidden(experts: Experts, span: Span) -> None:
     """Every expert, some of its hidden features."""
-    for name, dim in (("gate", 1), ("up", 1), ("down", 2)):
-        matrix = experts.get_parameter(name).detach()
-        setattr(experts, name, nn.Parameter(matrix.narrow(dim, span[0], span[1] - span[0])))
+    for name, parameter in list(experts.named_parameters()):
+        held = parameter.detach()
+        if name == "down_bias":  # kept by one shard alone
+            setattr(experts, name, nn.Parameter(held if span[0] == 0 else torch.zeros_like(held)))
+        else:
+            setattr(experts, name, nn.Parameter(held.narrow(2 if name == "down" else 1, span[0], span[1] - span[0])))
 
 
 def cut_experts(experts: Experts, span: Span) -> None:
     """Some experts, whole. The router stays: every shard sends every token its way."""
-    for name in ("gate", "up", "down"):
-        setattr(experts, name, nn.Parameter(experts.get_parameter(name).detach()[span[0] : span[1]]))
+    for name, parameter in list(experts.named_parameters()):
+        setattr(experts, name, nn.Parameter(parameter.detach()[span[0] : span[1]]))
     experts.first = span[0]
 
 
@@ -95,7 +100,7 @@ def spans(count: int, parts: int, step: int = 1) -> list[Span]:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def context(tower: Tower, source: Tensor | None, bias: RelativeBias | None, segmented: bool) -> Context:
+def context(tower: Tower, source: Tensor | None, bias: RelativeBias | LinearBias | None, segmented: bool) -> Context:
     count = 9
     segments = torch.tensor([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2]) if segmented else None
     positions = count_positions(torch.ones(2, count, dtype=torch.int64) if segments is None else segments)
@@ -123,9 +128,11 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
                 found.append((shard, (0, 0)))
         case Mixture():
             for way, total in ((cut_experts, layer.spec.experts), (cut_hidden, layer.spec.expert.hidden)):
-                for span in spans(total, parts):
+                for number, span in enumerate(spans(total, parts)):
                     shard = deepcopy(layer)
                     way(shard.experts, span)
+                    if shard.shared is not None:
+                        cut_feed_forward(shard.shared, spans(shard.shared.spec.hidden, parts)[number])
                     found.append((shard, (0, 0)))
     return found
 
@@ -135,7 +142,10 @@ def run(tower: Tower, layer: nn.Module, heads: Span, x: Tensor, source: Tensor |
     bias = tower.relative
     if bias is not None and heads[1]:
         bias = deepcopy(bias)
-        bias.weight = nn.Parameter(bias.weight.detach()[:, heads[0] : heads[1]])
+        if isinstance(bias, LinearBias):
+            bias.span = heads
+        else:
+            bias.weight = nn.Parameter(bias.weight.detach()[:, heads[0] : heads[1]])
     out: Tensor = layer(x, context(tower, source, bias, segmented))
     return out
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from openbook.models.load import load
 from openbook.models.names import locate, publish
 from openbook.models.registry import family_of
+from openbook.nn import spec
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import balance_loss
+from openbook.nn.routing import Routed, balance_loss, route
 from tests.families import ALL, Case, each, tokens
 
 BOUND = 1e-5
-MIXTURES = [case for case in ALL if "mixtral" in case.name]
+MIXTURES = [case for case in ALL if "router_aux_loss_coef" in case.values or "mixtral" in case.name]
 ROWS = [case for case in ALL if case.kind != "encoder-decoder"]
 
 
@@ -130,33 +131,42 @@ def test_balance_loss_equals_the_reference(case: Case, root: Path) -> None:
         reference.zero_grad()
         model.zero_grad()
         theirs = reference(input_ids=ids, attention_mask=attention, output_router_logits=True, labels=ids).aux_loss
-        routers: list[Tensor] = []
+        routers: list[Routed] = []
         model(ids, segments=attention, routers=routers)
         real = None if attention is None else attention.flatten()
-        ours = balance_loss(routers, case.values["num_experts_per_tok"], real)
+        ours = balance_loss(routers, real)
         assert close(ours, theirs)
         ours.backward()
         theirs.backward()
-        found = {n: g for n, g in published_gradients(case, model).items() if n.endswith(".gate.weight")}
+        found = {
+            n: g
+            for n, g in published_gradients(case, model).items()
+            if n.endswith((".gate.weight", ".router.weight", ".router.layer.weight"))
+        }
         expected = reference_gradients(case, found)
-        assert len(found) == 3
+        assert len(found) == len(routers)
         assert all(close(found[name], expected[name]) for name in found)
+
+
+def routed(*layers: Tensor, top_k: int = 2) -> list[Routed]:
+    moe = spec.MoE(experts=4, top_k=top_k, expert=spec.MLP(hidden=1))
+    return [route(moe, logits) for logits in layers]
 
 
 def test_balance_loss_of_uniform_routing_is_top_k() -> None:
     logits = [torch.eye(4).repeat(5, 1) * 1e-3 for _ in range(2)]
-    assert float(balance_loss(logits, 1)) == pytest.approx(1.0, abs=1e-3)
-    alone = [torch.tensor([[9.0, 0, 0, 0]]).repeat(20, 1)]
-    assert float(balance_loss(alone, 1)) > 3.9
+    assert float(balance_loss(routed(*logits, top_k=1))) == pytest.approx(1.0, abs=1e-3)
+    alone = torch.tensor([[9.0, 0, 0, 0]]).repeat(20, 1)
+    assert float(balance_loss(routed(alone, top_k=1))) > 3.9
 
 
 def test_balance_loss_ignores_padding() -> None:
-    routers = [torch.randn(10, 4) for _ in range(3)]
+    layers = [torch.randn(10, 4) for _ in range(3)]
     real = torch.tensor([1] * 6 + [0] * 4)
-    changed = [torch.cat([layer[:6], torch.randn(4, 4) * 5]) for layer in routers]
-    assert close(balance_loss(routers, 2, real), balance_loss(changed, 2, real))
-    assert not close(balance_loss(routers, 2), balance_loss(changed, 2))
-    assert close(balance_loss(routers, 2, real), balance_loss([layer[:6] for layer in routers], 2))
+    whole, changed = routed(*layers), routed(*(torch.cat([layer[:6], torch.randn(4, 4) * 5]) for layer in layers))
+    assert close(balance_loss(whole, real), balance_loss(changed, real))
+    assert not close(balance_loss(whole), balance_loss(changed))
+    assert close(balance_loss(whole, real), balance_loss(routed(*(layer[:6] for layer in layers))))
 
 
 # ------------------------------------------------------------------------------------------------ packing

@@ -96,7 +96,7 @@ def embed(
     if isinstance(head, SentenceHead):
         return _by_head(model, head, texts, types, budget, exact)
     pooling = pooling or Pooling()
-    width = model.spec.stack.dim
+    width = model.spec.stack.width
     if pooling.dimensions is not None and pooling.dimensions > width:
         raise InputError(f"`dimensions` must be at most {width}, what this model has: got {pooling.dimensions}.")
     if pooling.by == "cls" and model.spec.causal and model.spec.source is None:

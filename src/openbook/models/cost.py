@@ -78,6 +78,7 @@ class Side:
     runs: tuple[Run, ...]
     embed: Shapes
     final: Shapes
+    out: Shapes
     relative: Shapes
 
 
@@ -146,7 +147,7 @@ def _face(block: spec.Block) -> spec.Block:
     """The block without what makes no difference to its cost."""
     branches = tuple(
         replace(branch, layer=replace(branch.layer, scale=None))
-        if isinstance(branch.layer, spec.Attention | spec.CrossAttention)
+        if isinstance(branch.layer, spec.Attention | spec.LatentAttention | spec.CrossAttention)
         else branch
         for branch in block.branches
     )
@@ -171,6 +172,7 @@ def _side(tower: Tower, stack: spec.Stack, groups: Mapping[spec.Block, list[int]
         runs=tuple(runs),
         embed=embed,
         final=_shapes(tower.final_norm),
+        out=_shapes(tower.out),
         relative=_shapes(tower.relative),
     )
 
@@ -192,10 +194,14 @@ def _kept(
 
 LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.Attention: "attention",
+    spec.LatentAttention: "attention",
     spec.CrossAttention: "cross attention",
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
+    spec.StateSpaceDual: "state space",
+    spec.Structured: "state space",
+    spec.GatedDelta: "state space",
 }
 
 
@@ -215,6 +221,7 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
             yield Item(part="norms", shapes=run.norms, times=len(run.numbers))
             for branch, shapes in zip(run.block.branches, run.branches, strict=True):
                 yield from _layer_items(branch.layer, shapes, run, from_source)
+        yield Item(part="heads", shapes=side.out, source=from_source, products=count(side.out))
     for name, shapes in heads.items():
         yield Item(part="heads", shapes=shapes, products=_head_products(name, shapes, model))
 
@@ -222,9 +229,12 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
 def _layer_items(layer: spec.Layer, shapes: Shapes, run: Run, source: bool) -> Iterable[Item]:
     times = len(run.numbers)
     inside = {name: shape for name, shape in shapes.items() if "norm" in name}
-    router = {name: shape for name, shape in shapes.items() if name.startswith("router")}
-    own = {name: shape for name, shape in shapes.items() if name not in inside and name not in router}
+    router = {name: shape for name, shape in shapes.items() if name.startswith(("router", "correction", "shared_gate"))}
+    shared = {name: shape for name, shape in shapes.items() if name.startswith("shared.")}
+    own = {name: shape for name, shape in shapes.items() if name not in inside | router | shared}
     yield Item(part=LAYER_PARTS[type(layer)], shapes=own, times=times, runs=run.steps, layer=layer, source=source)
+    if isinstance(layer, spec.MoE) and layer.shared is not None:
+        yield Item(part="experts", shapes=shared, times=times, runs=run.steps, layer=layer.shared, source=source)
     yield Item(part="norms", shapes=inside, times=times)
     yield Item(part="routers", shapes=router, times=times, runs=run.steps, source=source, products=count(router))
 
@@ -233,7 +243,7 @@ def _head_products(name: str, shapes: Shapes, model: spec.Model) -> int:
     """Weights of a head that multiply every token; what reads one vector of a row is not counted."""
     for head in model.heads:
         if isinstance(head, spec.Language) and name == "language":
-            width = (head.transform and head.transform.dim) or model.stack.dim
+            width = (head.transform and head.transform.dim) or model.stack.width
             return model.embed.vocab * width + sum(prod(s) for n, s in shapes.items() if ".linear.w" in n)
         if isinstance(head, spec.Classes) and name == head.name and head.over == "tokens":
             return sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
@@ -298,6 +308,11 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += _matrices(item.shapes)
                 widths = layer.heads * layer.head_dim
                 first, final = _seen(layer.pattern, context)
+            case spec.LatentAttention() as layer if mine:  # expanded over whole rows; absorbed when one is decoded
+                weights += _matrices(item.shapes)
+                rank, turned, seen = layer.kv_rank, layer.rope.dim, _seen(layer.pattern, context)
+                widths, first = 1, layer.heads * (layer.nope_dim + turned + layer.value_dim) / 2 * seen[0]
+                final = layer.heads * (2 * rank + turned) / 2 * seen[1]
             case spec.CrossAttention() as layer:
                 per_source = {n: s for n, s in item.shapes.items() if n.startswith(("k.", "v."))}
                 if source:
@@ -311,6 +326,12 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += count(item.shapes) * layer.top_k // layer.experts
             case spec.Selective() as layer if mine:
                 weights += _matrices(item.shapes) + layer.inner * (1 + layer.state * (SCAN // 2 - 1))
+            case spec.StateSpaceDual() as layer if mine:
+                weights += _matrices(item.shapes) + layer.heads * layer.head_dim * (1 + 2 * layer.state)
+            case spec.GatedDelta() as layer if mine:
+                weights += _matrices(item.shapes) + 3 * layer.value_heads * layer.key_dim * layer.value_dim
+            case spec.Structured() as layer if mine:
+                weights += prod(item.shapes["out.weight"]) + item.shapes["skip"][0] * (1 + 4 * layer.state)
         runs = item.times if item.runs is None else item.runs
         products += 2 * weights * runs
         last += int(4 * widths * final) * runs

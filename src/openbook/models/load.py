@@ -182,7 +182,8 @@ def _fitting(name: str, parameter: nn.Parameter, place: Place, weights: Weights,
 def _assign(model: LanguageModel, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    setattr(module, leaf, nn.Parameter(tensor.contiguous()))
+    trained = model.get_parameter(name).requires_grad
+    setattr(module, leaf, nn.Parameter(tensor.contiguous(), requires_grad=trained))
 
 
 def save(

@@ -93,9 +93,8 @@ def _structure(this: Description) -> Iterator[str]:
 def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
-    if side.relative and side.stack.relative is not None:
-        rule = side.stack.relative
-        yield from _entry(f"{prefix}bias", f"{rule.buckets} buckets up to distance {rule.distance}", side.relative)
+    if side.stack.relative is not None:
+        yield from _entry(f"{prefix}bias", _bias_says(side.stack.relative), side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -104,6 +103,8 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+    if side.out:
+        yield from _entry(f"{prefix}out", f"to {side.stack.width:,} features", side.out)
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
@@ -120,6 +121,12 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
+
+
+def _bias_says(rule: spec.Relative | spec.Alibi) -> str:
+    if isinstance(rule, spec.Relative):
+        return f"{rule.buckets} buckets up to distance {rule.distance}"
+    return f"ALiBi · slopes down to 2^-{rule.most:g}" + (f" · × {rule.scale:.4g}" if rule.scale != 1.0 else "")
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
@@ -183,6 +190,7 @@ def _embed_says(embed: spec.Embed) -> str:
         case None:
             said = []
     said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"tokens of {embed.inner:,} widened"] if embed.inner else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
     return " · ".join(said)
@@ -193,14 +201,36 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
             return f"{layer.activation}{' gated' if layer.gated else ''} · hidden {layer.hidden:,}"
         case spec.MoE():
-            return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
+            return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.StateSpaceDual():
+            shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
+            return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
+        case spec.Structured():
+            gated = " gated" if layer.gated else ""
+            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{gated}"
+        case spec.GatedDelta():
+            values = f"{layer.value_heads} heads of {layer.key_dim} keys and {layer.value_dim} values"
+            return f"delta rule · {values} · {layer.heads} of q and k · kernel {layer.kernel}"
+
+
+def _experts_say(layer: spec.MoE) -> str:
+    rule = layer.routing
+    said = [f"{layer.top_k} of {layer.experts} experts", f"each {layer_says(layer.expert)}"]
+    said += [f"in the {rule.top_groups} best of {rule.groups} groups"] if rule.groups > 1 else []
+    said += ["sigmoid scores"] if rule.score == "sigmoid" else []
+    said += ["balanced by a bias"] if rule.correction else []
+    said += ["experts choose tokens"] if rule.choice == "expert" else []
+    said += [f"shared {layer.shared.hidden:,}"] if layer.shared is not None else []
+    return " · ".join(said)
 
 
 def _attention_says(layer: spec.Attention) -> str:
@@ -209,9 +239,21 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
     said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
-    said += ["relative bias"] if layer.relative else []
+    said += ["position bias"] if layer.relative else []
+    said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
+    said += ["sinks"] if layer.sinks else []
+    said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
+    return " · ".join(said)
+
+
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
     return " · ".join(said)
 
 

@@ -69,17 +69,18 @@ def attention_of(config: Config, shape: Shape, window: int | None, **special: An
 def decoder(
     shape: Shape,
     norm: spec.Norm,
-    attention: Callable[[int], spec.Attention],
-    ffn: spec.MLP | spec.MoE,
+    attention: Callable[[int], spec.Layer],
+    ffn: spec.MLP | spec.MoE | Callable[[int], spec.MLP | spec.MoE],
     place: spec.Place = "pre",
     embed_scale: float = 1.0,
+    scale: float = 1.0,
 ) -> spec.Model:
-    """A decoder without heads: attention, then a feed-forward layer, in every block."""
+    """A decoder without heads: attention, then a feed-forward layer, in every block; `scale` is of its branches."""
     blocks = tuple(
         spec.Block(
-            branches=(
-                spec.Branch(layer=attention(number), norm=norm, place=place),
-                spec.Branch(layer=ffn, norm=norm, place=place),
+            branches=tuple(
+                spec.Branch(layer=layer, norm=norm, place=place, scale=scale)
+                for layer in (attention(number), ffn(number) if callable(ffn) else ffn)
             )
         )
         for number in range(shape.layers)

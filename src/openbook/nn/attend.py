@@ -34,11 +34,13 @@ def mix_reference(
     softcap: float | None = None,
     dropout: float = 0.0,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Mix values by scores. q [B,T,H,K], k [B,S,G,K], v [B,S,G,V] → [B,T,H,V].
 
     `seen` [B or 1,1,T,S] is true where a query may look; `causal` stands for the lower triangle, aligned at the start;
-    `bias` [B or 1,H,T,S] is added to the scores and already holds -inf where nothing may be seen.
+    `bias` [B or 1,H,T,S] is added to the scores and already holds -inf where nothing may be seen. `sinks` [H] are one
+    more score of each head, without a value: they only take weight away (Xiao et al. 2023, §3.3).
     """
     group = q.shape[2] // k.shape[2]
     keys = k.repeat_interleave(group, dim=2)  # [B,S,H,K]
@@ -53,7 +55,12 @@ def mix_reference(
     elif causal:
         below = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~below, float("-inf"))
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(v.dtype)
+    if sinks is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        sunk = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, sunk], dim=-1).softmax(dim=-1)[..., :-1]
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
     return torch.einsum("bhts,bshv->bthv", weights, values)
 
 
@@ -68,10 +75,11 @@ def mix(
     dropout: float = 0.0,
     bias: Tensor | None = None,
     order: Order | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap)."""
-    if softcap is not None:
-        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias)
+    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap or sinks)."""
+    if softcap is not None or sinks is not None:
+        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias, sinks)
     if seen is None:
         order = Order(causal, None, None)
     if order is not None and bias is None and not dropout and suits(q, k, v, scale):

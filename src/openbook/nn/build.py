@@ -12,14 +12,19 @@ from openbook.errors import ConfigError, nearest
 from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.delta import DeltaRule
+from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, SentenceHead
+from openbook.nn.latent import LatentAttention
 from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
 from openbook.nn.moe import Mixture
+from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
+from openbook.nn.structured import StructuredSpace
 
 T = TypeVar("T")
 
@@ -52,7 +57,7 @@ def head_name(head: spec.Head) -> str:
 
 
 def _head(head: spec.Head, model: spec.Model) -> nn.Module:
-    dim = model.stack.dim
+    dim = model.stack.width
     match head:
         case spec.Language():
             return LanguageHead(head, model.embed.vocab, dim)
@@ -94,6 +99,11 @@ class _Builder:
         return SelfAttention(layer, self.stack.dim, _number(self.patterns, layer.pattern), rope)
 
     @layer.register
+    def _(self, layer: spec.LatentAttention) -> nn.Module:
+        mask, rope = _number(self.patterns, layer.pattern), _number(self.ropes, layer.rope)
+        return LatentAttention(layer, self.stack.dim, mask, rope)
+
+    @layer.register
     def _(self, layer: spec.CrossAttention) -> nn.Module:
         return SourceAttention(layer, self.stack.dim, self.source_dim)
 
@@ -108,6 +118,18 @@ class _Builder:
     @layer.register
     def _(self, layer: spec.Selective) -> nn.Module:
         return StateSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.StateSpaceDual) -> nn.Module:
+        return DualSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Structured) -> nn.Module:
+        return StructuredSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.GatedDelta) -> nn.Module:
+        return DeltaRule(layer, self.stack.dim)
 
 
 def _number(known: list[T], value: T) -> int:
@@ -152,6 +174,9 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
                     "The rotary `dim` must be even and at most `head_dim`: "
                     f"got dim={layer.rope.dim}, head_dim={layer.head_dim}."
                 )
+        case spec.LatentAttention():
+            if layer.rope.dim % 2:
+                raise ConfigError(f"The rotary `dim` must be even: got dim={layer.rope.dim}.")
         case spec.CrossAttention():
             check_heads(layer.heads, layer.kv_heads)
             if model.source is None:
@@ -159,10 +184,8 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
         case spec.MLP():
             check_activation(layer.activation)
         case spec.MoE():
-            check_activation(layer.expert.activation)
-            if not 1 <= layer.top_k <= layer.experts:
-                raise ConfigError(f"`top_k` must be 1 to `experts`: got top_k={layer.top_k}, experts={layer.experts}.")
-        case spec.Selective():
+            check_experts(layer)
+        case spec.Selective() | spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             check_activation(layer.activation)
 
 
@@ -175,6 +198,16 @@ def check_heads(heads: int, kv_heads: int, where: str = "") -> None:
         raise ConfigError(
             f"`kv_heads` must divide `heads`: got heads={heads}, kv_heads={kv_heads}{place}. Use {allowed}."
         )
+
+
+def check_experts(layer: spec.MoE) -> None:
+    """What a mixture of experts can be."""
+    for mlp in (layer.expert, layer.shared):
+        if mlp is not None:
+            check_activation(mlp.activation)
+    if layer.shared_gate and layer.shared is None:
+        raise ConfigError("`shared_gate` gates a `shared` expert: there is none.")
+    check_routing(layer)
 
 
 def check_activation(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Ids → vectors: token embedding, learned positions, segment types; and the shared relative bias of T5."""
+"""Ids → vectors: token embedding, learned positions, segment types; and the position biases that a stack shares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openbook.errors import InputError
 from openbook.nn import spec
+from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
 
 
@@ -56,7 +57,8 @@ class Embedding(nn.Module):
     def __init__(self, embed: spec.Embed, tokens: Table | None = None) -> None:
         super().__init__()
         self.spec = embed
-        self.tokens = Table(embed.vocab, embed.dim) if tokens is None else tokens
+        self.tokens = Table(embed.vocab, embed.inner or embed.dim) if tokens is None else tokens
+        self.widen = None if embed.inner is None else Linear(embed.inner, embed.dim)
         self.positions: Table | None = None
         self.waves: Waves | None = None
         match embed.positions:
@@ -79,6 +81,8 @@ class Embedding(nn.Module):
             x = x.float()
         if self.spec.scale != 1.0:
             x = x * scale.to(x.dtype)
+        if self.widen is not None:
+            x = self.widen(x.to(dtype))
         if self.positions is not None:
             count, offset = self.spec.room or 0, len(self.positions.weight) - (self.spec.room or 0)
             if longest > count:
@@ -124,3 +128,33 @@ class RelativeBias(nn.Module):
         ratio = torch.log(distance.float().clamp(min=1) / exact) / math.log(self.spec.distance / exact)
         wide = (exact + (ratio * (count - exact)).long()).clamp(max=count - 1)
         return side + torch.where(distance < exact, distance, wide)
+
+
+class LinearBias(nn.Module):
+    """-slope · distance for each head, to both sides (Press et al. 2022, §3). No parameters: `span` are its heads.
+
+    A tensor-parallel shard has the span of its heads, of as many as the spec says.
+    """
+
+    def __init__(self, alibi: spec.Alibi) -> None:
+        super().__init__()
+        self.spec = alibi
+        self.span = (0, alibi.heads)
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """Slopes of this module's heads [H], scale included."""
+        heads, most = self.spec.heads, self.spec.most
+        lower = 1 << (heads.bit_length() - 1)  # a power of two
+        steps = (torch.arange(lower, device=device) + 1) * (most / lower)
+        between = (torch.arange(heads - lower, device=device) + 0.5) * (most / lower)
+        return torch.exp2(-torch.cat([steps, between]))[slice(*self.span)] * self.spec.scale
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Positions [B,T] and [B,S] → bias [B,H,T,S]."""
+        distance = (key.unsqueeze(1) - query.unsqueeze(2)).abs().unsqueeze(1)  # [B,1,T,S]
+        return distance * -self.slopes(distance.device)[:, None, None]
+
+
+def position_bias(rule: spec.Relative | spec.Alibi) -> RelativeBias | LinearBias:
+    """The module of a stack's position bias."""
+    return RelativeBias(rule) if isinstance(rule, spec.Relative) else LinearBias(rule)

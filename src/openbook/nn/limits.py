@@ -14,13 +14,15 @@ from torch import nn
 
 from openbook.errors import ConfigError
 from openbook.nn import spec
+from openbook.nn.limits_states import check_state
 
 SIZE = 2**31 - 1
 MATRIX = 2**40  # numbers in one matrix
 LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
 FROM_ZERO = {"types", "padding", "rank", "offset"}
-POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base"}
+POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base", "most", "clip"}
+POSITIVE |= {"limit", "capacity"}  # of experts
 RATES = {"dropout", "jitter"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -41,7 +43,7 @@ def check_values(model: spec.Model) -> None:
             _check_layer(layer, stack.dim)
         _check_relative(stack)
     _walk(model, "model")
-    largest = max(model.embed.vocab * model.embed.dim, model.embed.vocab * model.stack.dim)
+    largest = max(model.embed.vocab, model.stack.dim) * max(model.embed.dim, model.stack.dim, model.stack.width)
     if largest > MATRIX:
         raise ConfigError(f"The embedding would hold {largest:,} numbers; at most {MATRIX:,} can be.")
     if model.embed.padding is not None and model.embed.padding >= model.embed.vocab:
@@ -82,7 +84,7 @@ def _check_number(name: str, value: float, place: str) -> None:
         raise ConfigError(f"`{name}` must be at least 0 and below 1: got {value:g} ({place}).")
     if name in POSITIVE and value <= 0:
         raise ConfigError(f"`{name}` must be above 0: got {value:g} ({place}).")
-    if name in ("eps", "balance") and value < 0:
+    if name in ("eps", "balance", "z_loss") and value < 0:
         raise ConfigError(f"`{name}` must not be below 0: got {value:g} ({place}).")
 
 
@@ -92,17 +94,22 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
             if layer.scale is not None and layer.scale <= 0:
                 raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.LatentAttention():
+            head = layer.nope_dim + max(layer.rope.dim, layer.value_dim)
+            size = max(layer.heads * head, layer.kv_rank + layer.rope.dim) * max(dim, layer.kv_rank, layer.q_rank or 1)
+            if layer.scale is not None and layer.scale <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
-            size = layer.experts * layer.expert.hidden * dim
-            if layer.expert.bias or layer.expert.dropout:
-                raise ConfigError("Experts have no biases and no dropout of their own.")
+            size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+        case spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
+            size = check_state(layer, dim)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
-    if isinstance(layer, spec.Attention) and layer.rope is not None:
+    if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:
         _check_scaling(layer.rope)
 
 
@@ -134,12 +141,16 @@ def _check_relative(stack: spec.Stack) -> None:
     rule = stack.relative
     if rule is None:
         return
-    exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
-    if exact < 1 or rule.distance <= exact:
-        raise ConfigError(
-            f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond the "
-            f"exact ones: got buckets={rule.buckets}, distance={rule.distance}."
-        )
+    if isinstance(rule, spec.Alibi):
+        if rule.scale <= 0:
+            raise ConfigError(f"The `scale` of ALiBi must be above 0: got {rule.scale:g}.")
+    else:
+        exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
+        if exact < 1 or rule.distance <= exact:
+            raise ConfigError(
+                f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond "
+                f"the exact ones: got buckets={rule.buckets}, distance={rule.distance}."
+            )
     attention = [b.layer for block in stack.blocks for b in block.branches if isinstance(b.layer, spec.Attention)]
     if not any(layer.relative for layer in attention):
         raise ConfigError("A stack with `relative` needs attention with relative=True.")
@@ -150,8 +161,8 @@ def _check_relative(stack: spec.Stack) -> None:
 def _check_widths(model: spec.Model) -> None:
     """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
     if model.source is not None and model.source.shared:
-        own = model.source.embed
-        if own is None or (own.vocab, own.dim) != (model.embed.vocab, model.embed.dim):
+        embed = model.source.embed
+        if embed is None or (embed.vocab, embed.dim) != (model.embed.vocab, model.embed.dim):
             raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
         sides = {"the decoder": (model.embed.dim, model.stack.dim)}
@@ -162,13 +173,18 @@ def _check_widths(model: spec.Model) -> None:
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
         if any(isinstance(layer, spec.CrossAttention) for layer in layers):
             raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
-    head = model.language
+        inner = [model.embed.inner, model.source.embed.inner if model.source.embed else None]
+        if any(size is not None for size in (*inner, model.source.stack.out, model.stack.out)):
+            raise ConfigError("`inner` of an embedding and `out` of a stack are not for encoder-decoders.")
+    if model.embed.inner is not None and model.embed.dim != model.stack.dim:
+        raise ConfigError(
+            f"An embedding with `inner` must have the stack's `dim`: got {model.embed.dim} and {model.stack.dim}."
+        )
+    head, own = model.language, model.embed.inner or model.embed.dim
     if head is not None and head.tied:
-        width = (head.transform and head.transform.dim) or model.stack.dim
-        if model.embed.dim != width:
-            raise ConfigError(
-                f"A tied head needs an embedding as wide as what it reads: got {model.embed.dim} and {width}."
-            )
+        width = (head.transform and head.transform.dim) or model.stack.width
+        if own != width:
+            raise ConfigError(f"A tied head needs an embedding as wide as what it reads: got {own} and {width}.")
 
 
 def _check_heads(model: spec.Model) -> None:

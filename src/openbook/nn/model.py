@@ -18,8 +18,14 @@ from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, pooled
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
+from openbook.nn.routing import Decision, expert_choice
 from openbook.nn.stack import Tower
 from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
+
+UNSERVED = (
+    "Experts of this model choose their tokens among all rows, so what it says to one text depends on the others: "
+    "it can be trained and measured, not served. Use routing.choice='token' for a model that generates."
+)
 
 
 class Stored(NamedTuple):
@@ -70,6 +76,7 @@ class LanguageModel(nn.Module):
         self.states: tuple[Declaration, ...] = stack.number()
         if source is not None:
             source.stack.number()
+        self.trains_only = expert_choice(model)  # a token's logits depend on the rows beside it
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,17 +106,17 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         rows: Tensor | None = None,
         length: int | None = None,
-        routers: list[Tensor] | None = None,
+        routers: list[Decision] | None = None,
     ) -> Tensor:
         """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
 
         `segments` [B,T]: 0 is padding, tokens see only their own number; None: each row is one text without padding.
         `positions` [B,T] default to counting from 0 in each segment. An encoder-decoder takes `source` ids [B,S] or
         `encoded` [B,S,D] from `encode_source`, and `source_segments` [B,S]. `length` fixes length-dependent rotary
-        scaling. A list given as `routers` is filled with the router logits of each MoE layer.
+        scaling. A list given as `routers` is filled with what the router of each MoE layer decided.
         """
         if source is not None:
-            encoded = self.encode_source(source, source_segments)
+            encoded = self.encode_source(source, source_segments, routers)
         hidden = self.hidden(
             ids,
             positions=positions,
@@ -136,10 +143,12 @@ class LanguageModel(nn.Module):
         source_segments: Tensor | None = None,
         cache: Cache | None = None,
         length: int | None = None,
-        routers: list[Tensor] | None = None,
+        routers: list[Decision] | None = None,
     ) -> Tensor:
         """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
         self._check(ids, segments=segments, positions=positions, types=types)
+        if cache is not None and self.trains_only:
+            raise Refusal(UNSERVED)
         if cache is None:
             state: State = _dense(ids, positions, segments, self.stack, length)
         else:
@@ -160,14 +169,16 @@ class LanguageModel(nn.Module):
             return self.encode_source(ids, segments)
         return self.hidden(ids, segments=segments, types=types)
 
-    def encode_source(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+    def encode_source(
+        self, ids: Tensor, segments: Tensor | None = None, routers: list[Decision] | None = None
+    ) -> Tensor:
         """The source side of an encoder-decoder, ids [B,S] → [B,S,D]."""
         if self.source is None:
             raise InputError("This model has no encoder: `source` means nothing to it.")
         self._check(ids, segments=segments)
         embed = self.embed if self.source.embed is None else self.source.embed
         state = _dense(ids, None, segments, self.source.stack, None)
-        return self._run(embed, self.source.stack, ids, None, state, None, None)
+        return self._run(embed, self.source.stack, ids, None, state, None, routers)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of the language head; of the first class head where there is none."""
@@ -210,7 +221,7 @@ class LanguageModel(nn.Module):
         types: Tensor | None,
         state: State,
         memory: Source | None,
-        routers: list[Tensor] | None,
+        routers: list[Decision] | None,
     ) -> Tensor:
         dtype = self.dtype
         x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]

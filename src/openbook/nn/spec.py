@@ -8,7 +8,8 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · LatentAttention · CrossAttention · MLP · MoE
+            Selective · StateSpaceDual · Structured · GatedDelta
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_positions import Alibi as Alibi
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
@@ -26,6 +28,9 @@ from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_states import GatedDelta as GatedDelta
+from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
+from openbook.nn.spec_states import Structured as Structured
 
 Place = Literal["pre", "post", "both", "plain"]
 
@@ -47,12 +52,37 @@ class Attention:
     head_dim: int
     pattern: Pattern = field(default_factory=Pattern)
     rope: Rope | None = None
-    relative: bool = False  # add the stack's relative bias
+    relative: bool = False  # add the stack's position bias
     bias: bool = False  # on q, k and v
     out_bias: bool = False
+    clip: float | None = None  # q, k and v are kept within ± this
     norm: Norm | None = None  # of each head's q and k, before the rotation
     scale: float | None = None  # of the scores; None: head_dim ** -0.5
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
+    dropout: float = 0.0  # of the attention weights
+    sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
+    gate: bool = False  # what is mixed is multiplied by sigmoid(linear(x)), before `out` (Qiu et al. 2025)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-AI 2024a, §2.1): a token is kept as kv_rank + rope.dim numbers.
+
+    A head's query and key have `nope_dim` features that are not turned and `rope.dim` that are; the key's turned part
+    is one for all heads, the rest and the value come from the latent of `kv_rank`.
+    """
+
+    heads: int
+    kv_rank: int
+    nope_dim: int
+    value_dim: int
+    rope: Rope  # of the turned part alone
+    q_rank: int | None = None  # queries are made from a latent of this rank; None: from the input
+    norm: Norm = field(default_factory=Norm)  # of the latents
+    pattern: Pattern = field(default_factory=Pattern)
+    bias: bool = False  # on the maps down to the latents
+    out_bias: bool = False
+    scale: float | None = None  # of the scores; None: (nope_dim + rope.dim) ** -0.5
     dropout: float = 0.0  # of the attention weights
 
 
@@ -78,18 +108,48 @@ class MLP:
     gated: bool = True
     bias: bool = False
     dropout: float = 0.0  # of the hidden features
+    limit: float | None = None  # the gate is cut above it, `up` beyond it in size (gpt-oss)
+    offset: float = 0.0  # added to `up` of a gated one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How a router chooses experts and weighs them.
+
+    With `groups`, only experts of the `top_groups` best groups can be chosen; a group is as good as its best expert
+    ("max", DeepSeek-AI 2024a §2.2.2) or the sum of its best two ("sum2", DeepSeek-AI 2024b). `choice`: tokens choose
+    experts, or, in training only, experts choose tokens (Zhou et al. 2022).
+    """
+
+    score: Literal["softmax", "sigmoid"] = "softmax"  # of the router's logits
+    renormalise: bool = True  # divide the chosen weights by their sum
+    scale: float = 1.0  # of the weights
+    groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["max", "sum2"] = "max"
+    correction: bool = False  # a bias for each expert that chooses but does not weigh (Wang et al. 2024)
+    bias: bool = False  # of the router's linear map
+    input_scaled: bool = False  # the weight multiplies what an expert reads, not what it says
+    choice: Literal["token", "expert"] = "token"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoE:
-    """Token-choice mixture of experts: each token goes to its `top_k` of `experts` (Jiang et al. 2024, §2)."""
+    """Mixture of experts: each token goes to its `top_k` of `experts` (Jiang et al. 2024, §2), and to the shared one.
+
+    With `routing.choice` "expert", `top_k` is how many experts a token gets in the mean.
+    """
 
     experts: int
     top_k: int
     expert: MLP
-    renormalise: bool = True  # divide the chosen weights by their sum
+    routing: Routing = field(default_factory=Routing)
+    shared: MLP | None = None  # every token's expert (Dai et al. 2024, §3.2)
+    shared_gate: bool = False  # what it says is multiplied by sigmoid(linear(x))
     balance: float = 0.0  # weight of the load-balancing loss (Fedus et al. 2021, §2.2)
+    z_loss: float = 0.0  # weight of the router's z-loss (Zoph et al. 2022, eq. 5)
     jitter: float = 0.0  # multiplicative noise on the router's input, in training
+    capacity: float | None = None  # in training an expert takes this many times its fair share of tokens; None: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +163,10 @@ class Selective:
     activation: str = "silu"
     bias: bool = False
     conv_bias: bool = True
+    norm: Norm | None = None  # of the step, of what is written and of what is read, each (Lieber et al. 2024, §6)
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +191,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks of one width, a norm at the end, and the relative positions that all layers share.
+    """Blocks of one width, a norm at the end, and the position bias that all layers share.
 
     `order`: the number of the block that each step runs, for blocks that run more than once (Lan et al. 2019, §3.1).
     """
@@ -139,8 +200,14 @@ class Stack:
     blocks: tuple[Block, ...]
     order: tuple[int, ...] | None = None  # None: each block once
     final_norm: Norm | None = None
-    relative: Relative | None = None
+    relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
+    out: int | None = None  # after all of that, a matrix to this width
+
+    @property
+    def width(self) -> int:
+        """Of the last hidden states, which heads read."""
+        return self.dim if self.out is None else self.out
 
     @property
     def steps(self) -> tuple[Block, ...]:
@@ -160,6 +227,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    inner: int | None = None  # width of the token vectors, which a matrix brings to `dim` before positions are added
 
     @property
     def room(self) -> int | None:
@@ -262,4 +330,4 @@ class Model:
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
         mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))
+        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention | LatentAttention))

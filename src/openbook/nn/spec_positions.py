@@ -93,3 +93,16 @@ class Relative:
     buckets: int = 32
     distance: int = 128
     bidirectional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """A bias that grows with the distance, at a slope for each head; no parameters (Press et al. 2022, §3).
+
+    The slopes of n heads fall geometrically to 2^-most; of a number that is no power of two, those of the next lower
+    one come first, then every second of the next higher one. `scale` multiplies them all.
+    """
+
+    heads: int
+    most: float = 8.0
+    scale: float = 1.0

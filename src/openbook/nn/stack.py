@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openbook.nn import lean, served, spec
-from openbook.nn.embed import RelativeBias
+from openbook.nn.embed import position_bias
 from openbook.nn.lean import Plan
+from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import RotaryTable
 from openbook.nn.state import Context, Declaration, Dense, Later, Stateful
@@ -72,7 +73,7 @@ class ResidualBlock(nn.Module):
 
 
 class Tower(nn.Module):
-    """A stack: blocks of one width, the final norm, the relative bias all layers share, and the rotary tables."""
+    """A stack: blocks of one width, the final norm, the position bias all layers share, and the rotary tables."""
 
     def __init__(
         self,
@@ -85,7 +86,8 @@ class Tower(nn.Module):
         self.spec = stack
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = Normalise(stack.final_norm, stack.dim) if stack.final_norm else None
-        self.relative = RelativeBias(stack.relative) if stack.relative else None
+        self.relative = position_bias(stack.relative) if stack.relative else None
+        self.out = None if stack.out is None else Linear(stack.dim, stack.out)
         self.patterns = patterns
         self.tables = [RotaryTable(rope) for rope in ropes]
         self.checkpoints = False  # recompute each block in the backward pass
@@ -127,4 +129,6 @@ class Tower(nn.Module):
                 x = block(x, now)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return F.dropout(x, self.spec.dropout) if self.spec.dropout and self.training else x
+        if self.spec.dropout and self.training:
+            x = F.dropout(x, self.spec.dropout)
+        return x if self.out is None else self.out(x)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
+from openbook.nn.routing import Decision
 from openbook.nn.spec import Pattern
 
 
@@ -59,6 +60,7 @@ class Scores(NamedTuple):
     softcap: float | None = None
     dropout: float = 0.0
     bias: bool = False  # add the stack's position bias
+    sinks: Tensor | None = None  # [H]: one more score of each head, without a value
 
 
 class PositionBias(Protocol):
@@ -82,6 +84,7 @@ class State(Protocol):
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
+    keeps: bool  # whether keys outlive this step: then what is kept of them counts, not what is made of it
     longest: int  # no position of this step is at or beyond it; the host knows it
     length: int | tuple[int, ...]  # what length-dependent rotary scaling is fixed to, in tokens; or for each of T
 
@@ -120,7 +123,7 @@ class Context(NamedTuple):
     state: State
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
-    routers: list[Tensor] | None = None  # filled with router logits [tokens,E] by MoE layers when a list is given
+    routers: list[Decision] | None = None  # filled by MoE layers with what their routers decided, when there is a list
 
 
 def count_positions(segments: Tensor) -> Tensor:
@@ -143,6 +146,8 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
 
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
+
+    keeps = False
 
     def __init__(
         self,
@@ -189,7 +194,7 @@ class Dense:
         causal = seen is None and scores.pattern.causal
         bias = self.biases if scores.bias else None
         order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
-        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order)
+        return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
         return run(x, None, self.segments)[0]
@@ -215,7 +220,7 @@ class Later:
         self.state = state
         self.shift = shift
         self.positions, self.segments = state.positions, state.segments
-        self.longest, self.length = state.longest, state.length
+        self.longest, self.length, self.keeps = state.longest, state.length, state.keeps
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         return self.state.attend(index + self.shift, q, k, v, scores)

@@ -18,6 +18,7 @@ from openbook.models.make import make, spec_of
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
+from openbook.train.experts import with_experts
 from openbook.train.heldout import Texts
 from openbook.train.masked import MaskedRows, MaskedTexts
 from openbook.train.objectives import Language, Masking, Objective
@@ -29,8 +30,11 @@ from openbook.train.step import Rows
 ENCODER_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-def check_model(recipe: Recipe, vocab: int | None = None) -> spec.Model:
-    """The spec that the recipe says, whole; with a tokenizer's `vocab`, the two must fit."""
+def check_model(recipe: Recipe, vocab: int | None = None, *, training: bool = True) -> spec.Model:
+    """The spec that the recipe says, whole; with a tokenizer's `vocab`, the two must fit.
+
+    Without `training`, as it is when training has ended: no dropout, nothing that was asked of experts for its time.
+    """
     part = recipe.model
     if part.vocab is not None and vocab is not None and part.vocab < vocab:
         raise ConfigError(
@@ -39,7 +43,7 @@ def check_model(recipe: Recipe, vocab: int | None = None) -> spec.Model:
         )
     sizes = part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block)
     model = spec_of(part.family, sizes, part.more, {"masked": "language", "replaced": "replaced"}.get(recipe.objective))
-    model = with_dropout(model, part.dropout)
+    model = with_experts(with_dropout(model, part.dropout if training else 0.0), recipe.experts, whole=training)
     if recipe.objective == "next" and (model.language is None or not model.causal or model.source is not None):
         raise ConfigError(
             f"The objective 'next' trains models that write from left to right; '{part.family}' does not. Encoders "
@@ -56,7 +60,7 @@ def with_dropout(model: spec.Model, rate: float) -> spec.Model:
     """The same model with this dropout of embeddings, attention weights and branches, and no other."""
 
     def layer(its: spec.Layer) -> spec.Layer:
-        if isinstance(its, spec.Attention | spec.CrossAttention):
+        if isinstance(its, spec.Attention | spec.LatentAttention | spec.CrossAttention):
             return replace(its, dropout=rate)
         return replace(its, dropout=0.0) if isinstance(its, spec.MLP) else its
 

@@ -43,12 +43,12 @@ from openbook.train.checkpoint import Checkpoints, differences, only_one, put_we
 from openbook.train.curve import losses, png_curve, text_curve
 from openbook.train.display import View, watch
 from openbook.train.guard import Guard
-from openbook.train.learning import ENCODER_SPECIALS, check_model, learning, make_model, with_dropout
+from openbook.train.learning import ENCODER_SPECIALS, check_model, learning, make_model
 from openbook.train.loop import fit
 from openbook.train.metrics import Journal, TensorBoard, Watcher, read_journal
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import Recipe, identity
-from openbook.train.replaced import Pair, ReplacedToken
+from openbook.train.replaced import Pair, ReplacedToken, generator_of
 from openbook.train.run import Plan, Run, resume
 from openbook.train.speed import compile_blocks, recompute_blocks
 
@@ -247,6 +247,7 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
             seed=part.seed,
             patience=part.patience,
             improvement=part.improvement,
+            correction=recipe.experts.correction,
         ),
         heldout=heldout,
         store=Checkpoints(stages.checkpoints, who, recipe.checkpoint),
@@ -335,11 +336,12 @@ def export(recipe: Recipe, stages: Stages, run: Run, tokenizer: Tokenizer) -> No
             note(f"The weights are those of step {run.progress.best_step:,}, the best on held-out text.")
             put_weights(run.model, best)
     run.model.eval()
-    models = {stages.out: run.model}
+    models, done = {stages.out: run.model}, check_model(recipe, tokenizer.vocab, training=False)
     if isinstance(run.model, Pair):
         models[stages.out], models[stages.generator] = run.model.apart()
+        models[stages.generator].spec = generator_of(done, recipe.generator.share)
+    models[stages.out].spec = done  # few families could say the rest
     for folder, model in models.items():
-        model.spec = with_dropout(model.spec, 0.0)  # of training alone; few families could say it
         save_model(model, folder, dtype=recipe.export_dtype)
         tokenizer.save(folder)
     records = read_journal(stages.journal)

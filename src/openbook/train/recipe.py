@@ -4,6 +4,7 @@
 [tokenizer]  made from the text, or one that is there        [optimizer]   how parameters move
 [model]      a family and its sizes                          [schedule]    the learning rate over the run
 [train]      how long, how large a step, on what             [checkpoint]  how often to save
+[experts]    how a mixture of experts is kept balanced
 
 `objective` says what is learned: the next word, hidden words ([masking]), or which words were replaced ([generator]).
 """
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from openbook.errors import ConfigError
 from openbook.train.checkpoint import Cadence
+from openbook.train.experts import ExpertPart
 from openbook.train.optim import Optimisation
 from openbook.train.schedules import Schedule
 from openbook.train.speed import Compile
@@ -205,6 +207,7 @@ class Recipe:
     loss: LossPart = field(default_factory=LossPart)
     masking: MaskingPart = field(default_factory=MaskingPart)
     generator: GeneratorPart = field(default_factory=GeneratorPart)
+    experts: ExpertPart = field(default_factory=ExpertPart)
     optimizer: Optimisation = field(default_factory=Optimisation)
     schedule: Schedule = field(default_factory=Schedule)
     checkpoint: Cadence = field(default_factory=Cadence)

@@ -63,7 +63,8 @@ def to_spec(config: Config) -> spec.Model:
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
-    if model.source is None or model.stack.relative is None or model.stack.final_norm is None:
+    rule = model.stack.relative
+    if model.source is None or not isinstance(rule, spec.Relative) or model.stack.final_norm is None:
         raise CannotSay("it needs an encoder, relative positions and a final norm")
     name = spell_activation(mlp.activation)
     if mlp.gated and mlp.activation == "gelu_tanh":
@@ -77,8 +78,8 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         "num_layers": len(model.source.stack.blocks),
         "num_decoder_layers": len(model.stack.blocks),
         "num_heads": attention.heads,
-        "relative_attention_num_buckets": model.stack.relative.buckets,
-        "relative_attention_max_distance": model.stack.relative.distance,
+        "relative_attention_num_buckets": rule.buckets,
+        "relative_attention_max_distance": rule.distance,
         "dropout_rate": model.embed.dropout,
         "layer_norm_epsilon": model.stack.final_norm.eps,
         "feed_forward_proj": f"gated-{name}" if mlp.gated else name,
