@@ -34,8 +34,6 @@ and *saves*: the published folder, both ways. *Trains*: every gradient is the re
 """
 
 TAIL = """
-`NAME` of a command is the start of a case's name in `tests/families/`: for one family, run what stands in its row.
-
 ## Layers without a published folder
 
 These are parts of a spec (`model_type: openbook`); each is held to a reference of its own.
@@ -92,7 +90,8 @@ def rows(differences: dict[str, float]) -> Iterator[str]:
         held = cases.get(name, [])
         serves = "embeds" if held and all(case.kind == "encoder" for case in held) else "yes"
         far = f"{differences[name]:.0e}" if name in differences else "–"
-        which = " or ".join(dict.fromkeys(case.name for case in held)) or name
+        names = [case.name for case in held] or [name]
+        which = " or ".join(one for one in names if not any(other != one and other in one for other in names))
         proof = f'`pytest tests/laws -k "{which}"`'
         yield f"| `{name}` | {count_lines(name)} | {far} | {len(held)} | yes | yes | yes | {serves} | {proof} |"
 
