@@ -16,6 +16,9 @@ from openbook.errors import ConfigError
 from openbook.generate.masked import fill
 from openbook.models.load import load, save
 from openbook.models.make import spec_of
+from openbook.models.names import locate, publish
+from openbook.models.registry import family_of
+from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 from openbook.train import replaced as room
 from openbook.train.loop import advance, fit
@@ -76,6 +79,8 @@ def test_the_loss_of_both_is_the_references(tmp_path: Path) -> None:
         save(one, tmp_path / folder)
     generator = transformers.ElectraForMaskedLM.from_pretrained(tmp_path / "generator").eval()
     discriminator = transformers.ElectraForPreTraining.from_pretrained(tmp_path / "discriminator").eval()
+    for one in (generator, discriminator):
+        one.electra.embeddings.word_embeddings.padding_idx = None  # id 0 is a word here
     terms = ReplacedToken()(model.eval(), batch)
     targets, real = batch.targets["language"], batch.segments != 0
     chosen = targets != -100
@@ -91,6 +96,26 @@ def test_the_loss_of_both_is_the_references(tmp_path: Path) -> None:
     torch.testing.assert_close(terms["replaced"].total / counts["replaced"], judged.loss, rtol=1e-5, atol=1e-5)
     assert terms["replaced"].weight == 50
     assert terms["replaced"].shown["fakes"] == fake.sum()
+    sum(term.weight * term.total / counts[name] for name, term in terms.items()).backward()
+    (theirs.loss + 50 * judged.loss).backward()
+    expected = [reference_gradients(one) for one in (discriminator, generator)]
+    for number, one in enumerate(model.apart()):
+        for name, gradient in gradients_of(one).items():
+            shared = ".embeddings." in name  # then the gradients of both add up
+            total = sum(each[name] for each in expected) if shared else expected[number][name]
+            torch.testing.assert_close(gradient, total, rtol=1e-5, atol=1e-5 * max(1.0, float(total.abs().max())))
+
+
+def gradients_of(model: LanguageModel) -> dict[str, Tensor]:
+    """Our gradients under their published names."""
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    shapes = {name: gradient.shape for name, gradient in found.items()}
+    places = locate(family_of("electra").names(model.spec), shapes)
+    return {name: make() for name, make in publish(places, found).items()}
+
+
+def reference_gradients(model: Any) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
 
 
 def test_the_generator_learns_from_its_words_alone() -> None:
