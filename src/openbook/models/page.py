@@ -298,6 +298,8 @@ def _head_says(head: spec.Head) -> str:
             return ("tied to the embedding" if head.tied else "a matrix of its own") + cap
         case spec.Pooler():
             return "tanh of the first token"
+        case spec.Sentence(by=by, longest=longest):
+            return f"the vector of a row, by {', '.join(by)}" + (f", of {longest:,} tokens" if longest else "")
         case spec.Classes():
             return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
         case spec.MultiToken():

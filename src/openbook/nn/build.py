@@ -18,7 +18,7 @@ from openbook.nn.disentangled import Convolve, DisentangledSelfAttention
 from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.globals import WindowAndGlobal
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, SentenceHead
 from openbook.nn.latent import LatentAttention
 from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
@@ -60,6 +60,8 @@ def head_name(head: spec.Head) -> str:
             return name
         case spec.MultiToken():
             return AHEAD
+        case spec.Sentence():
+            return "sentence"
 
 
 def _stack(stack: spec.Stack) -> Tower:
@@ -78,6 +80,8 @@ def _head(head: spec.Head, model: spec.Model, builder: _Builder) -> nn.Module:
             return ClassHead(head, dim)
         case spec.MultiToken():
             return AheadHead(head, builder.blocks((head.block,) * head.depth), dim)
+        case spec.Sentence():
+            return SentenceHead(head, dim)
 
 
 @dataclass
@@ -185,8 +189,12 @@ def check(model: spec.Model) -> None:
         if model.stack.width != model.stack.dim:
             raise ConfigError("A MultiToken head needs hidden states as wide as the stack: `out` must be None.")
     for head in model.heads:
+        transforms = head.dense if isinstance(head, spec.Sentence) else ()
         if isinstance(head, spec.Language | spec.Classes) and head.transform is not None:
-            check_activation(head.transform.activation)
+            transforms = (head.transform,)
+        for transform in transforms:
+            if transform.activation is not None:
+                check_activation(transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")

@@ -16,7 +16,7 @@ from openbook.errors import InputError, Refusal
 from openbook.nn import spec
 from openbook.nn.ahead import AheadHead, AheadStep, shifted
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, pooled
 from openbook.nn.linear import Linear
 from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
@@ -244,17 +244,8 @@ class LanguageModel(nn.Module):
                 return head(self.pool(hidden))
             case "first":
                 return head(hidden[:, 0])
-            case "mean":
-                if segments is None:
-                    return head(hidden.mean(dim=1))
-                real = (segments != 0).unsqueeze(2)  # [B,T,1]
-                return head(torch.where(real, hidden, 0.0).sum(dim=1) / real.sum(dim=1))
-            case "last":
-                if segments is None:
-                    return head(hidden[:, -1])
-                places = torch.arange(segments.shape[1], device=segments.device)
-                last = torch.where(segments != 0, places, 0).amax(dim=1)
-                return head(hidden[torch.arange(len(hidden), device=last.device), last])
+            case "mean" | "last" as way:
+                return head(pooled(hidden, None if segments is None else segments != 0, way))
 
     def pool(self, hidden: Tensor) -> Tensor:
         """The pooler's vector of each row, [B,T,D] → [B,D]."""

@@ -243,7 +243,7 @@ class Embed:
 class Transform:
     """The small network before a head: dropout, linear, activation, norm (Devlin et al. 2018)."""
 
-    activation: str
+    activation: str | None
     norm: Norm | None = None
     dim: int | None = None  # what it makes of the stack's width; None: the same
     bias: bool = True
@@ -288,7 +288,24 @@ class MultiToken:
     depth: int = 1
 
 
-Head = Language | Pooler | Classes | MultiToken
+Pooled = Literal["mean", "cls", "last", "max", "weighted", "root"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """The vector of a row (Reimers & Gurevych 2019, §3): its tokens pooled, `dense` maps after it, length 1.
+
+    by: their mean, the first, the last, the largest of each feature, the mean weighted by position (1, 2, …), or their
+    sum over the root of their number; several stand one after the other.
+    """
+
+    by: tuple[Pooled, ...] = ("mean",)
+    dense: tuple[Transform, ...] = ()
+    normalise: bool = True
+    longest: int | None = None  # tokens of a row it was made for
+
+
+Head = Language | Pooler | Classes | Sentence | MultiToken
 
 
 @dataclass(frozen=True, kw_only=True)
