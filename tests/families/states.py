@@ -50,7 +50,7 @@ NEXT: dict[str, Any] = {
     "num_key_value_heads": 1,
     "head_dim": 20,
     "max_position_embeddings": 64,
-    "rms_norm_eps": 3e-5,
+    "rms_norm_eps": 2e-3,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
     "linear_key_head_dim": 7,
