@@ -75,6 +75,8 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
     cut(layer.k, keys[0] * size, keys[1] * size, 0)
     cut(layer.v, keys[0] * size, keys[1] * size, 0)
     cut(layer.out, heads[0] * size, heads[1] * size, 1, heads[0] == 0)
+    if isinstance(layer, SelfAttention) and layer.gate is not None:
+        cut(layer.gate, heads[0] * size, heads[1] * size, 0)
     if isinstance(layer, SelfAttention) and layer.sinks is not None:
         layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
 
