@@ -30,6 +30,7 @@ PARTS = (
     "experts",
     "routers",
     "state space",
+    "recurrent",
     "norms",
     "heads",
 )
@@ -179,6 +180,8 @@ LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
+    spec.Recurrent: "recurrent",
+    spec.Attentive: "recurrent",
 }
 
 
@@ -286,6 +289,14 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 else:
                     weights += _matrices(item.shapes) - _matrices(per_source)
                     widths, first, final = layer.heads * layer.head_dim, context, context
+            case spec.Attentive():
+                key = _matrices({n: s for n, s in item.shapes.items() if n.startswith("memory.key")})
+                once = _matrices({n: s for n, s in item.shapes.items() if n.startswith("bridge")})
+                weights += key if source else _matrices(item.shapes) - key - once
+                if not source:
+                    widths, first, final = sum(_memory(found)) // 2, context, context
+            case spec.Recurrent() if mine:
+                weights += _matrices(item.shapes)
             case spec.MLP() if mine:
                 weights += _matrices(item.shapes)
             case spec.MoE() as layer if mine:
@@ -296,6 +307,11 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
         last += int(4 * widths * final) * item.times
         mean += 4 * widths * first * item.times
     return Work(context=context, products=products, attention_last=last, attention_mean=mean)
+
+
+def _memory(found: Inventory) -> tuple[int, int]:
+    """Widths of the keys and values that a recurrent decoder looks at."""
+    return next((kept.key_dim, kept.value_dim) for kept, _ in found.kept if isinstance(kept, PerSource))
 
 
 def _matrices(shapes: Shapes) -> int:

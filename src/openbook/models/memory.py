@@ -15,6 +15,7 @@ from openbook.nn import spec
 from openbook.nn.state import PerSequence, PerSource, PerToken
 
 BYTES = {"bf16": 2, "fp32": 4}
+RECURRENT = 14  # numbers of each hidden feature that a recurrent cell saves: gates before and after, state, output
 SCAN_COPIES = 2  # tensors [T,C,N] in fp32 that a scan keeps: its decays and its states
 
 
@@ -149,3 +150,11 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             return layer.top_k * (_saved(layer.expert, dim, context) + 6 * dim) + 8 * layer.experts
         case spec.Selective():
             return SCAN_COPIES * 4 * layer.inner * layer.state + 40 * layer.inner
+        case spec.Recurrent():
+            ways = 1 if layer.direction == "forward" else 2
+            return ways * RECURRENT * 4 * layer.hidden
+        case spec.Attentive():
+            scores = (
+                8 * (layer.align or layer.hidden) if layer.score == "additive" else 0
+            ) + 16  # for each source token
+            return layer.layers * RECURRENT * 4 * layer.hidden + 20 * dim + context * scores

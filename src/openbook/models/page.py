@@ -193,6 +193,13 @@ def layer_says(layer: spec.Layer) -> str:
             return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.Recurrent():
+            ways = {"forward": "", "both": " · both ways", "apart": " · both ways apart"}[layer.direction]
+            to = f" · projected to {layer.projection:,}" if layer.projection else ""
+            return f"{layer.cell} of {layer.hidden:,}{to}{ways}"
+        case spec.Attentive():
+            cells = f"{layer.layers} × {layer.cell}" if layer.layers > 1 else layer.cell
+            return f"{cells} of {layer.hidden:,} · looks at the source {layer.look} · {layer.score} score"
 
 
 def _attention_says(layer: spec.Attention) -> str:
@@ -232,6 +239,8 @@ def _head_says(head: spec.Head) -> str:
             return "tanh of the first token"
         case spec.Classes():
             return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+        case spec.Mix():
+            return "a weighted mean of all layers"
 
 
 def _parameters(this: Description) -> Iterator[str]:

@@ -12,12 +12,15 @@ from openbook.errors import ConfigError, nearest
 from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.attentive import AttentiveLayer
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead
 from openbook.nn.limits import check_values
+from openbook.nn.limits_recurrent import check_attentive, check_recurrent
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
 from openbook.nn.moe import Mixture
+from openbook.nn.recurrent import RecurrentLayer
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
 
@@ -31,8 +34,7 @@ def build(model: spec.Model) -> LanguageModel:
     if model.source is not None:
         embed = None if model.source.embed is None else Embedding(model.source.embed)
         source = SourceModel(embed, _Builder(model.source.stack).tower())
-    source_dim = model.source.stack.dim if model.source else 0
-    stack = _Builder(model.stack, source_dim).tower()
+    stack = _Builder(model.stack, model.source.stack if model.source else None).tower()
     heads = {head_name(head): _head(head, model) for head in model.heads}
     return LanguageModel(model, Embedding(model.embed), stack, heads, source)
 
@@ -46,6 +48,8 @@ def head_name(head: spec.Head) -> str:
             return "pooler"
         case spec.Classes(name=name):
             return name
+        case spec.Mix():
+            return "mix"
 
 
 def _head(head: spec.Head, model: spec.Model) -> nn.Module:
@@ -57,6 +61,8 @@ def _head(head: spec.Head, model: spec.Model) -> nn.Module:
             return PoolerHead(dim)
         case spec.Classes():
             return ClassHead(head, dim)
+        case spec.Mix():
+            return MixHead(len(model.stack.blocks) + 1)
 
 
 @dataclass
@@ -64,7 +70,7 @@ class _Builder:
     """Builds one stack, numbering its distinct patterns and ropes as they come."""
 
     stack: spec.Stack
-    source_dim: int = 0
+    source: spec.Stack | None = None
     patterns: list[spec.Pattern] = field(default_factory=list)
     ropes: list[spec.Rope] = field(default_factory=list)
 
@@ -90,7 +96,7 @@ class _Builder:
 
     @layer.register
     def _(self, layer: spec.CrossAttention) -> nn.Module:
-        return SourceAttention(layer, self.stack.dim, self.source_dim)
+        return SourceAttention(layer, self.stack.dim, self.source.dim if self.source else 0)
 
     @layer.register
     def _(self, layer: spec.MLP) -> nn.Module:
@@ -103,6 +109,21 @@ class _Builder:
     @layer.register
     def _(self, layer: spec.Selective) -> nn.Module:
         return StateSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Recurrent) -> nn.Module:
+        return RecurrentLayer(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Attentive) -> nn.Module:
+        assert self.source is not None
+        return AttentiveLayer(layer, self.stack.dim, self.source.dim, both_ways(self.source))
+
+
+def both_ways(stack: spec.Stack) -> bool:
+    """Whether a stack's output is that of a network each way, side by side."""
+    last = stack.blocks[-1].branches[-1].layer if stack.blocks and stack.blocks[-1].branches else None
+    return isinstance(last, spec.Recurrent) and last.direction != "forward"
 
 
 def _number(known: list[T], value: T) -> int:
@@ -154,6 +175,12 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
                 raise ConfigError(f"`top_k` must be 1 to `experts`: got top_k={layer.top_k}, experts={layer.experts}.")
         case spec.Selective():
             check_activation(layer.activation)
+        case spec.Recurrent():
+            check_recurrent(layer, stack.dim)
+        case spec.Attentive():
+            if model.source is None:
+                raise ConfigError("An Attentive layer needs a `source` to look at.")
+            check_attentive(layer, stack.dim, model.source.stack.dim, both_ways(model.source.stack))
 
 
 def check_heads(heads: int, kv_heads: int, where: str = "") -> None:

@@ -1,7 +1,8 @@
 """Initial weights for training from nothing.
 
 Matrices are normal with `std`; those that write into the residual stream are divided by √(2·blocks) (Radford et al.
-2019, §2.3); norms start at one, biases at zero; state spaces start as in Gu & Dao 2023 (§3.6).
+2019, §2.3); norms start at one, biases at zero; state spaces start as in Gu & Dao 2023 (§3.6), LSTMs as in
+Jozefowicz et al. 2015.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from torch import nn
 
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.embed import RelativeBias, Table
-from openbook.nn.heads import LanguageHead
+from openbook.nn.heads import LanguageHead, MixHead
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts
 from openbook.nn.norm import Normalise
+from openbook.nn.recurrent import Cell
 from openbook.nn.selective import StateSpace
 
 
@@ -47,6 +49,9 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
             case Experts():
                 for parameter in module.parameters(recurse=False):
                     parameter.normal_(0, std, generator=generator)
+            case MixHead():
+                module.weights.zero_()
+                module.scale.fill_(1.0)
             case _:
                 pass
     for module in model.modules():
@@ -60,8 +65,20 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                 pass
         if isinstance(module, StateSpace):
             _initialise_state_space(module, generator)
+        if isinstance(module, Cell):
+            _initialise_cell(module, generator)
     if model.spec.embed.padding is not None:
         model.embed.tokens.weight[model.spec.embed.padding].zero_()
+
+
+def _initialise_cell(cell: Cell, generator: torch.Generator) -> None:
+    """Uniform within 1/√hidden; an LSTM forgets nothing at first (Jozefowicz et al. 2015 §2.2)."""
+    bound = cell.hidden**-0.5
+    for part in (cell.input, cell.state, cell.project):
+        if part is not None:
+            part.weight.uniform_(-bound, bound, generator=generator)
+    if cell.kind == "lstm" and cell.input.bias is not None:
+        cell.input.bias[cell.hidden : 2 * cell.hidden] = 1.0
 
 
 def _initialise_state_space(layer: StateSpace, generator: torch.Generator) -> None:

@@ -98,6 +98,10 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
                 raise ConfigError("Experts have no biases and no dropout of their own.")
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+        case spec.Recurrent():
+            size = 4 * layer.hidden * max(dim, layer.hidden)
+        case spec.Attentive():
+            size = max(4, layer.layers) * layer.hidden * max(2 * dim, 2 * layer.hidden)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
     if isinstance(layer, spec.Attention) and layer.rope is not None:
@@ -137,15 +141,20 @@ def _check_relative(stack: spec.Stack) -> None:
 def _check_widths(model: spec.Model) -> None:
     """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
     if model.source is not None:
-        sides = {"the decoder": (model.embed.dim, model.stack.dim)}
-        sides["the encoder"] = ((model.source.embed or model.embed).dim, model.source.stack.dim)
-        for side, (width, dim) in sides.items():
-            if width != dim:
+        sides = {"the decoder": (model.embed, model.stack.dim)}
+        sides["the encoder"] = (model.source.embed or model.embed, model.source.stack.dim)
+        for side, (embed, dim) in sides.items():
+            if (width := embed.dim * embed.copies) != dim:
                 raise ConfigError(f"The embedding of {side} must have its `dim`: got {width} and {dim}.")
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
-        if any(isinstance(layer, spec.CrossAttention) for layer in layers):
-            raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
-    if model.language is not None and model.language.tied and model.embed.dim != model.stack.dim:
+        if any(isinstance(layer, spec.CrossAttention | spec.Attentive) for layer in layers):
+            raise ConfigError("An encoder has no source of its own to look at: no cross attention there.")
+    head = model.language
+    if head is None:
+        return
+    if head.directions > 2 or model.stack.dim % head.directions:
+        raise ConfigError(f"`directions` of a head must be 1 or 2, and divide the stack's {model.stack.dim}.")
+    if head.tied and model.embed.dim * head.directions != model.stack.dim:
         raise ConfigError(
             f"A tied head needs an embedding as wide as the stack: got {model.embed.dim} and {model.stack.dim}."
         )

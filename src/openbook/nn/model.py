@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openbook.errors import InputError, Refusal
 from openbook.nn import spec
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
 from openbook.nn.stack import Tower
@@ -58,7 +58,8 @@ class LanguageModel(nn.Module):
         self.spec = model
         self.embed = embed
         width = model.stack.dim
-        self.widen = Linear(model.embed.dim, width, bias=True) if model.embed.dim != width else None
+        narrow = model.embed.dim * model.embed.copies
+        self.widen = Linear(narrow, width, bias=True) if narrow != width else None
         self.source = source
         self.stack = stack
         self.heads = nn.ModuleDict(heads)
@@ -138,8 +139,12 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         length: int | None = None,
         routers: list[Tensor] | None = None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
-        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
+        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`.
+
+        A list given as `layers` is filled with the embedding and each block's output, [B,T,D] each.
+        """
         self._check(ids, segments=segments, positions=positions, types=types)
         if cache is None:
             state: State = _dense(ids, positions, segments, self.stack, length)
@@ -153,12 +158,18 @@ class LanguageModel(nn.Module):
         elif encoded is not None:
             raise InputError("This model has no encoder: `source` and `encoded` mean nothing to it.")
         memory = None if encoded is None else Source(encoded, seen)
-        return self._run(self.embed, self.stack, ids, types, state, memory, routers)
+        return self._run(self.embed, self.stack, ids, types, state, memory, routers, layers)
 
     def encode(self, ids: Tensor, *, segments: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """An encoder's hidden states, ids [B,T] → [B,T,D]."""
+        """An encoder's hidden states, ids [B,T] → [B,T,D]; where the model has a Mix, what that makes of all layers."""
         if self.source is not None:
             return self.encode_source(ids, segments)
+        if "mix" in self.heads:
+            layers: list[Tensor] = []
+            self.hidden(ids, segments=segments, types=types, layers=layers)
+            mixed = self.heads["mix"]
+            assert isinstance(mixed, MixHead)
+            return mixed(layers)
         return self.hidden(ids, segments=segments, types=types)
 
     def encode_source(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -214,13 +225,14 @@ class LanguageModel(nn.Module):
         state: State,
         memory: Source | None,
         routers: list[Tensor] | None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
         dtype = self.dtype
         x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]
         if self.widen is not None:
             x = self.widen(x)
         rotary = tuple(table.rows(state.positions, state.longest, state.length, dtype) for table in stack.tables)
-        return stack(x, Context(state, rotary, memory, routers))
+        return stack(x, Context(state, rotary, memory, routers, layers))
 
     def _check(self, ids: Tensor, **beside: Tensor | None) -> None:
         if ids.ndim != 2 or ids.is_floating_point():

@@ -19,7 +19,7 @@ from openbook.nn import rows, spec
 from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.linear import Linear
 from openbook.nn.packed import Packed, product
-from openbook.nn.state import Context, PerSequence, Stateful
+from openbook.nn.state import Context, PerSequence, Stateful, marks
 
 CHUNK = 64  # tokens, on a GPU
 
@@ -90,15 +90,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 _scan.register_autograd(_backward, setup_context=_remember)
 
 
-def _marks(segments: Tensor | None) -> Tensor | None:
-    """What a token does to the state, [B,T]: 0 nothing (padding), 1 go on, 2 start from nothing (a new segment)."""
-    if segments is None:
-        return None
-    latest = F.pad(segments, (1, 0))[:, :-1].cummax(dim=1).values
-    fresh = (latest != 0) & (segments != latest)
-    return torch.where(segments == 0, 0, fresh.long() + 1)
-
-
 class StateSpace(Stateful):
     """project [2C,D], conv [C,kernel], select [R+2N,C], step [C,R], log_decay [C,N], skip [C], out [D,C]."""
 
@@ -146,7 +137,7 @@ class StateSpace(Stateful):
         step = activate("softplus", self._step(step))  # [B,T,C]
         if rows.usable(inner) is not None:
             decay = -activate("exp", self.log_decay.float())
-            done = rows.scan(inner, step, write, read, decay, self.skip, _marks(segments), start)
+            done = rows.scan(inner, step, write, read, decay, self.skip, marks(segments), start)
             assert done is not None
             return done
         decay, inputs = self._discretise(step, inner, write, segments)
@@ -186,9 +177,9 @@ class StateSpace(Stateful):
         """decay and inputs [B,T,C,N] in fp32."""
         decay = torch.exp(step.unsqueeze(-1) * -self.log_decay.float().exp())
         inputs = (step * inner.float()).unsqueeze(-1) * write.float().unsqueeze(2)
-        marks = _marks(segments)
-        if marks is not None:
-            mark = marks[:, :, None, None]
+        marked = marks(segments)
+        if marked is not None:
+            mark = marked[:, :, None, None]
             decay = torch.where(mark != 0, decay, 1.0).masked_fill(mark == 2, 0.0)
             inputs = inputs * (mark != 0)
         return decay, inputs

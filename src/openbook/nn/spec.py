@@ -8,7 +8,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · CrossAttention · MLP · MoE · Selective · Recurrent · Attentive
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from openbook.nn.spec_positions import Rope as Rope
 from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_recurrent import Attentive as Attentive
+from openbook.nn.spec_recurrent import Cell as Cell
+from openbook.nn.spec_recurrent import Mix as Mix
+from openbook.nn.spec_recurrent import Recurrent as Recurrent
 
 Place = Literal["pre", "post", "both", "plain"]
 
@@ -104,7 +108,7 @@ class Selective:
     conv_bias: bool = True
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | CrossAttention | MLP | MoE | Selective | Recurrent | Attentive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +154,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    copies: int = 1  # of the vector side by side, for a stack that reads both ways apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +167,18 @@ class Transform:
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Logits over the vocabulary. Tied: the token embedding is the weight."""
+    """Logits over the vocabulary. Tied: the token embedding is the weight.
+
+    directions 2: of a stack that reads both ways apart; the first half of a state says the next token, the second half
+    the one before, with the same weights (Peters et al. 2018 §3.1); logits are [..,2,V].
+    """
 
     tied: bool = True
     bias: bool = False
     transform: Transform | None = None
     scale: float = 1.0  # of the hidden state
     softcap: float | None = None
+    directions: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +197,7 @@ class Classes:
     name: str = "classes"
 
 
-Head = Language | Pooler | Classes
+Head = Language | Pooler | Classes | Mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,4 +227,5 @@ class Model:
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
         mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))
+        forward = all(layer.direction == "forward" for layer in mixers if isinstance(layer, Recurrent))
+        return forward and all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))

@@ -98,10 +98,14 @@ class Tower(nn.Module):
         if self.relative is not None:
             ctx.state.bias(self.relative, 0)
         for block in self.blocks:
+            if ctx.layers is not None:
+                ctx.layers.append(x)
             if self.checkpoints and self.training:
                 x = checkpoint(block, x, ctx, use_reentrant=False)
             else:
                 x = block(x, ctx)
+        if ctx.layers is not None:
+            ctx.layers.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return F.dropout(x, self.spec.dropout) if self.spec.dropout and self.training else x

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
@@ -102,6 +103,13 @@ class State(Protocol):
         """Attention of q [B,T,H,K] over the source → [B,T,H,V]; its keys and values are made once for each source."""
         ...
 
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        """What the source says to the rows that run now, for layers that weigh it themselves; made once for a source.
+
+        Inside `recur` the rows are those that it was called with.
+        """
+        ...
+
     def bias(self, module: PositionBias, mask: int) -> None:
         """Take the stack's position bias for this step; `attend` adds it where `scores.bias` says so."""
         ...
@@ -114,6 +122,19 @@ class Source(NamedTuple):
     visible: Tensor | None
 
 
+class Memory(NamedTuple):
+    """The keys [B,S,K] and values [B,S,V] of a source; which may be seen: [B,1 or T,S] boolean, None: all."""
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, visible: Tensor | None) -> Memory:
+        """From keys and values of one head and the mask that `look` takes."""
+        return cls(keys.squeeze(2), values.squeeze(2), None if visible is None else visible.squeeze(1))
+
+
 class Context(NamedTuple):
     """Everything a layer may know beside its input."""
 
@@ -121,6 +142,7 @@ class Context(NamedTuple):
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
     routers: list[Tensor] | None = None  # filled with router logits [tokens,E] by MoE layers when a list is given
+    layers: list[Tensor] | None = None  # filled with the embedding and each block's output [B,T,D] when a list is given
 
 
 def count_positions(segments: Tensor) -> Tensor:
@@ -130,6 +152,15 @@ def count_positions(segments: Tensor) -> Tensor:
     first[:, 1:] = segments[:, 1:] != segments[:, :-1]
     starts = torch.where(first, steps, 0).cummax(dim=1).values
     return steps - starts
+
+
+def marks(segments: Tensor | None) -> Tensor | None:
+    """What a token does to recurrent state, [B,T]: 0 nothing (padding), 1 go on, 2 start anew (a new segment)."""
+    if segments is None:
+        return None
+    latest = F.pad(segments, (1, 0))[:, :-1].cummax(dim=1).values
+    fresh = (latest != 0) & (segments != latest)
+    return torch.where(segments == 0, 0, fresh.long() + 1)
 
 
 def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
@@ -206,6 +237,10 @@ class Dense:
         assert source is not None, "an encoder-decoder runs with a source"
         k, v = keys(source.hidden)
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:  # noqa: ARG002
+        assert source is not None, "an encoder-decoder runs with a source"
+        return Memory.of(*keys(source.hidden), source.visible)
 
 
 class Cache(Protocol):
