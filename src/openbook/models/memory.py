@@ -154,7 +154,5 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             ways = 1 if layer.direction == "forward" else 2
             return ways * RECURRENT * 4 * layer.hidden
         case spec.Attentive():
-            scores = (
-                8 * (layer.align or layer.hidden) if layer.score == "additive" else 0
-            ) + 16  # for each source token
+            scores = (8 * (layer.align or layer.hidden) if layer.score == "additive" else 0) + 16
             return layer.layers * RECURRENT * 4 * layer.hidden + 20 * dim + context * scores

@@ -13,9 +13,13 @@ starts from zeros. Symbols: B rows, T tokens, D inputs, H hidden, P outputs, G g
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
+from openbook.errors import ConfigError
 from openbook.nn import spec
 from openbook.nn.activation import activate
 from openbook.nn.linear import Linear, cast
@@ -85,7 +89,7 @@ class Cell(nn.Module):
         return out.to(x.dtype), last
 
     def _torch_can(self) -> bool:
-        """Whether torch's own LSTM (a library's kernel on most machines) can be called: traced, it would be unrolled."""
+        """Whether torch's own LSTM, often a library's kernel, can be called: traced, it would be unrolled."""
         return type(self.input) is Linear and not self.input._forward_hooks and not torch.compiler.is_compiling()
 
     def library(self, x: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
@@ -168,3 +172,34 @@ class RecurrentLayer(Stateful):
 
     def _recur(self, x: Tensor, kept: Kept | None, segments: Tensor | None) -> tuple[Tensor, Kept]:
         return self.ahead(x, kept, marks(segments))
+
+
+# ---------------------------------------------------------------------------------------------- torch's names
+
+NAMES = {"weight_ih": "input.weight", "weight_hh": "state.weight", "bias_ih": "input.bias", "bias_hh": "state.bias"}
+NAMES |= {"weight_hr": "project.weight"}
+NAME = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
+
+
+def from_torch(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The state_dict of torch.nn.RNN, LSTM or GRU → that of a `RecurrentLayer` for each of its layers."""
+    layers: list[dict[str, Tensor]] = []
+    for name, tensor in tensors.items():
+        found = NAME.fullmatch(name)
+        if found is None:
+            raise ConfigError(f"torch.nn's recurrent modules have no '{name}': expected names like weight_ih_l0.")
+        kind, number, reverse = found.groups()
+        layers += [{} for _ in range(int(number) + 1 - len(layers))]
+        layers[int(number)][f"{'back' if reverse else 'ahead'}.{NAMES[kind]}"] = tensor
+    return layers
+
+
+def to_torch(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The inverse of `from_torch`, in torch's order."""
+    return {
+        f"{kind}_l{number}{reverse}": layer[f"{side}.{name}"]
+        for number, layer in enumerate(layers)
+        for side, reverse in (("ahead", ""), ("back", "_reverse"))
+        for kind, name in NAMES.items()
+        if f"{side}.{name}" in layer
+    }
