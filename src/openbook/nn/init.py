@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.attentive import AttentiveLayer
 from openbook.nn.embed import RelativeBias, Table
 from openbook.nn.heads import LanguageHead, MixHead
 from openbook.nn.linear import Linear
@@ -67,6 +68,11 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
             _initialise_state_space(module, generator)
         if isinstance(module, Cell):
             _initialise_cell(module, generator)
+        if isinstance(module, AttentiveLayer):
+            for part in (module.memory.key, module.memory.query, module.memory.score, module.bridge, module.out):
+                if part is not None:
+                    bound = part.weight.shape[1] ** -0.5
+                    part.weight.uniform_(-bound, bound, generator=generator)
     if model.spec.embed.padding is not None:
         model.embed.tokens.weight[model.spec.embed.padding].zero_()
 
