@@ -50,7 +50,7 @@ def small(look: str = "fed", hidden: int = 48) -> spec.Model:
         cell="gru" if before else "lstm",
         hidden=hidden,
         look=look,  # type: ignore[arg-type]
-        score="additive" if before else "general",
+        score="additive",
         start="first" if before else "last",
         readout="maxout" if before else "tanh",
     )

@@ -50,7 +50,7 @@ def trained(look: str, rows: Rows, objective: Objective, steps: int) -> Language
 TEACHER = Teacher(k=60.0)  # half of the words are true at step 250
 WAYS: dict[str, Callable[[], LanguageModel]] = {
     "bahdanau": lambda: trained("before", Reversal(), Language(), 300),
-    "luong": lambda: trained("fed", Reversal(), Language(), 600),
+    "luong": lambda: trained("fed", Reversal(), Language(), 350),
     "scheduled": lambda: trained("before", ScheduledRows(Reversal(), TEACHER, seed=0, step=ROWS), Scheduled(), 300),
 }
 

@@ -46,7 +46,7 @@ from openbook.train.display import View, watch
 from openbook.train.guard import Guard
 from openbook.train.loop import fit
 from openbook.train.metrics import Journal, TensorBoard, Watcher, read_journal
-from openbook.train.objectives import Language
+from openbook.train.objectives import BothWays, Language, Objective
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import Recipe, identity
 from openbook.train.run import Plan, Run, resume
@@ -117,10 +117,15 @@ def check_model(recipe: Recipe, vocab: int | None = None) -> spec.Model:
             f"`model.vocab` is {part.vocab}, but the tokenizer has {vocab} ids. Leave `model.vocab` out, "
             f"or make it {vocab} or more."
         )
-    model = spec_of(part.family, part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block), part.more)
-    model = with_dropout(model, part.dropout)
-    if model.language is None or not model.causal or model.source is not None:
+    sizes = part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block)
+    model = spec_of(part.family, sizes, part.spec or part.more)
+    if not part.spec:
+        model = with_dropout(model, part.dropout)
+    both_ways = model.language is not None and model.language.directions == 2
+    if model.language is None or not (model.causal or both_ways) or model.source is not None:
         raise ConfigError(f"`openbook pretrain` trains models that write from left to right; '{part.family}' does not.")
+    if model.context is not None and model.context < recipe.data.block:
+        raise ConfigError(f"`data.block` is {recipe.data.block}, longer than the model's `context`, {model.context}.")
     return model
 
 
@@ -231,6 +236,8 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
     dtype = runtime.pick_dtype(part.dtype, device)
     model.compute_dtype = None if dtype == torch.float32 else dtype
     model.config = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    if recipe.model.spec:
+        model.config["model_type"] = recipe.model.family  # as asked for: no warning at the end
     loader = Loader(
         shards,
         block=recipe.data.block,
@@ -252,7 +259,7 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
     }
     run = Run(
         model=model,
-        objective=Language(label_smoothing=recipe.loss.label_smoothing, z_loss=recipe.loss.z_loss),
+        objective=objective_of(recipe, model.spec),
         rows=loader,
         optimizer=Optimizer(model, recipe.optimizer),
         schedule=recipe.schedule,
@@ -268,12 +275,21 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
         heldout=held if len(held) else None,
         store=Checkpoints(stages.checkpoints, who, recipe.checkpoint),
         journal=Journal(stages.journal),
-        sample=sampler(tokenizer, part.prompt) if part.prompt else None,
+        sample=sampler(tokenizer, part.prompt) if part.prompt and model.spec.causal else None,
         guard=Guard(tolerance=part.divergence),
     )
     fix_plan(recipe, stages, run)
     resume(run)
     return run
+
+
+def objective_of(recipe: Recipe, model: spec.Model) -> Objective:
+    """What the recipe minimises: the next token, or, of a model that reads both ways apart, the one before too."""
+    if model.language is None or model.language.directions == 1:
+        return Language(label_smoothing=recipe.loss.label_smoothing, z_loss=recipe.loss.z_loss)
+    if recipe.loss.label_smoothing or recipe.loss.z_loss:
+        raise ConfigError("A model that reads both ways apart has a plain loss: leave out [loss].")
+    return BothWays()
 
 
 def fix_plan(recipe: Recipe, stages: Stages, run: Run) -> None:
@@ -351,7 +367,8 @@ def export(recipe: Recipe, stages: Stages, run: Run, tokenizer: Tokenizer) -> No
             note(f"The weights are those of step {run.progress.best_step:,}, the best on held-out text.")
             put_weights(run.model, best)
     run.model.eval()
-    run.model.spec = with_dropout(run.model.spec, 0.0)  # of training alone; few families could say it
+    if not recipe.model.spec:
+        run.model.spec = with_dropout(run.model.spec, 0.0)  # of training alone; few families could say it
     save_model(run.model, stages.out, dtype=recipe.export_dtype)
     tokenizer.save(stages.out)
     records = read_journal(stages.journal)
