@@ -24,6 +24,7 @@ from openbook.generate.packed import Packed
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Scheduler
 from openbook.generate.speculate import Proposal
+from openbook.nn import attentive
 from tests.laws.adapters import KINDS
 from tests.laws.served import (
     MARKED,
@@ -288,6 +289,17 @@ def states_that_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
 @fault("mamba")
 def hits_without_a_state(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pages.Pool, "_usable", lambda self, entries: True)  # noqa: ARG005
+
+
+@fault("luong-general-fed")
+def a_source_as_long_as_its_mates(patch: pytest.MonkeyPatch) -> None:
+    real = Packed.recall
+    patch.setattr(Packed, "recall", lambda self, *rest: real(self, *rest)._replace(visible=None))
+
+
+@fault("luong-general-fed")
+def sums_that_know_their_number(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attentive.rows, "usable", lambda x: None)  # noqa: ARG005
 
 
 class Anything:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from openbook.models.cost import LAYER_PARTS, Run, Shapes, Side, Work, count
 from openbook.models.memory import BYTES
 from openbook.nn import spec
+from openbook.nn.build import head_name
 
 if TYPE_CHECKING:
     from openbook.models.describe import Description
@@ -85,7 +86,7 @@ def _structure(this: Description) -> Iterator[str]:
         yield from _side(found.source, this, "source ")
     yield from _side(found.main, this, "")
     for head in this.model.heads:
-        name = "language" if isinstance(head, spec.Language) else getattr(head, "name", "pooler")
+        name = head_name(head)
         yield from _entry(f"head · {name}", _head_says(head), found.heads[name])
 
 

@@ -14,12 +14,25 @@ Symbols: T tokens, B rows, H hidden, P outputs (H without projection), G gates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from openbook.nn.packed import product
+
 KINDS = ("tanh", "relu", "lstm", "gru")
+Product = Callable[[Tensor], Tensor]
+
+
+def _times(matrix: Tensor) -> Product:
+    """x [B,in] → x · matrixᵀ [B,out] in fp32; matrix [out,in]. For few rows ours are the fastest in fp32."""
+    if matrix.dtype == torch.float32:
+        matrix = matrix.detach().contiguous()
+        return lambda x: product(x, matrix, None)
+    return lambda x: F.linear(x.to(matrix.dtype), matrix).float()
 
 
 @torch.library.custom_op("openbook::recurrence", mutates_args=())
@@ -44,18 +57,39 @@ def recurrence(
     outs = hidden.new_empty(tokens, rows, weight.shape[1], dtype=torch.float32)
     cells = outs.new_empty(tokens, rows, size if kind == "lstm" else 0)
     acts = outs.new_empty(tokens, rows, 4 * size if kind in ("lstm", "gru") else 0)
-    turned, hidden, cell = weight.t(), hidden.float(), cell.float()
-    for t in range(tokens):
+    with torch.no_grad():
+        _steps(given, _times(weight), bias, project, hidden.float(), cell.float(), mark, kind, outs, cells, acts)
+    return outs, cells, acts
+
+
+def _steps(
+    given: Tensor,
+    state: Product,
+    bias: Tensor | None,
+    project: Tensor | None,
+    hidden: Tensor,
+    cell: Tensor,
+    mark: Tensor | None,
+    kind: str,
+    outs: Tensor,
+    cells: Tensor,
+    acts: Tensor,
+) -> None:
+    """The steps one after another, written into outs, cells and acts."""
+    shown = None if project is None else _times(project)
+    for t in range(len(given)):
         before, held = hidden, cell
         if mark is not None:
             going = (mark[t] != 2).unsqueeze(1)
             before, held = hidden * going, cell * going
         if kind == "lstm":
-            new, cell_new = _lstm(given[t], turned, project, before, held, acts[t], cells[t])
+            torch.add(given[t], state(before), out=acts[t])
+            new, cell_new = _lstm(held, acts[t], cells[t])
+            new = new if shown is None else shown(new)
         elif kind == "gru":
-            new, cell_new = _gru(given[t], turned, bias, before, acts[t]), held
+            new, cell_new = _gru(given[t], state(before), bias, before, acts[t]), held
         else:
-            new, cell_new = _product(given[t], before, turned), held
+            new, cell_new = given[t] + state(before), held
             new = new.tanh_() if kind == "tanh" else new.relu_()
         if mark is not None:
             real = (mark[t] != 0).unsqueeze(1)
@@ -63,34 +97,23 @@ def recurrence(
             cells[t] = cell_new
         outs[t] = new
         hidden, cell = outs[t], cell_new
-    return outs, cells, acts
 
 
-def _product(given: Tensor, before: Tensor, turned: Tensor, out: Tensor | None = None) -> Tensor:
-    """given + before · turned, in fp32 whatever the matrix is kept in."""
-    if turned.dtype == torch.float32:
-        return torch.addmm(given, before, turned, out=out)
-    return torch.add(given, (before.to(turned.dtype) @ turned).float(), out=out)
-
-
-def _lstm(
-    given: Tensor, turned: Tensor, project: Tensor | None, before: Tensor, held: Tensor, acts: Tensor, cells: Tensor
-) -> tuple[Tensor, Tensor]:
+def _lstm(held: Tensor, acts: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """acts [B,4H] holds what goes into the gates, and then the gates."""
     size = held.shape[1]
-    _product(given, before, turned, out=acts)
     write_forget, new, read = acts.split([2 * size, size, size], dim=1)
     write_forget.sigmoid_()
     new.tanh_()
     read.sigmoid_()
     write, forget = write_forget.split(size, dim=1)
     cell = torch.mul(write, new, out=cells).addcmul_(forget, held)
-    out = cell.tanh().mul_(read)
-    return (out if project is None else (out.to(project.dtype) @ project.t()).float()), cell
+    return cell.tanh().mul_(read), cell
 
 
-def _gru(given: Tensor, turned: Tensor, bias: Tensor | None, before: Tensor, acts: Tensor) -> Tensor:
+def _gru(given: Tensor, said: Tensor, bias: Tensor | None, before: Tensor, acts: Tensor) -> Tensor:
+    """acts [B,4H] gets r, z, n, and what the state says to n."""
     size = before.shape[1]
-    said = (before.to(turned.dtype) @ turned).float()
     if bias is not None:
         said = said + bias.float()
     gates, new, kept = acts.split([2 * size, size, size], dim=1)
@@ -160,6 +183,23 @@ def backwards(
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of given, weight, bias, project, hidden and cell; empty where there is none."""
+    with torch.no_grad():
+        return _steps_back(to_outs, to_cells, weight, project, hidden, cell, mark, outs, cells, acts, kind)
+
+
+def _steps_back(
+    to_outs: Tensor,
+    to_cells: Tensor,
+    weight: Tensor,
+    project: Tensor | None,
+    hidden: Tensor,
+    cell: Tensor,
+    mark: Tensor | None,
+    outs: Tensor,
+    cells: Tensor,
+    acts: Tensor,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     before = torch.cat([hidden.float().unsqueeze(0), outs[:-1]])  # [T,B,P]
     real = going = None
     if mark is not None:
@@ -189,10 +229,6 @@ def _summed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return (left.flatten(0, 1).to(dtype).t() @ right.flatten(0, 1).to(dtype)).float()
 
 
-def _through(step: Tensor, matrix: Tensor) -> Tensor:
-    return step @ matrix if matrix.dtype == torch.float32 else (step.to(matrix.dtype) @ matrix).float()
-
-
 def _lstm_back(
     to_outs: Tensor,
     to_cells: Tensor,
@@ -217,6 +253,7 @@ def _lstm_back(
     tokens, rows, size = cells.shape
     to_out, to_cell = torch.zeros_like(to_outs[0]), torch.zeros_like(cells[0])
     said = torch.empty_like(to_outs) if project is not None else None
+    back, shows = _times(weight.t()), None if project is None else _times(project.t())
     for t in reversed(range(tokens)):
         to_out, to_cell = to_out + to_outs[t], to_cell + to_cells[t]
         skipped_out = skipped_cell = None
@@ -224,15 +261,15 @@ def _lstm_back(
             skipped_out, skipped_cell = to_out * (1 - real[t]), to_cell * (1 - real[t])
             to_out, to_cell = to_out * real[t], to_cell * real[t]
         shown = to_out
-        if project is not None and said is not None:
+        if shows is not None and said is not None:
             said[t] = to_out
-            shown = _through(to_out, project)
+            shown = shows(to_out)
         to_cell = torch.addcmul(to_cell, shown, through[t])
         step = steps[t].view(rows, 4, size)
         factor = factors[t].view(rows, 4, size)
         torch.mul(factor[:, :3], to_cell.unsqueeze(1), out=step[:, :3])
         torch.mul(factor[:, 3], shown, out=step[:, 3])
-        to_out, to_cell = _through(steps[t], weight), to_cell * forget[t]
+        to_out, to_cell = back(steps[t]), to_cell * forget[t]
         if going is not None and skipped_out is not None and skipped_cell is not None:
             to_out, to_cell = to_out * going[t] + skipped_out, to_cell * going[t] + skipped_cell
     if project is None or said is None:
@@ -250,7 +287,7 @@ def _gru_back(
     factors = torch.stack(
         [of_new * kept * (reset - reset * reset), (before - new) * (update - update * update), of_new * reset], dim=2
     )  # [T,B,3,H]
-    steps, shown = torch.empty_like(factors), torch.empty_like(to_outs)
+    steps, shown, back = torch.empty_like(factors), torch.empty_like(to_outs), _times(weight.t())
     to_out = torch.zeros_like(to_outs[0])
     for t in reversed(range(len(to_outs))):
         to_out = to_out + to_outs[t]
@@ -259,7 +296,7 @@ def _gru_back(
             skipped, to_out = to_out * (1 - real[t]), to_out * real[t]
         shown[t] = to_out
         torch.mul(factors[t], to_out.unsqueeze(1), out=steps[t])
-        to_out = to_out * update[t] + _through(steps[t].view(rows, 3 * size), weight)
+        to_out = to_out * update[t] + back(steps[t].view(rows, 3 * size))
         if going is not None and skipped is not None:
             to_out = to_out * going[t] + skipped
     said = steps.flatten(2)
@@ -270,14 +307,14 @@ def _gru_back(
 def _plain_back(
     to_outs: Tensor, weight: Tensor, factor: Tensor, real: Tensor | None, going: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    steps, to_out = torch.empty_like(to_outs), torch.zeros_like(to_outs[0])
+    steps, to_out, back = torch.empty_like(to_outs), torch.zeros_like(to_outs[0]), _times(weight.t())
     for t in reversed(range(len(to_outs))):
         to_out = to_out + to_outs[t]
         skipped = None
         if real is not None:
             skipped, to_out = to_out * (1 - real[t]), to_out * real[t]
         torch.mul(factor[t], to_out, out=steps[t])
-        to_out = _through(steps[t], weight)
+        to_out = back(steps[t])
         if going is not None and skipped is not None:
             to_out = to_out * going[t] + skipped
     return steps, to_out
