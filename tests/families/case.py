@@ -21,11 +21,21 @@ class Case:
     architecture: str
     values: dict[str, Any] = field(hash=False)
     kind: str = "decoder"  # decoder | encoder | encoder-decoder
+    marked: bool = False  # has patterns in which some tokens are global
+    attention: str = "eager"  # which of the reference's implementations is held to
+    idle: tuple[str, ...] = ()  # tensors of the reference that compute nothing
     core: bool = False  # every law runs on it in the quick gate; on the others only parity does
 
     def reference(self) -> Any:
         """The reference model: random weights, none of them at its default (norms, biases, decays included)."""
         return _reference(self)
+
+    def marks(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """Global tokens for rows of ids: none in the first, more and more in the others."""
+        if not self.marked:
+            return None
+        chance = torch.arange(len(ids)).unsqueeze(1) / (2 * len(ids))
+        return (torch.rand(ids.shape, generator=torch.Generator().manual_seed(5)) < chance).long()
 
     def published(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors under the names and in the layout that the reference is saved with."""
@@ -47,16 +57,25 @@ def _reference(case: Case) -> Any:
 
     torch.manual_seed(sum(map(ord, case.name)))
     config = getattr(transformers, case.config)(**case.values)
-    config._attn_implementation = "eager"
+    config._attn_implementation = case.attention
+    config._experts_implementation = "eager"  # the others want rows of whole 16 bytes
     model = getattr(transformers, case.architecture)(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:  # a fixed table, such as sinusoidal positions
+                continue
             if name.endswith("A_log"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * (0.6 / parameter.shape[-1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("logits_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 module.padding_idx = None

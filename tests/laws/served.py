@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -52,9 +52,10 @@ class Said:
 
 @cache
 def model_of(name: str, form: str = "fp32") -> LanguageModel:
-    """The family's random model, as its folder loads, in a form for serving; some are made of a spec."""
-    if name == "hybrid":
-        return serve_form(_random(_hybrid(), 5), form)
+    """The family's random model, as its folder loads, in a form for serving. Those of `MADE` are made of a spec."""
+    if name in MADE:
+        make, seed = MADE[name]
+        return serve_form(_random(make(), seed), form)
     if name in recurrent.ALL:
         return serve_form(recurrent.random(recurrent.ALL[name], 5), form)
     with tempfile.TemporaryDirectory() as root:
@@ -91,6 +92,22 @@ def _hybrid() -> spec.Model:
     return _stack(131, [[selective], [_heads(6), MLP], [_heads(None), MLP]])
 
 
+def _shared() -> spec.Model:
+    """Blocks that run again: each run keeps a state of its own."""
+    model = _hybrid()
+    return replace(model, stack=replace(model.stack, order=(0, 1, 2, 1, 0, 2, 2)))
+
+
+def _states() -> spec.Model:
+    dual = spec.StateSpaceDual(heads=6, head_dim=7, groups=2, state=5, kernel=3, norm=spec.Norm())
+    delta = spec.GatedDelta(heads=2, value_heads=4, key_dim=6, value_dim=9, kernel=3, norm=spec.Norm())
+    return _stack(131, [[spec.Structured(state=10), MLP], [dual], [_heads(6), MLP], [delta, MLP]])
+
+
+# The seed: one with which greedy output repeats itself.
+MADE = {"hybrid": (_hybrid, 5), "shared": (_shared, 8), "states": (_states, 5)}
+
+
 def _random(of: spec.Model, seed: int) -> LanguageModel:
     """A model of a spec, its numbers such that every part shows."""
     model = build(of).eval()
@@ -106,7 +123,7 @@ def prompts_of(
     name: str, count: int, lengths: Sequence[int] = (9, 17, 3, 24, 12, 30), seed: int = 0
 ) -> list[list[int]]:
     """Random prompts of uneven lengths."""
-    vocab = model_of(name).spec.embed.vocab
+    vocab = model_of(name).spec.reads.vocab
     most = (model_of(name).spec.context or 1000) - 13
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(lengths[i % len(lengths)], most) for i in range(count)]

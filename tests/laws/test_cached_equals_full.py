@@ -40,11 +40,12 @@ def decoder(layers: Layers, norm: spec.Norm = RMS, place: spec.Place = "pre", **
     """A model of these layers with the rest at its simplest."""
     embed = {"positions": more.pop("positions", None)}
     relative, source, head = more.pop("relative", None), more.pop("source", None), more.pop("head", spec.Language())
+    order = more.pop("order", None)
     assert not more
     blocks = tuple(spec.Block(branches=tuple(spec.Branch(layer=x, norm=norm, place=place) for x in b)) for b in layers)
     return spec.Model(
         embed=spec.Embed(vocab=V, dim=D, **embed),
-        stack=spec.Stack(dim=D, blocks=blocks, final_norm=norm, relative=relative),
+        stack=spec.Stack(dim=D, blocks=blocks, order=order, final_norm=norm, relative=relative),
         heads=(head,),
         source=source,
         context=CONTEXT,
@@ -77,6 +78,14 @@ T5_ENCODER = spec.Encoder(
     )
 )
 T5 = [[heads(4, relative=True), spec.CrossAttention(heads=4, kv_heads=4, head_dim=8), MLP]] * 2
+EXPERTS = spec.MoE(
+    experts=8,
+    top_k=3,
+    expert=spec.MLP(hidden=24, activation="quick_gelu", bias=True, limit=0.7, offset=1.0),
+    routing=spec.Routing(score="sigmoid", scale=1.5, groups=4, top_groups=2, group_score="sum2", correction=True),
+    shared=MLP,
+    shared_gate=True,
+)
 SPECS = {
     "llama": decoder([[heads(rope=ROPE), MLP]] * 2),
     "gpt2": decoder([[heads(4, bias=True), MLP]] * 2, norm=LAYER, positions=spec.Learned(count=CONTEXT)),
@@ -84,9 +93,12 @@ SPECS = {
     "gemma2": decoder([[windowed(4, softcap=3.0), MLP], [windowed(None, softcap=3.0), MLP]] * 2, place="both"),
     "qwen3": decoder([[heads(1, rope=ROPE, norm=RMS), MLP]] * 2),
     "mixtral": decoder([[heads(rope=ROPE), spec.MoE(experts=4, top_k=2, expert=MLP)]] * 2),
+    "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
+    "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]]),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
     "mamba": decoder([[SELECTIVE]] * 2),
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
+    "shared": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]], order=(0, 1, 0, 2, 1, 1, 0)),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),
     **recurrent.ALL,
 }

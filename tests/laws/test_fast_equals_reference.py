@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from openbook.models.load import load, save
 from openbook.models.make import fuse, unfuse
-from openbook.nn import attend, grouped, moe, selective, spec, stack
+from openbook.nn import attend, grouped, moe, spec, stack
+from openbook.nn import scan as scans
 from openbook.nn.model import LanguageModel
 from openbook.nn.state import Context, Dense, Source, count_positions, visible
 from tests.families import ALL, DECODERS, Case, each, tokens
@@ -139,25 +141,25 @@ def scan_case(rows: int, count: int, channels: int, size: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 64, 65, 130])
 def test_scan(count: int) -> None:
-    assert agree(selective.scan, selective.scan_reference, scan_case(2, count, 3, 4))
+    assert agree(scans.scan, scans.scan_reference, scan_case(2, count, 3, 4))
 
 
 @torch.no_grad()
 @given(count=st.integers(2, 70), chunk=st.integers(1, 40))
 def test_scan_in_chunks(count: int, chunk: int) -> None:
     case = scan_case(2, count, 3, 2)
-    assert close(selective.run(*case, chunk), selective.scan_reference(*case))
+    assert close(scans.run(*case, chunk), scans.scan_reference(*case))
 
 
 def test_scan_faults_are_found() -> None:
     def forgets_the_start(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-        return selective.scan(decay, inputs, start * 0)
+        return scans.scan(decay, inputs, start * 0)
 
     def forgets_a_gradient(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-        return selective.scan(decay.detach(), inputs, start) + 0 * decay.sum()
+        return scans.scan(decay.detach(), inputs, start) + 0 * decay.sum()
 
     for fault in (forgets_the_start, forgets_a_gradient):
-        assert not agree(fault, selective.scan_reference, scan_case(2, 20, 3, 4))
+        assert not agree(fault, scans.scan_reference, scan_case(2, 20, 3, 4))
 
 
 def test_scan_keeps_two_tensors() -> None:
@@ -170,7 +172,7 @@ def test_scan_keeps_two_tensors() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        selective.scan(decay, inputs, start)
+        scans.scan(decay, inputs, start)
     assert sum(saved.values()) == decay.numel() + inputs.numel() + start.numel()
 
 
@@ -179,11 +181,19 @@ def test_scan_keeps_two_tensors() -> None:
 SIZES = [(16, 24, 4), (7, 13, 3), (36, 5, 6), (1, 1, 1)]  # D, F, E: whole 16 bytes and not
 
 
+EXPERTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "biased": {"bias": True, "activation": "quick_gelu", "limit": 0.7, "offset": 1.0},
+    "scaled before": {"bias": True, "before": True},
+}
+
+
 @pytest.mark.parametrize(("dim", "hidden", "experts"), SIZES)
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 29])
-def test_experts(dim: int, hidden: int, experts: int, gated: bool, count: int) -> None:
-    layer, inputs = experts_case(dim, hidden, experts, gated, count)
+@pytest.mark.parametrize("more", EXPERTS.values(), ids=EXPERTS)
+def test_experts(dim: int, hidden: int, experts: int, gated: bool, count: int, more: dict[str, Any]) -> None:
+    layer, inputs = experts_case(dim, hidden, experts, gated, count, **more)
     chosen = inputs.pop()
 
     def run(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -208,10 +218,13 @@ class Bound(nn.Module):
         return self.function(self.layer, *args)
 
 
-def experts_case(dim: int, hidden: int, experts: int, gated: bool, count: int) -> tuple[moe.Experts, list[Tensor]]:
+def experts_case(
+    dim: int, hidden: int, experts: int, gated: bool, count: int, before: bool = False, **more: Any
+) -> tuple[moe.Experts, list[Tensor]]:
     """Experts, and x, weights, their matrices, the choice. The last expert gets no token where there are several."""
     top = min(2, experts)
-    mixture = spec.MoE(experts=experts, top_k=top, expert=spec.MLP(hidden=hidden, gated=gated))
+    mlp = spec.MLP(hidden=hidden, gated=gated, **more)
+    mixture = spec.MoE(experts=experts, top_k=top, expert=mlp, routing=spec.Routing(input_scaled=before))
     layer = moe.Experts(mixture, dim)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -349,11 +362,10 @@ def context(model: LanguageModel, rows: int, count: int, segmented: bool) -> tup
         segments[0, -1] = 0
     positions = count_positions(torch.ones(rows, count, dtype=torch.int64) if segments is None else segments)
     state = Dense(positions, segments, model.stack.patterns, count)
-    if model.stack.relative is not None:
-        state.bias(model.stack.relative, 0)
     rotary = tuple(table.rows(positions, 128, 128, torch.float32) for table in model.stack.tables)
     source = Source(torch.randn(rows, 7, model.spec.stack.dim), None) if model.source is not None else None
-    return torch.randn(rows, count, model.spec.stack.dim, requires_grad=True), Context(state, rotary, source)
+    ctx = model.stack.prepare(Context(state, rotary, source), torch.float32)
+    return torch.randn(rows, count, model.spec.stack.dim, requires_grad=True), ctx
 
 
 class Counter:

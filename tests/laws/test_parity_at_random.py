@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from openbook.models.load import load, save
+from openbook.nn.routing import Routed
 from tests.families import Case, tokens
+from tests.laws.classic_draws import DRAWS as CLASSIC
+from tests.laws.encoder_draws import DRAWS as ENCODERS
 
 Draw = Callable[[random.Random], tuple[str, str, dict[str, Any], str]]
 ACTIVATIONS = ["silu", "gelu", "gelu_new", "relu", "gelu_pytorch_tanh", "quick_gelu", "tanh", "relu2", "sigmoid"]
@@ -180,7 +183,7 @@ def mamba(draw: random.Random) -> tuple[str, str, dict[str, Any], str]:
     return "MambaConfig", "MambaForCausalLM", values, "decoder"
 
 
-DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba]
+DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC, *ENCODERS]
 
 
 @torch.no_grad()
@@ -207,9 +210,9 @@ def differs(case: Case, folder: Path, again: bool, factor: float = 1.0) -> float
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :9]}
         ours, real = model(ids[:, :9], source=ids, source_segments=mask), torch.ones_like(ids[:, :9])
     else:
-        inputs, real, routers = {"input_ids": ids, "attention_mask": mask}, mask, list[Tensor]()
+        inputs, real, routers = {"input_ids": ids, "attention_mask": mask}, mask, list[Routed]()
         ours = model(ids, segments=mask, routers=routers)
-        if any(undecided(logits, case.values["num_experts_per_tok"]) for logits in routers):
+        if any(undecided(routed.logits, case.values["num_experts_per_tok"]) for routed in routers):
             return 0.0
     theirs = reference(**inputs).logits[real == 1]
     exact = reference.double()(**inputs).logits[real == 1]

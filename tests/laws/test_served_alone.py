@@ -27,7 +27,9 @@ from openbook.generate.speculate import Proposal
 from openbook.nn import attentive
 from tests.laws.adapters import KINDS
 from tests.laws.served import (
-    MARKED,
+    MARKED as FAMILIES,
+)
+from tests.laws.served import (
     PAIRS,
     Said,
     drawn,
@@ -41,6 +43,7 @@ from tests.laws.served import (
 )
 
 FORMED = ["llama", "llama-biased-mqa", "gemma2", "mixtral", "mamba", "t5", "hybrid", "lstm", "luong-general-fed"]
+MARKED = [*FAMILIES, pytest.param("shared", id="shared")]  # its blocks run again
 CLOSE = 2e-4  # of log-probabilities, between the paths of fp32
 PAGE = 32
 

@@ -15,15 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openbook.data.batch import Batch
 from openbook.models.load import load
 from openbook.models.names import locate, publish
 from openbook.models.registry import family_of
+from openbook.nn import spec
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import balance_loss
-from tests.families import ALL, Case, each, tokens
+from openbook.nn.routing import Routed, balance_loss, route
+from openbook.train.objectives import Language
+from tests.families import ALL, DECODERS, Case, each, tokens
 
 BOUND = 1e-5
-MIXTURES = [case for case in ALL if "mixtral" in case.name]
+MIXTURES = [case for case in DECODERS if "num_experts_per_tok" in case.values]
 ROWS = [case for case in ALL if case.kind != "encoder-decoder"]
 
 
@@ -58,8 +61,9 @@ def published_gradients(case: Case, model: LanguageModel) -> dict[str, Tensor]:
 
 
 def reference_gradients(case: Case, expected: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    """The reference's gradients under the names, and in the layout, that it is published with."""
-    found = {name: p.grad for name, p in case.reference().named_parameters() if p.grad is not None}
+    """The reference's gradients under the names, and in the layout, that it is published with; 0 where it has none."""
+    every = case.reference().named_parameters(remove_duplicate=False)  # a tied one under all its names
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in every}
     published = case.published(found)
     return {name: published.get(name) for name in expected}
 
@@ -83,8 +87,10 @@ def backward_both(case: Case, model: LanguageModel) -> tuple[Tensor, Tensor]:
         ours = model(target, source=ids, source_segments=mask)
     else:
         goal = tokens(case, 3, 12, seed=2).masked_fill(mask == 0, -100)
-        theirs = reference(input_ids=ids, attention_mask=mask).logits
-        ours = model(ids, segments=mask)
+        marks = case.marks(ids)
+        more = {} if marks is None else {"global_attention_mask": marks}
+        theirs = reference(input_ids=ids, attention_mask=mask, **more).logits
+        ours = model(ids, segments=mask, marks=marks)
     losses = loss_of(ours, goal), loss_of(theirs, goal)
     for loss in losses:
         loss.backward()
@@ -94,6 +100,8 @@ def backward_both(case: Case, model: LanguageModel) -> tuple[Tensor, Tensor]:
 def gradients_agree(case: Case, model: LanguageModel) -> bool:
     ours, theirs = backward_both(case, model)
     found = published_gradients(case, model)
+    fixed = {name for name, _ in case.reference().named_buffers()}  # what the reference does not train
+    found = {name: gradient for name, gradient in found.items() if name not in fixed}
     expected = reference_gradients(case, found)
     missing = [name for name, gradient in expected.items() if gradient is None]
     assert not missing, missing
@@ -127,33 +135,66 @@ def test_balance_loss_equals_the_reference(case: Case, root: Path) -> None:
         reference.zero_grad()
         model.zero_grad()
         theirs = reference(input_ids=ids, attention_mask=attention, output_router_logits=True, labels=ids).aux_loss
-        routers: list[Tensor] = []
+        routers: list[Routed] = []
         model(ids, segments=attention, routers=routers)
         real = None if attention is None else attention.flatten()
-        ours = balance_loss(routers, case.values["num_experts_per_tok"], real)
+        ours = balance_loss(routers, real)
         assert close(ours, theirs)
         ours.backward()
         theirs.backward()
-        found = {n: g for n, g in published_gradients(case, model).items() if n.endswith(".gate.weight")}
+        found = {
+            n: g
+            for n, g in published_gradients(case, model).items()
+            if n.endswith((".gate.weight", ".router.weight", ".router.layer.weight"))
+        }
         expected = reference_gradients(case, found)
-        assert len(found) == 3
+        assert len(found) == len(routers)
         assert all(close(found[name], expected[name]) for name in found)
+
+
+SWITCH = [case for case in ALL if case.name == "switch"]
+
+
+@each(SWITCH)
+def test_losses_of_switch_equal_the_reference(case: Case, root: Path) -> None:
+    """Balance and z-loss, each of either side. One row: the reference balances each row by itself."""
+    model, ids = own(case, root).train(), tokens(case, 1, 12)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Module):
+            module.training = False
+    model.training = True  # the objective's terms of training, without dropout, noise and capacity
+    theirs = case.reference()(input_ids=ids, decoder_input_ids=ids[:, :7], labels=ids[:, :7], output_router_logits=True)
+    batch = Batch(ids=ids[:, :7], source=ids, targets={"language": ids[:, :7]})
+    terms, counts = Language()(model, batch), Language().counts(batch)
+    for ours, expected in {
+        "balance": theirs.decoder_aux_loss,
+        "router_z": theirs.decoder_z_loss,
+        "source_balance": theirs.encoder_aux_loss,
+        "source_router_z": theirs.encoder_z_loss,
+    }.items():
+        assert close(terms[ours].total / counts[ours], expected)
+        assert terms[ours].weight == pytest.approx(0.03 if "router_z" in ours else 0.04)
+
+
+def routed(*layers: Tensor, top_k: int = 2) -> list[Routed]:
+    moe = spec.MoE(experts=4, top_k=top_k, expert=spec.MLP(hidden=1))
+    return [route(moe, logits) for logits in layers]
 
 
 def test_balance_loss_of_uniform_routing_is_top_k() -> None:
     logits = [torch.eye(4).repeat(5, 1) * 1e-3 for _ in range(2)]
-    assert float(balance_loss(logits, 1)) == pytest.approx(1.0, abs=1e-3)
-    alone = [torch.tensor([[9.0, 0, 0, 0]]).repeat(20, 1)]
-    assert float(balance_loss(alone, 1)) > 3.9
+    assert float(balance_loss(routed(*logits, top_k=1))) == pytest.approx(1.0, abs=1e-3)
+    alone = torch.tensor([[9.0, 0, 0, 0]]).repeat(20, 1)
+    assert float(balance_loss(routed(alone, top_k=1))) > 3.9
 
 
 def test_balance_loss_ignores_padding() -> None:
-    routers = [torch.randn(10, 4) for _ in range(3)]
+    layers = [torch.randn(10, 4) for _ in range(3)]
     real = torch.tensor([1] * 6 + [0] * 4)
-    changed = [torch.cat([layer[:6], torch.randn(4, 4) * 5]) for layer in routers]
-    assert close(balance_loss(routers, 2, real), balance_loss(changed, 2, real))
-    assert not close(balance_loss(routers, 2), balance_loss(changed, 2))
-    assert close(balance_loss(routers, 2, real), balance_loss([layer[:6] for layer in routers], 2))
+    whole, changed = routed(*layers), routed(*(torch.cat([layer[:6], torch.randn(4, 4) * 5]) for layer in layers))
+    assert close(balance_loss(whole, real), balance_loss(changed, real))
+    assert not close(balance_loss(whole), balance_loss(changed))
+    assert close(balance_loss(whole, real), balance_loss(routed(*(layer[:6] for layer in layers))))
 
 
 # ------------------------------------------------------------------------------------------------ packing

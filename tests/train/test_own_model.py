@@ -17,8 +17,9 @@ from openbook.models.load import load as load_model
 from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.plain import from_plain, to_plain
+from openbook.train.learning import check_model
 from openbook.train.metrics import read_journal
-from openbook.train.pretrain import check_model, pretrain
+from openbook.train.pretrain import pretrain
 from openbook.train.recipe import Recipe
 from tests.nn.recurrent import ALL, bilm
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openbook.adapters.folder import ALL_LINEAR, WEIGHTS, Adapter
 from openbook.errors import CheckpointError, ConfigError, Refusal, nearest
-from openbook.models.names import locate
+from openbook.models.names import Part, locate
 from openbook.models.registry import say
 from openbook.nn.attentive import AttentiveLayer
 from openbook.nn.linear import Linear
@@ -43,9 +43,10 @@ class Delta:
 
 @dataclass(frozen=True)
 class Site:
-    """One published module: ours that it is, in order, or why it cannot be adapted."""
+    """One published module: ours that it is, in order, and which of its rows each is; or why it cannot be adapted."""
 
     paths: tuple[str, ...]
+    rows: tuple[Part | None, ...] = ()
     refusal: str = ""
     biased: bool = False
     linear: bool = False
@@ -82,7 +83,7 @@ def sites(model: LanguageModel) -> tuple[dict[str, Site], str]:
     held = logical(model)
     shapes = {name: held.shape(name) for name in held}
     modules = dict(model.named_modules())
-    found: dict[str, list[tuple[int, str]]] = {}
+    found: dict[str, list[tuple[str, Part | None]]] = {}
     refused: dict[str, str] = {}
     biased, inside = set(), _stepwise(modules)
     for name, place in locate(family.names(model.spec), shapes).items():
@@ -95,15 +96,17 @@ def sites(model: LanguageModel) -> tuple[dict[str, Site], str]:
             if reason or "{e}" in place.entry.theirs or leaf not in ("weight", "bias"):
                 refused.setdefault(module, reason or f"`{path}`, which is no linear map of its own")
             elif leaf == "weight":
-                found.setdefault(module, []).append(((place.entry.part or (0, 1))[0], path))
+                found.setdefault(module, []).append((path, place.entry.rows))
             else:
                 found.setdefault(module, [])
     made = {}
     for name, parts in found.items():
-        paths = tuple(path for _, path in sorted(parts))
-        made[name] = Site(paths, "", name in biased, bool(paths) and is_linear(modules[paths[0]]))
+        parts.sort(key=lambda part: 0 if part[1] is None else part[1].which)
+        paths, rows = tuple(path for path, _ in parts), tuple(rows for _, rows in parts)
+        linear = bool(paths) and is_linear(modules[paths[0]])
+        made[name] = Site(paths, rows, biased=name in biased, linear=linear)
     for name, reason in refused.items():
-        made[name] = Site((), reason, name in biased)
+        made[name] = Site((), (), reason, name in biased)
     return made, family.prefix
 
 
@@ -144,7 +147,7 @@ def place(adapter: Adapter, model: LanguageModel) -> dict[str, Delta]:
             raise _wrong(adapter, f"holds '{spelled[name]}.{surplus[0]}', which its settings do not ask for")
         sizes = [_sizes(modules[path]) for path in known[name].paths]
         _check_shapes(adapter, spelled[name], tensors, sizes)
-        deltas |= _deltas(adapter, spelled[name], known[name], tensors, [outs for outs, _ in sizes])
+        deltas |= _deltas(adapter, spelled[name], known[name], tensors)
     if given.tensors:
         name, tensors = next(iter(given.tensors.items()))
         raise _wrong(adapter, f"holds '{given.spelled[name]}.{next(iter(tensors))}', which its settings do not ask for")
@@ -236,22 +239,18 @@ def _check_shapes(adapter: Adapter, name: str, tensors: Mapping[str, Tensor], si
             )
 
 
-def _deltas(
-    adapter: Adapter, name: str, site: Site, tensors: Mapping[str, Tensor], outs: list[int]
-) -> dict[str, Delta]:
+def _deltas(adapter: Adapter, name: str, site: Site, tensors: Mapping[str, Tensor]) -> dict[str, Delta]:
     scale = adapter.settings.scale_of(name)
     up, shift = tensors.get("lora_B.weight"), tensors.get("lora_B.bias")
-    pieces: dict[str, list[Tensor | None]] = {}
-    for key, whole in (
-        ("up", None if up is None else up * scale),
-        ("shift", None if shift is None else shift * scale),
-        ("bias", tensors.get("bias")),
-        ("magnitude", tensors.get("lora_magnitude_vector")),
-    ):
-        parts: list[Tensor | None] = [None] * len(outs)
-        pieces[key] = parts if whole is None else [part.contiguous() for part in whole.split(outs)]
+    up, shift = None if up is None else up * scale, None if shift is None else shift * scale
+    bias, magnitude = tensors.get("bias"), tensors.get("lora_magnitude_vector")
     down = tensors.get("lora_A.weight")
     return {
-        path: Delta(down, pieces["up"][i], pieces["shift"][i], pieces["bias"][i], pieces["magnitude"][i])
-        for i, path in enumerate(site.paths)
+        path: Delta(down, *(_part(whole, rows) for whole in (up, shift, bias, magnitude)))
+        for path, rows in zip(site.paths, site.rows, strict=True)
     }
+
+
+def _part(whole: Tensor | None, rows: Part | None) -> Tensor | None:
+    """Of a published module's tensor, the rows of one of ours."""
+    return whole if whole is None or rows is None else rows.take(whole).contiguous()

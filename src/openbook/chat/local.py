@@ -267,7 +267,8 @@ def start_of(model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
     if model.spec.source is None:
         return ()
     start = model.config.get("decoder_start_token_id", tokenizer.pad)
-    return () if start is None else (int(start),)
+    language = model.config.get("forced_bos_token_id")  # of a model of many languages: the one it answers in
+    return tuple(int(one) for one in (start, language) if one is not None)
 
 
 def joined(messages: Sequence[Message]) -> str:

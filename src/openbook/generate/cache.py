@@ -1,6 +1,7 @@
 """The contiguous cache: what layers keep between steps, in one block of columns per kind of layer.
 
-    lane        layers of equal kv heads, sizes and window share keys [L,B,C,G,K] and values [L,B,C,G,V]
+    lane        layers of equal kv heads, sizes and window share keys [L,B,C,G,K] and values [L,B,C,G,V]; the values of
+                latent layers are the first V numbers of their keys, and are not kept again
     column      every step writes the same columns in all rows; a row that has less to say leaves a hole there
     held        [B,C] the position of each column's token, `HOLE` where there is none; exists only once rows differ
 
@@ -19,13 +20,14 @@ Symbols: B rows, T new tokens, C columns, S visible columns, L layers of a lane,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from openbook.errors import InputError
+from openbook.generate.lanes import START, Lane
 from openbook.nn.attend import mix
 from openbook.nn.spec import Pattern
 from openbook.nn.state import (
@@ -42,8 +44,6 @@ from openbook.nn.state import (
 )
 
 HOLE = 1 << 30  # the position of a column that holds no token: after every query, hence never seen
-START = 256  # columns of a lane's first block
-SLACK = 128  # columns a windowed lane may fill before it moves
 
 
 class Keeper(Protocol):
@@ -55,69 +55,6 @@ class Keeper(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
-
-
-class Lane:
-    """Keys and values of the layers of one kind; `start` is the number of the first column that is still held."""
-
-    def __init__(self, kind: PerToken, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.kind = kind
-        self.layers = 0
-        self.start = 0
-        self.first = 0  # the first column seen in this step
-        self.keys = torch.empty(0, rows, 0, kind.kv_heads, kind.key_dim, dtype=dtype, device=device)
-        self.values = torch.empty(0, rows, 0, kind.kv_heads, kind.value_dim, dtype=dtype, device=device)
-        self.write: list[tuple[Tensor, ...]] = []
-        self.seen: list[tuple[Tensor, ...]] = []
-
-    def open(self, used: int, tokens: int, first: int, capacity: int) -> None:
-        """Makes room for `tokens` columns after `used`, of which those from `first` on are seen."""
-        self.first = max(first, self.start)
-        size = self.keys.shape[2]
-        need = used + tokens - self.first
-        if self.kind.window is None:
-            if need > size:
-                self._move(used, min(capacity, max(need, 2 * size, START)))
-        elif used + tokens - self.start > size or size > 2 * need + 2 * SLACK:
-            self._move(used, need + SLACK)
-        at, end = used - self.start, used + tokens - self.start
-        low = self.first - self.start
-        # One unbind makes the views of all layers: cheaper than a slice in every layer.
-        self.write = [block[:, :, at:end].unbind(0) for block in (self.keys, self.values)]
-        self.seen = [block[:, :, low:end].unbind(0) for block in (self.keys, self.values)]
-
-    def _move(self, used: int, size: int) -> None:
-        low, high = self.first - self.start, used - self.start
-        self.keys = self._moved(self.keys, low, high, size)
-        self.values = self._moved(self.values, low, high, size)
-        self.start = self.first
-
-    def _moved(self, block: Tensor, low: int, high: int, size: int) -> Tensor:
-        moved = _empty(block, self.layers, block.shape[1], size)
-        if high > low:
-            moved[:, :, : high - low] = block[:, :, low:high]
-        return moved
-
-    def reorder(self, rows: Tensor, used: int) -> None:
-        """Row i becomes what row `rows[i]` was."""
-        high = used - self.start
-        self.keys, self.values = (self._gather(block, rows, high) for block in (self.keys, self.values))
-
-    def _gather(self, block: Tensor, rows: Tensor, high: int) -> Tensor:
-        moved = _empty(block, block.shape[0], len(rows), block.shape[2])
-        if high > 0:
-            torch.index_select(block[:, :, :high], 1, rows, out=moved[:, :, :high])
-        return moved
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are allocated."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-def _empty(block: Tensor, layers: int, rows: int, columns: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be written outside it
-        return torch.empty(layers, rows, columns, *block.shape[3:], dtype=block.dtype, device=block.device)
 
 
 @dataclass(frozen=True)
@@ -189,8 +126,15 @@ class Contiguous:
         kept = [t for group in (*self.slots.values(), *self.sources.values()) for t in group]
         return sum(lane.nbytes for lane in self.lanes.values()) + sum(t.nbytes for t in kept)
 
-    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> Step:
-        """Opens a step of `tokens` new columns: segment 0 leaves a hole, any other number is the row's one sequence."""
+    def step(
+        self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None, marks: Tensor | None = None
+    ) -> Step:
+        """Opens a step of `tokens` new columns: segment 0 leaves a hole, any other number is the row's one sequence.
+
+        `marks` [B,T] are the tokens of a prefix: they see later ones, so that they must all be in the first step.
+        """
+        if marks is not None and self.used:
+            raise InputError("A prefix is read both ways: it must be whole in a cache's first step.")
         if rows != self.rows:
             raise InputError(f"This cache has {self.rows} rows: got {rows}.")
         if self.used + tokens > self.capacity:
@@ -209,7 +153,7 @@ class Contiguous:
             window = lane.kind.window
             # A token's position is never beyond its column, so no query can see a column before this one.
             lane.open(self.used, tokens, 0 if window is None else max(0, least - window + 1), self.capacity)
-        state = Step(self, counted, segments, self.bounds[1], self.used, tokens)
+        state = Step(self, counted, segments, self.bounds[1], self.used, tokens, marks)
         self.used += tokens
         return state
 
@@ -294,8 +238,17 @@ class Contiguous:
 class Step:
     """The state of one step of a `Contiguous` cache (see `openbook.nn.state.State`)."""
 
+    keeps = True
+
     def __init__(
-        self, cache: Contiguous, positions: Tensor, segments: Tensor | None, longest: int, used: int, tokens: int
+        self,
+        cache: Contiguous,
+        positions: Tensor,
+        segments: Tensor | None,
+        longest: int,
+        used: int,
+        tokens: int,
+        marks: Tensor | None = None,
     ) -> None:
         self.cache = cache
         self.positions = positions
@@ -304,6 +257,7 @@ class Step:
         self.length: int | tuple[int, ...] = cache.length
         self.used = used
         self.tokens = tokens
+        self.marks = marks
         self._masks: dict[tuple[int, Pattern], tuple[Tensor | None, bool]] = {}
         self._module: PositionBias | None = None
         self._biases: dict[tuple[int, Pattern], Tensor] = {}
@@ -313,13 +267,15 @@ class Step:
         if k.requires_grad:  # a cache is for inference: gradients end here
             k, v = k.detach(), v.detach()
         lane.write[0][place].copy_(k)
-        lane.write[1][place].copy_(v)
+        if not lane.kind.latent:
+            lane.write[1][place].copy_(v)
         key = (lane.first, scores.pattern)
         found = self._masks.get(key)
         if found is None:
             found = self._masks[key] = self._mask(lane.first, scores.pattern)
         bias = self._bias(key, found) if scores.bias else None
-        return mix(q, lane.seen[0][place], lane.seen[1][place], *found, scores.scale, scores.softcap, 0.0, bias)
+        k, v = lane.seen[0][place], lane.seen[1][place]
+        return mix(q, k, v, *found, scores.scale, scores.softcap, 0.0, bias, sinks=scores.sinks)
 
     def _keys(self, first: int) -> Tensor:
         """Positions of the seen columns, [B or 1,S]."""
@@ -331,6 +287,9 @@ class Step:
     def _mask(self, first: int, pattern: Pattern) -> tuple[Tensor | None, bool]:
         """What is seen, [B or 1,1,T,S], and whether plain causality says it. Padding sees all, so no row is empty."""
         alike = self.cache.held is None
+        marked = None if pattern.marked is None else self.marks
+        if marked is not None:
+            alike = False  # what is below is not all
         if alike and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
             return None, False
         if alike and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
@@ -344,7 +303,12 @@ class Step:
             return None, True
         query = self.positions[:1] if alike else self.positions
         keys = self._keys(first)
-        seen = visible(pattern, query, keys) & (keys < HOLE).unsqueeze(1)
+        seen = visible(pattern, query, keys)
+        if marked is not None:  # the first step: its keys are its queries
+            seen = seen | (
+                visible(replace(pattern, causal=False), query, keys) & marked.unsqueeze(1) & marked.unsqueeze(2)
+            )
+        seen = seen & (keys < HOLE).unsqueeze(1)
         if self.segments is not None:
             seen = seen | (self.segments == 0).unsqueeze(2)
         return seen.unsqueeze(1), False

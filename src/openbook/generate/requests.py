@@ -114,12 +114,14 @@ def accept(
     ends = frozenset(check_ids("`eos`", eos, vocab))
     requests = []
     for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        ids = tuple(check_ids(f"prompt {number}", prompt, vocab))
+        ids = tuple(check_ids(f"prompt {number}", prompt, model.spec.reads.vocab))
         if not ids:
             raise InputError(f"Prompt {number} is empty: give at least one id (the begin id, say).")
         if two_sided and sampling.prompt_logprobs is not None:
             raise InputError("`prompt_logprobs` is for models that go on from their prompt, not for encoder-decoders.")
         sampling.check_vocab(vocab)
+        if two_sided:
+            _fits(number, len(ids), model.spec.reads.room)
         before = begin if two_sided else ids
         room = _room(number, len(before), sampling, limit)
         requests.append(
@@ -152,6 +154,14 @@ def _index(value: SupportsIndex) -> int:
         return index(value)
     except TypeError:
         return -1
+
+
+def _fits(number: int, length: int, limit: int | None) -> None:
+    if limit is not None and length > limit:
+        raise InputError(
+            f"Prompt {number} has {length} tokens and the encoder of this model reads {limit}: shorten it by "
+            f"{length - limit}."
+        )
 
 
 def _room(number: int, length: int, sampling: Sampling, limit: int | None) -> int:

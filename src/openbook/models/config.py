@@ -41,6 +41,7 @@ INERT = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "output_past",
         "return_dict",
         "return_dict_in_generate",
         "torchscript",
@@ -186,14 +187,16 @@ def spell_activation(name: str) -> str:
     return _SPELLED[name]
 
 
-def read_rope(config: Config, head_dim: int, context: int, kind: str | None = None, theta: float = 1e4) -> spec.Rope:
+def read_rope(
+    config: Config, head_dim: int, context: int, kind: str | None = None, theta: float = 1e4, share: float = 1.0
+) -> spec.Rope:
     """The rotary positions of a config; `kind` chooses among several (`full_attention`, `sliding_attention`).
 
-    `theta` is the family's default base.
+    `theta` is the family's default base, `share` its default part of a head that is turned.
     """
     rules = _rope_rules(config, kind)
     theta = rules.get("rope_theta", config.get("rope_theta", theta))
-    share = rules.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    share = rules.get("partial_rotary_factor", config.get("partial_rotary_factor", share))
     if not 0 < share <= 1:
         raise ConfigError(f"`partial_rotary_factor` must be above 0 and at most 1: got {share:g} ({config.where}).")
     dim = int(head_dim * share)
@@ -253,9 +256,9 @@ def _factor(rules: Config) -> float:
 def _yarn(rules: Config, original: int, context: int) -> spec.YarnScaling:
     factor = _factor(rules) if rules.has("factor") else context / original
     attention = rules.get("attention_factor", None, float)
+    top, bottom = rules.get("mscale", 0.0), rules.get("mscale_all_dim", 0.0)
     if attention is None:
-        top, bottom = rules.get("mscale", 0.0), rules.get("mscale_all_dim", 0.0)
-        attention = _magnitude(factor, top) / _magnitude(factor, bottom) if top and bottom else _magnitude(factor, 1.0)
+        attention = magnitude(factor, top) / magnitude(factor, bottom) if top and bottom else magnitude(factor, 1.0)
     return spec.YarnScaling(
         factor=factor,
         original=original,
@@ -266,16 +269,22 @@ def _yarn(rules: Config, original: int, context: int) -> spec.YarnScaling:
     )
 
 
-def _magnitude(factor: float, weight: float) -> float:
+def magnitude(factor: float, weight: float) -> float:
     """How much longer contexts sharpen attention (Peng et al. 2023, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def share_of(rope: spec.Rope, head_dim: int) -> float:
+    """The part of a head's features that is turned, such that it gives `rope.dim` when it is rounded down."""
+    share = rope.dim / head_dim
+    return share if int(head_dim * share) == rope.dim else math.nextafter(share, 1.0)
 
 
 def write_rope(rope: spec.Rope, head_dim: int) -> dict[str, Any]:
     """The `rope_parameters` that `read_rope` reads back."""
     rules: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
     if rope.dim != head_dim:
-        rules["partial_rotary_factor"] = rope.dim / head_dim
+        rules["partial_rotary_factor"] = share_of(rope, head_dim)
     match rope.scaling:
         case None:
             pass

@@ -19,18 +19,56 @@ SUFFIXES = (".weight", ".bias", "")
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which rows of a fused matrix (or bias) are ours: the part `which` of those that it is made of.
+
+    `shares` are the sizes of the parts, in proportion: (1, 1) for gate and up, (heads, kv_heads, kv_heads) for q, k and
+    v. With `groups` the rows are so many equal groups, each of all parts: q, k and v of one head after the other.
+    """
+
+    which: int
+    shares: tuple[int, ...]
+    groups: int = 1
+
+    def take(self, whole: Tensor) -> Tensor:
+        """Our rows of `whole` [outputs,..]. Raises RuntimeError where its rows are no such groups."""
+        per, left = divmod(whole.shape[0], self.groups * sum(self.shares))
+        if left:
+            raise RuntimeError(f"{whole.shape[0]} rows are not {self.groups} groups of {self.shares}")
+        grouped = whole.unflatten(0, (self.groups, -1))  # [groups, rows of a group, ..]
+        return grouped.narrow(1, per * sum(self.shares[: self.which]), per * self.shares[self.which]).flatten(0, 1)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The whole, of all its parts in order: the inverse of `take`."""
+        return torch.cat([part.unflatten(0, (self.groups, -1)) for part in parts], dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class Name:
     """`theirs` is the published pattern, `ours` the logical one.
 
-    transpose: theirs is [in,out]. part (k, n): ours is the k-th of n equal parts of theirs along its outputs.
-    insert: theirs has one more dimension of size 1 there. An `{e}` in `theirs`: ours stacks them all.
+    transpose: theirs is [in,out]. part: ours are these rows of theirs along its outputs; (k, n) is the k-th of n equal
+    parts. insert: theirs has one more dimension of size 1 there. An `{e}` in `theirs`: ours stacks them all. stacked:
+    theirs are stacked already, [E,..] as ours; the rest is said of each.
     """
 
     theirs: str
     ours: str
     transpose: bool = False
-    part: tuple[int, int] | None = None
+    part: Part | tuple[int, int] | None = None
     insert: int | None = None
+    stacked: bool = False
+
+    @property
+    def rows(self) -> Part | None:
+        """`part` in full."""
+        return Part(self.part[0], (1,) * self.part[1]) if isinstance(self.part, tuple) else self.part
+
+
+def fused(theirs: str, ours: Iterable[str], shares: Iterable[int], groups: int = 1) -> tuple[Name, ...]:
+    """Entries for one published matrix that is several of ours, in the order of its rows: see `Part`."""
+    sizes = tuple(shares)
+    return tuple(Name(theirs, own, part=Part(which, sizes, groups)) for which, own in enumerate(ours))
 
 
 @dataclass(frozen=True)
@@ -64,11 +102,11 @@ class Place:
         return not (self.entry.transpose or self.entry.part or "{e}" in self.entry.theirs)
 
     def _one(self, tensor: Tensor) -> Tensor:
-        if self.entry.transpose and tensor.ndim == 2:
-            tensor = tensor.t()
-        if self.entry.part is not None:
-            which, count = self.entry.part
-            tensor = tensor.chunk(count)[which]
+        first = int(self.entry.stacked)  # the dimension of the outputs
+        if self.entry.transpose and tensor.ndim == 2 + first:
+            tensor = tensor.mT
+        if (rows := self.entry.rows) is not None:
+            tensor = rows.take(tensor.movedim(first, 0)).movedim(0, first)
         return tensor if self.entry.insert is None else tensor.squeeze(self.entry.insert)
 
 
@@ -108,14 +146,19 @@ def publish(places: Mapping[str, Place], ours: Mapping[str, Tensor]) -> dict[str
 
 def _maker(parts: list[tuple[Place, str, int]], ours: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     def make() -> Tensor:
-        ordered = sorted(parts, key=lambda part: part[0].entry.part or (0, 1))
+        entry = parts[0][0].entry
+        rows, first = entry.rows, int(entry.stacked)
+        ordered = sorted(parts, key=lambda part: 0 if part[0].entry.rows is None else part[0].entry.rows.which)
         pieces = []
         for place, name, number in ordered:
             tensor = ours[name].detach()
             if "{e}" in place.entry.theirs:
                 tensor = tensor[number]
             pieces.append(tensor if place.entry.insert is None else tensor.unsqueeze(place.entry.insert))
-        whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        return whole.t().contiguous() if ordered[0][0].entry.transpose and whole.ndim == 2 else whole.contiguous()
+        if rows is None:
+            whole = pieces[0]
+        else:
+            whole = rows.join([piece.movedim(first, 0) for piece in pieces]).movedim(0, first)
+        return (whole.mT if entry.transpose and whole.ndim == 2 + first else whole).contiguous()
 
     return make

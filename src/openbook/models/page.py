@@ -63,9 +63,9 @@ def _line(label: str, *columns: str, note: str = "") -> str:
 
 def _title(this: Description) -> Iterator[str]:
     model = this.model
-    layers = f"{len(model.stack.blocks)} blocks"
+    layers = f"{len(model.stack.steps)} blocks"
     if model.source is not None:
-        layers = f"{len(model.source.stack.blocks)} + {layers}"
+        layers = f"{len(model.source.stack.steps)} + {layers}"
     facts = [
         f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
         layers,
@@ -93,9 +93,9 @@ def _structure(this: Description) -> Iterator[str]:
 def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
-    if side.relative and side.stack.relative is not None:
-        rule = side.stack.relative
-        yield from _entry(f"{prefix}bias", f"{rule.buckets} buckets up to distance {rule.distance}", side.relative)
+    if side.stack.relative is not None:
+        label = "positions" if isinstance(side.stack.relative, spec.RelativeVectors) else "bias"
+        yield from _entry(prefix + label, _bias_says(side.stack.relative), side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -104,21 +104,34 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+    if side.out:
+        yield from _entry(f"{prefix}out", f"to {side.stack.width:,} features", side.out)
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
     number = len(run.numbers)
     times = "" if number == 1 else f" × {number}"
+    times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
-    title = (
-        textwrap.shorten(title, WIDTH - 40, placeholder=" …") + times + (" · parallel" if run.block.parallel else "")
-    )
+    beside = " · parallel" if run.block.parallel else ""
+    beside += f" after {NORMS[run.block.norm.kind]}" if run.block.norm else ""
+    title = textwrap.shorten(title, WIDTH - 40 - len(beside), placeholder=" …") + times + beside
     yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
-    for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+    for branch, shapes in zip(run.members, run.branches, strict=True):
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
+
+
+def _bias_says(rule: spec.Relative | spec.Alibi | spec.RelativeVectors) -> str:
+    if isinstance(rule, spec.Relative):
+        return f"{rule.buckets} buckets up to distance {rule.distance}"
+    if isinstance(rule, spec.RelativeVectors):
+        says = f"{2 * rule.span:,} vectors of relative positions"
+        says += "" if rule.distance is None else f" · buckets up to distance {rule.distance:,}"
+        return says + (f" · {NORMS[rule.norm.kind]}" if rule.norm else "")
+    return f"ALiBi · slopes down to 2^-{rule.most:g}" + (f" · × {rule.scale:.4g}" if rule.scale != 1.0 else "")
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
@@ -174,8 +187,15 @@ def shapes_say(shapes: Shapes) -> str:
 
 
 def _embed_says(embed: spec.Embed) -> str:
-    said = [f"{embed.positions.count:,} learned positions"] if embed.positions else []
+    match embed.positions:
+        case spec.Learned(count=count):
+            said = [f"{count:,} learned positions"]
+        case spec.Sinusoidal():
+            said = ["sinusoidal positions"]
+        case None:
+            said = []
     said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"tokens of {embed.inner:,} widened"] if embed.inner else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
     return " · ".join(said)
@@ -186,12 +206,20 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.GlobalAttention():
+            return f"{layer.heads} heads of {layer.head_dim} · both ways · window {layer.window:,} and global tokens"
+        case spec.DisentangledAttention():
+            return _disentangled_says(layer)
+        case spec.Convolution():
+            return f"{layer.kernel} tokens wide · {layer.activation}" + f" · {layer.groups} groups" * (layer.groups > 1)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
             return f"{layer.activation}{' gated' if layer.gated else ''} · hidden {layer.hidden:,}"
         case spec.MoE():
-            return f"{layer.top_k} of {layer.experts} experts · each {layer_says(layer.expert)}"
+            return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
         case spec.Recurrent():
@@ -201,6 +229,26 @@ def layer_says(layer: spec.Layer) -> str:
         case spec.Attentive():
             cells = f"{layer.layers} × {layer.cell}" if layer.layers > 1 else layer.cell
             return f"{cells} of {layer.hidden:,} · looks at the source {layer.look} · {layer.score} score"
+        case spec.StateSpaceDual():
+            shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
+            return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
+        case spec.Structured():
+            gated = " gated" if layer.gated else ""
+            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{gated}"
+        case spec.GatedDelta():
+            values = f"{layer.value_heads} heads of {layer.key_dim} keys and {layer.value_dim} values"
+            return f"delta rule · {values} · {layer.heads} of q and k · kernel {layer.kernel}"
+
+
+def _experts_say(layer: spec.MoE) -> str:
+    rule = layer.routing
+    said = [f"{layer.top_k} of {layer.experts} experts", f"each {layer_says(layer.expert)}"]
+    said += [f"in the {rule.top_groups} best of {rule.groups} groups"] if rule.groups > 1 else []
+    said += ["sigmoid scores"] if rule.score == "sigmoid" else []
+    said += ["balanced by a bias"] if rule.correction else []
+    said += ["experts choose tokens"] if rule.choice == "expert" else []
+    said += [f"shared {layer.shared.hidden:,}"] if layer.shared is not None else []
+    return " · ".join(said)
 
 
 def _attention_says(layer: spec.Attention) -> str:
@@ -209,14 +257,33 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
     said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
-    said += ["relative bias"] if layer.relative else []
+    said += ["position bias"] if layer.relative else []
+    said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
     said += ["q and k normalised"] if layer.norm else []
+    said += ["sinks"] if layer.sinks else []
+    said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
+    return " · ".join(said)
+
+
+def _disentangled_says(layer: spec.DisentangledAttention) -> str:
+    terms = ["content to position"] * layer.content_to_position + ["position to content"] * layer.position_to_content
+    said = [f"{layer.heads} heads of {layer.head_dim}", "both ways", *terms]
+    return " · ".join(said + ["positions through q and k"] * layer.shared)
+
+
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
     return " · ".join(said)
 
 
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
     part = "" if rope.dim == head_dim else f" on {rope.dim}"
+    part += " in neighbours" if rope.neighbours else ""
     match rope.scaling:
         case None:
             how = ""
@@ -238,8 +305,14 @@ def _head_says(head: spec.Head) -> str:
             return ("tied to the embedding" if head.tied else "a matrix of its own") + cap
         case spec.Pooler():
             return "tanh of the first token"
+        case spec.Sentence(by=by, longest=longest):
+            return f"the vector of a row, by {', '.join(by)}" + (f", of {longest:,} tokens" if longest else "")
         case spec.Classes():
-            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+            return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
+        case spec.MultiToken():
+            tokens = "the token" if head.depth == 1 else f"the {head.depth} tokens"
+            layers = " and ".join(LAYER_PARTS[type(branch.layer)] for branch in head.block.branches)
+            return f"{tokens} after the next · {layers} each"
         case spec.Mix():
             return "a weighted mean of all layers"
 

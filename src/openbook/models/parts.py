@@ -69,17 +69,18 @@ def attention_of(config: Config, shape: Shape, window: int | None, **special: An
 def decoder(
     shape: Shape,
     norm: spec.Norm,
-    attention: Callable[[int], spec.Attention],
-    ffn: spec.MLP | spec.MoE,
+    attention: Callable[[int], spec.Layer],
+    ffn: spec.MLP | spec.MoE | Callable[[int], spec.MLP | spec.MoE],
     place: spec.Place = "pre",
     embed_scale: float = 1.0,
+    scale: float = 1.0,
 ) -> spec.Model:
-    """A decoder without heads: attention, then a feed-forward layer, in every block."""
+    """A decoder without heads: attention, then a feed-forward layer, in every block; `scale` is of its branches."""
     blocks = tuple(
         spec.Block(
-            branches=(
-                spec.Branch(layer=attention(number), norm=norm, place=place),
-                spec.Branch(layer=ffn, norm=norm, place=place),
+            branches=tuple(
+                spec.Branch(layer=layer, norm=norm, place=place, scale=scale)
+                for layer in (attention(number), ffn(number) if callable(ffn) else ffn)
             )
         )
         for number in range(shape.layers)
@@ -136,8 +137,9 @@ def write_decoder(model: spec.Model, hidden_act: str = "hidden_act") -> dict[str
 
 
 def write_labels(model: spec.Model) -> dict[str, Any]:
-    """`num_labels`, where there is a class head."""
-    counts = [head.count for head in model.heads if isinstance(head, spec.Classes) and head.name != "next"]
+    """`num_labels`, where there is a class head whose labels one may choose."""
+    own = ("next", "choice", "replaced")
+    counts = [head.count for head in model.heads if isinstance(head, spec.Classes) and head.name not in own]
     return {"num_labels": counts[0]} if counts else {}
 
 

@@ -2,7 +2,7 @@
 
 `mix_reference` is the definition (Vaswani et al. 2017, eq. 1, with soft-capped scores as in Gemma 2, §2); `mix` is the
 same through a fused operator where one can say it: ours for bf16 on the CPU (flash.py), else
-`scaled_dot_product_attention`. Symbols: see shapes.py.
+`scaled_dot_product_attention`; and in blocks where a window is short beside its row (band.py). Symbols: see shapes.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openbook.nn.band import Band, cut, join
 from openbook.nn.flash import flash, suits
 
 
@@ -34,11 +35,13 @@ def mix_reference(
     softcap: float | None = None,
     dropout: float = 0.0,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Mix values by scores. q [B,T,H,K], k [B,S,G,K], v [B,S,G,V] → [B,T,H,V].
 
     `seen` [B or 1,1,T,S] is true where a query may look; `causal` stands for the lower triangle, aligned at the start;
-    `bias` [B or 1,H,T,S] is added to the scores and already holds -inf where nothing may be seen.
+    `bias` [B or 1,H,T,S] is added to the scores and already holds -inf where nothing may be seen. `sinks` [H] are one
+    more score of each head, without a value: they only take weight away (Xiao et al. 2023, §3.3).
     """
     group = q.shape[2] // k.shape[2]
     keys = k.repeat_interleave(group, dim=2)  # [B,S,H,K]
@@ -53,7 +56,12 @@ def mix_reference(
     elif causal:
         below = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~below, float("-inf"))
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(v.dtype)
+    if sinks is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        sunk = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, sunk], dim=-1).softmax(dim=-1)[..., :-1]
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
     return torch.einsum("bhts,bshv->bthv", weights, values)
 
 
@@ -61,21 +69,32 @@ def mix(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    seen: Tensor | None,
+    seen: Tensor | Band | None,
     causal: bool,
     scale: float,
     softcap: float | None = None,
     dropout: float = 0.0,
     bias: Tensor | None = None,
     order: Order | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap)."""
-    if softcap is not None:
-        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias)
+    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap or sinks).
+
+    Where `bias` is given, it says what is seen. A `Band` says it in blocks.
+    """
+    if bias is not None and isinstance(seen, Band):
+        seen = None
     if seen is None:
         order = Order(causal, None, None)
-    if order is not None and bias is None and not dropout and suits(q, k, v, scale):
+    plain = bias is None and softcap is None and sinks is None and not dropout
+    if plain and order is not None and suits(q, k, v, scale):
         return flash(q, k, v, causal=order.causal, scale=scale, window=order.window, segments=order.segments)
+    if isinstance(seen, Band):
+        queries, keys, values, near = cut(q, k, v, seen)
+        mixed = mix(queries, keys, values, None, False, scale, softcap, dropout, near, None, sinks)
+        return join(mixed, q.shape[0], q.shape[1])
+    if softcap is not None or sinks is not None:
+        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias, sinks)
     mask = seen if bias is None else bias.to(q.dtype)
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),

@@ -6,9 +6,11 @@ tensor-parallel shard is just a smaller layer. Symbols: see shapes.py.
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from openbook.nn import spec
+from openbook.nn.activation import activate
 from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import rotate
@@ -16,7 +18,8 @@ from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
 
 
 class SelfAttention(Stateful):
-    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K] if the spec has them."""
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K], sinks [H], gate [H·K,D] if the spec
+    has them."""
 
     def __init__(self, attention: spec.Attention, dim: int, mask: int, rope: int | None) -> None:
         super().__init__()
@@ -37,6 +40,8 @@ class SelfAttention(Stateful):
         self.out = Linear(heads * size, dim, attention.out_bias)
         self.q_norm = Normalise(attention.norm, size) if attention.norm else None
         self.k_norm = Normalise(attention.norm, size) if attention.norm else None
+        self.sinks = nn.Parameter(torch.empty(heads)) if attention.sinks else None
+        self.gate = Linear(dim, heads * size, attention.bias) if attention.gate else None
         self.fused: Fused | None = None
 
     def declare(self) -> PerToken:
@@ -47,15 +52,21 @@ class SelfAttention(Stateful):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         size = self.spec.head_dim
         flat = joint(x, (self.q, self.k, self.v), self.fused)
+        if (most := self.spec.clip) is not None:
+            flat = tuple(part.clamp(-most, most) for part in flat)
         q, k, v = (part.unflatten(-1, (-1, size)) for part in flat)  # [B,T,H,K] and [B,T,G,K] twice
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             cos, sin = ctx.rotary[self.rope]
             q, k = rotate(q, cos, sin, self.neighbours), rotate(k, cos, sin, self.neighbours)
-        scores = self.scores._replace(dropout=self.spec.dropout) if self.training else self.scores
-        mixed = ctx.state.attend(self.index, q, k, v, scores)  # [B,T,H,K]
-        return self.out(mixed.flatten(-2))
+        mixed = ctx.state.attend(self.index, q, k, v, self.rule()).flatten(-2)  # [B,T,H·K]
+        return self.out(mixed if self.gate is None else mixed * activate("sigmoid", self.gate(x)))
+
+    def rule(self) -> Scores:
+        """How scores are made now."""
+        scores = self.scores if self.sinks is None else self.scores._replace(sinks=self.sinks)
+        return scores._replace(dropout=self.spec.dropout) if self.training else scores
 
     def fuse(self) -> None:
         """Hold q, k and v as one matrix."""

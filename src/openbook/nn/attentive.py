@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from openbook.nn import rows, spec
 from openbook.nn.activation import activate
+from openbook.nn.causal import marks
 from openbook.nn.linear import Linear
 from openbook.nn.recurrent import Cell, begun, held
-from openbook.nn.state import Context, Memory, PerSequence, PerSource, Stateful, marks
+from openbook.nn.state import Context, Memory, PerSequence, PerSource, Stateful
 
 
 class SourceMemory(Stateful):

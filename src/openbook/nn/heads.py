@@ -14,16 +14,21 @@ from openbook.nn.packed import Packed, RowLinear
 
 
 class TransformLayer(nn.Module):
-    """linear [D,D], activation, norm: before a masked-language head."""
+    """linear [W,D], activation, norm: before a head that then reads W features."""
 
     def __init__(self, transform: spec.Transform, dim: int) -> None:
         super().__init__()
-        self.linear = Linear(dim, dim, bias=True)
-        self.act = ACTIVATIONS[transform.activation]
-        self.norm = Normalise(transform.norm, dim)
+        self.spec = transform
+        self.width = transform.dim or dim
+        self.linear = Linear(dim, self.width, transform.bias)
+        self.act = ACTIVATIONS[transform.activation] if transform.activation else nn.Identity()
+        self.norm = Normalise(transform.norm, self.width) if transform.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.act(self.linear(x)))
+        if self.spec.dropout and self.training:
+            x = F.dropout(x, self.spec.dropout)
+        x = self.act(self.linear(x))
+        return x if self.norm is None else self.norm(x)
 
 
 class LanguageHead(nn.Module):
@@ -37,7 +42,8 @@ class LanguageHead(nn.Module):
         self.spec = head
         dim //= head.directions
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
-        self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
+        width = dim if self.transform is None else self.transform.width
+        self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, width))
         self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
         self.packed: Packed | RowLinear | None = None  # the matrix in another form (nn/serving.py)
 
@@ -97,14 +103,58 @@ class MixHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Logits over labels; what it reads (pooled row, every token, last token) is its spec's `over`."""
+    """Logits over labels; what it reads (a pooled row, every token, one token) is its spec's `over`."""
 
     def __init__(self, head: spec.Classes, dim: int) -> None:
         super().__init__()
         self.spec = head
-        self.linear = Linear(dim, head.count, head.bias)
+        self.transform = TransformLayer(head.transform, dim) if head.transform else None
+        self.linear = Linear(dim if self.transform is None else self.transform.width, head.count, head.bias)
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.transform is not None:
+            features = self.transform(features)
         if self.spec.dropout and self.training:
             features = F.dropout(features, self.spec.dropout)
         return self.linear(features)
+
+
+def pooled(hidden: Tensor, real: Tensor | None, by: spec.Pooled) -> Tensor:
+    """The tokens of each row, [B,T,D], as one vector [B,D]; `real` [B,T] says which are no padding, None: all."""
+    if by == "cls":
+        return hidden[:, 0]
+    if real is None:
+        real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+    if by == "last":
+        last = torch.where(real, places, 1).amax(dim=1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    seen = real.unsqueeze(2)  # [B,T,1]
+    if by == "max":
+        return torch.where(seen, hidden, float("-inf")).amax(dim=1)
+    kept = torch.where(seen, hidden, 0.0)
+    if by == "weighted":
+        weights = places.to(hidden.dtype).unsqueeze(1)  # [T,1]
+        return (kept * weights).sum(dim=1) / (seen * weights).sum(dim=1)
+    count = seen.sum(dim=1)
+    return kept.sum(dim=1) / (count.sqrt() if by == "root" else count)
+
+
+class SentenceHead(nn.Module):
+    """The vector of each row: hidden [B,T,D] → [B,W]."""
+
+    def __init__(self, head: spec.Sentence, dim: int) -> None:
+        super().__init__()
+        self.spec = head
+        width, layers = dim * len(head.by), []
+        for layer in head.dense:
+            layers.append(TransformLayer(layer, width))
+            width = layers[-1].width
+        self.width = width
+        self.dense = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, real: Tensor | None = None) -> Tensor:
+        x = torch.cat([pooled(hidden, real, way) for way in self.spec.by], dim=-1)
+        for layer in self.dense:
+            x = layer(x)
+        return F.normalize(x, dim=-1) if self.spec.normalise else x

@@ -120,7 +120,7 @@ class Plan:
         library.openbook_before(
             block, rows, x.data_ptr(), cos, sin, turned, q.data_ptr(), k.data_ptr(), v.data_ptr(), threads
         )
-        mixed = ctx.state.attend(a.index, q, k, v, a.scores).contiguous()
+        mixed = ctx.state.attend(a.index, q, k, v, a.rule()).contiguous()
         out = torch.empty_like(x)
         library.openbook_after(block, rows, x.data_ptr(), mixed.data_ptr(), out.data_ptr(), threads)
         return out
@@ -135,8 +135,10 @@ def plan(block: ResidualBlock) -> Plan | None:
     norms = tuple(norm for branch in block.branches if isinstance(norm := branch.norm, Normalise))
     if not isinstance(attention, SelfAttention) or not isinstance(ffn, FeedForward):
         return None
-    if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2:
+    if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2 or ffn.spec.limit or ffn.spec.offset:
         return None
+    if attention.neighbours or attention.spec.clip is not None or attention.gate is not None:
+        return None  # block.cpp turns halves, clips nothing and gates no attention
     return Plan(attention, ffn, norms)
 
 

@@ -14,14 +14,16 @@ from torch import nn
 
 from openbook.errors import ConfigError
 from openbook.nn import spec
+from openbook.nn.limits_states import check_state
 
 SIZE = 2**31 - 1
 MATRIX = 2**40  # numbers in one matrix
 LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
-FROM_ZERO = {"types", "padding", "rank", "offset"}
-POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high"}
-RATES = {"dropout", "jitter"}
+FROM_ZERO = {"types", "padding", "rank", "offset", "token"}
+POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base", "most", "clip"}
+POSITIVE |= {"limit", "capacity"}  # of experts
+RATES = {"dropout", "jitter", "position_dropout"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -29,10 +31,17 @@ def check_values(model: spec.Model) -> None:
     """Raise ConfigError for a value out of range anywhere in the spec."""
     stacks = [model.stack] + ([model.source.stack] if model.source else [])
     for stack in stacks:
-        branches = sum(len(block.branches) for block in stack.blocks)
+        _check_order(stack)
+        blocks = stack.steps
+        if model.ahead is not None and stack is model.stack:
+            if model.ahead.depth > LAYERS:
+                raise ConfigError(f"At most {LAYERS:,} tokens ahead can be predicted: got {model.ahead.depth:,}.")
+            blocks += (model.ahead.block,) * model.ahead.depth
+        branches = sum(len(block.branches) for block in blocks)
         if branches > LAYERS:
             raise ConfigError(f"A stack has at most {LAYERS:,} layers: got {branches:,}.")
-        layers = [branch.layer for block in stack.blocks for branch in block.branches]
+        layers = [branch.layer for block in blocks for branch in block.branches]
+        layers += [block.aside.layer for block in blocks if block.aside]
         experts = sum(layer.experts for layer in layers if isinstance(layer, spec.MoE))
         if experts > EXPERTS:
             raise ConfigError(f"A stack has at most {EXPERTS:,} experts: got {experts:,}.")
@@ -40,14 +49,14 @@ def check_values(model: spec.Model) -> None:
             _check_layer(layer, stack.dim)
         _check_relative(stack)
     _walk(model, "model")
-    largest = max(model.embed.vocab * model.embed.dim, model.embed.vocab * model.stack.dim)
+    largest = max(model.embed.vocab, model.stack.dim) * max(model.embed.dim, model.stack.dim, model.stack.width)
     if largest > MATRIX:
         raise ConfigError(f"The embedding would hold {largest:,} numbers; at most {MATRIX:,} can be.")
     if model.embed.padding is not None and model.embed.padding >= model.embed.vocab:
         raise ConfigError(f"`padding` must be below `vocab`: got {model.embed.padding} and {model.embed.vocab}.")
     embeds = [model.embed, model.source.embed if model.source else None]
     for positions in (embed.positions for embed in embeds if embed is not None):
-        if positions is not None and positions.offset >= positions.count:
+        if isinstance(positions, spec.Learned) and positions.offset >= positions.count:
             raise ConfigError(
                 f"`offset` of learned positions must be below `count`: got {positions.offset} and {positions.count}."
             )
@@ -64,7 +73,8 @@ def _walk(value: Any, where: str) -> None:
             _walk(item, place)
         elif isinstance(item, tuple):
             for part in dict.fromkeys(item):
-                _walk(part, place)
+                if is_dataclass(part):
+                    _walk(part, place)
         elif isinstance(item, int) and not isinstance(item, bool):
             least = 0 if field.name in FROM_ZERO else 1
             if not least <= item <= SIZE:
@@ -80,7 +90,7 @@ def _check_number(name: str, value: float, place: str) -> None:
         raise ConfigError(f"`{name}` must be at least 0 and below 1: got {value:g} ({place}).")
     if name in POSITIVE and value <= 0:
         raise ConfigError(f"`{name}` must be above 0: got {value:g} ({place}).")
-    if name in ("eps", "balance") and value < 0:
+    if name in ("eps", "balance", "z_loss") and value < 0:
         raise ConfigError(f"`{name}` must not be below 0: got {value:g} ({place}).")
 
 
@@ -90,22 +100,42 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
             if layer.scale is not None and layer.scale <= 0:
                 raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.GlobalAttention() | spec.DisentangledAttention():
+            size = layer.heads * layer.head_dim * dim
+            if isinstance(layer, spec.DisentangledAttention) and layer.factor <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.Convolution():
+            size = dim * dim * layer.kernel // layer.groups
+        case spec.LatentAttention():
+            head = layer.nope_dim + max(layer.rope.dim, layer.value_dim)
+            size = max(layer.heads * head, layer.kv_rank + layer.rope.dim) * max(dim, layer.kv_rank, layer.q_rank or 1)
+            if layer.scale is not None and layer.scale <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
-            size = layer.experts * layer.expert.hidden * dim
-            if layer.expert.bias or layer.expert.dropout:
-                raise ConfigError("Experts have no biases and no dropout of their own.")
+            size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
         case spec.Recurrent():
             size = 4 * layer.hidden * max(dim, layer.hidden)
         case spec.Attentive():
             size = max(4, layer.layers) * layer.hidden * max(2 * dim, 2 * layer.hidden)
+        case spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
+            size = check_state(layer, dim)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
-    if isinstance(layer, spec.Attention) and layer.rope is not None:
+    if isinstance(layer, spec.Attention | spec.LatentAttention):
+        _check_pattern(layer.pattern)
+    if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:
         _check_scaling(layer.rope)
+
+
+def _check_pattern(pattern: spec.Pattern) -> None:
+    if pattern.marked == "global":
+        raise ConfigError("A pattern with global tokens is that of GlobalAttention, which has q, k and v for them.")
+    if pattern.marked == "prefix" and not pattern.causal:
+        raise ConfigError("A prefix is read both ways in a causal pattern; in the others everything is.")
 
 
 def _check_scaling(rope: spec.Rope) -> None:
@@ -121,16 +151,40 @@ def _check_scaling(rope: spec.Rope) -> None:
             pass
 
 
+def _check_order(stack: spec.Stack) -> None:
+    """Every step runs a block there is, and every block is run."""
+    if stack.order is not None and set(stack.order) != set(range(len(stack.blocks))):
+        raise ConfigError(
+            f"The `order` of a stack of {len(stack.blocks)} blocks names each of 0 to {len(stack.blocks) - 1} at least "
+            f"once: got {sorted(set(stack.order))[:8]}."
+        )
+    if stack.order is not None and len(stack.order) > LAYERS:
+        raise ConfigError(f"The `order` of a stack has at most {LAYERS:,} steps: got {len(stack.order):,}.")
+
+
 def _check_relative(stack: spec.Stack) -> None:
     rule = stack.relative
     if rule is None:
         return
-    exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
-    if exact < 1 or rule.distance <= exact:
-        raise ConfigError(
-            f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond the "
-            f"exact ones: got buckets={rule.buckets}, distance={rule.distance}."
-        )
+    if isinstance(rule, spec.RelativeVectors):
+        if rule.span * 2 * stack.dim > MATRIX:
+            raise ConfigError(f"`span` of relative vectors is too large: got {rule.span}.")
+        if rule.distance is not None and (rule.span < 4 or rule.distance <= rule.span // 2 + 1):
+            raise ConfigError(
+                "Buckets of distance need a `span` of 4 or more and a `distance` beyond the exact ones: "
+                f"got span={rule.span}, distance={rule.distance}."
+            )
+        return
+    if isinstance(rule, spec.Alibi):
+        if rule.scale <= 0:
+            raise ConfigError(f"The `scale` of ALiBi must be above 0: got {rule.scale:g}.")
+    else:
+        exact = (rule.buckets // 2 if rule.bidirectional else rule.buckets) // 2
+        if exact < 1 or rule.distance <= exact:
+            raise ConfigError(
+                f"Relative positions need at least {4 if rule.bidirectional else 2} `buckets` and a `distance` beyond "
+                f"the exact ones: got buckets={rule.buckets}, distance={rule.distance}."
+            )
     attention = [b.layer for block in stack.blocks for b in block.branches if isinstance(b.layer, spec.Attention)]
     if not any(layer.relative for layer in attention):
         raise ConfigError("A stack with `relative` needs attention with relative=True.")
@@ -140,6 +194,10 @@ def _check_relative(stack: spec.Stack) -> None:
 
 def _check_widths(model: spec.Model) -> None:
     """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
+    if model.source is not None and model.source.shared:
+        embed = model.source.embed
+        if embed is None or (embed.vocab, embed.dim) != (model.embed.vocab, model.embed.dim):
+            raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
         sides = {"the decoder": (model.embed, model.stack.dim)}
         sides["the encoder"] = (model.source.embed or model.embed, model.source.stack.dim)
@@ -149,15 +207,18 @@ def _check_widths(model: spec.Model) -> None:
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
         if any(isinstance(layer, spec.CrossAttention | spec.Attentive) for layer in layers):
             raise ConfigError("An encoder has no source of its own to look at: no cross attention there.")
-    head = model.language
-    if head is None:
-        return
-    if head.directions > 2 or model.stack.dim % head.directions:
-        raise ConfigError(f"`directions` of a head must be 1 or 2, and divide the stack's {model.stack.dim}.")
-    if head.tied and model.embed.dim * head.directions != model.stack.dim:
+        inner = [model.embed.inner, model.source.embed.inner if model.source.embed else None]
+        if any(size is not None for size in (*inner, model.source.stack.out, model.stack.out)):
+            raise ConfigError("`inner` of an embedding and `out` of a stack are not for encoder-decoders.")
+    if model.embed.inner is not None and model.embed.dim != model.stack.dim:
         raise ConfigError(
-            f"A tied head needs an embedding as wide as the stack: got {model.embed.dim} and {model.stack.dim}."
+            f"An embedding with `inner` must have the stack's `dim`: got {model.embed.dim} and {model.stack.dim}."
         )
+    head, own = model.language, model.embed.inner or model.embed.dim
+    if head is not None and head.tied:
+        width = (head.transform and head.transform.dim) or model.stack.width
+        if own != width:
+            raise ConfigError(f"A tied head needs an embedding as wide as what it reads: got {own} and {width}.")
 
 
 def _check_heads(model: spec.Model) -> None:

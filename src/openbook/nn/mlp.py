@@ -11,6 +11,13 @@ from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.state import Context
 
 
+def gated(mlp: spec.MLP, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) · (up + offset), both cut at the limit if there is one."""
+    if mlp.limit is not None:
+        gate, up = gate.clamp(max=mlp.limit), up.clamp(-mlp.limit, mlp.limit)
+    return ACTIVATIONS[mlp.activation](gate) * (up + mlp.offset if mlp.offset else up)
+
+
 class FeedForward(nn.Module):
     """up [F,D], down [D,F], and gate [F,D] if gated."""
 
@@ -28,7 +35,7 @@ class FeedForward(nn.Module):
             hidden = self.act(self.up(x))
         else:
             gate, up = joint(x, (self.gate, self.up), self.fused)
-            hidden = self.act(gate) * up  # [B,T,F]
+            hidden = gated(self.spec, gate, up)  # [B,T,F]
         if self.spec.dropout and self.training:
             hidden = F.dropout(hidden, self.spec.dropout)
         return self.down(hidden)

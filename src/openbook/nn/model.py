@@ -14,12 +14,20 @@ from torch import Tensor, nn
 
 from openbook.errors import InputError, Refusal
 from openbook.nn import spec
+from openbook.nn.ahead import AheadHead, AheadStep, shifted
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead, pooled
 from openbook.nn.linear import Linear
+from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
+from openbook.nn.routing import Decision, expert_choice
 from openbook.nn.stack import Tower
 from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
+
+UNSERVED = (
+    "Experts of this model choose their tokens among all rows, so what it says to one text depends on the others: "
+    "it can be trained and measured, not served. Use routing.choice='token' for a model that generates."
+)
 
 
 class Stored(NamedTuple):
@@ -68,10 +76,10 @@ class LanguageModel(nn.Module):
         self.pushed = 0  # how often weights were pushed into it (nn/serving.py)
         self.stored: Stored | None = None  # how its parameters were kept before they took their form for serving
         self.config: dict[str, Any] = {}  # the config.json it came from
-        self.states: tuple[Declaration, ...] = ()
-        for index, layer in enumerate(stack.stateful()):
-            layer.index = index
-            self.states += (layer.declare(),)
+        self.states: tuple[Declaration, ...] = stack.number()
+        if source is not None:
+            source.stack.number()
+        self.trains_only = expert_choice(model)  # a token's logits depend on the rows beside it
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,17 +109,20 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         rows: Tensor | None = None,
         length: int | None = None,
-        routers: list[Tensor] | None = None,
+        routers: list[Decision] | None = None,
+        marks: Tensor | None = None,
     ) -> Tensor:
         """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
 
         `segments` [B,T]: 0 is padding, tokens see only their own number; None: each row is one text without padding.
         `positions` [B,T] default to counting from 0 in each segment. An encoder-decoder takes `source` ids [B,S] or
         `encoded` [B,S,D] from `encode_source`, and `source_segments` [B,S]. `length` fixes length-dependent rotary
-        scaling. A list given as `routers` is filled with the router logits of each MoE layer.
+        scaling. A list given as `routers` is filled with what the router of each MoE layer decided. `marks` [B,T] is
+        true for the tokens that a pattern treats by themselves: its prefix, or its global tokens; None: what the task
+        marks.
         """
         if source is not None:
-            encoded = self.encode_source(source, source_segments)
+            encoded = self.encode_source(source, source_segments, routers)
         hidden = self.hidden(
             ids,
             positions=positions,
@@ -122,6 +133,7 @@ class LanguageModel(nn.Module):
             cache=cache,
             length=length,
             routers=routers,
+            marks=marks,
         )
         if rows is not None:
             hidden = hidden.flatten(0, 1)[rows]
@@ -138,18 +150,21 @@ class LanguageModel(nn.Module):
         source_segments: Tensor | None = None,
         cache: Cache | None = None,
         length: int | None = None,
-        routers: list[Tensor] | None = None,
+        routers: list[Decision] | None = None,
+        marks: Tensor | None = None,
         layers: list[Tensor] | None = None,
     ) -> Tensor:
         """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`.
 
         A list given as `layers` is filled with the embedding and each block's output, [B,T,D] each.
         """
-        self._check(ids, segments=segments, positions=positions, types=types)
+        self._check(ids, segments=segments, positions=positions, types=types, marks=marks)
+        if cache is not None and self.trains_only:
+            raise Refusal(UNSERVED)
         if cache is None:
-            state: State = _dense(ids, positions, segments, self.stack, length)
+            state: State = _dense(ids, positions, segments, self.stack, length, self._marks(ids, segments, marks))
         else:
-            state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
+            state = cache.step(ids.shape[0], ids.shape[1], positions, segments, marks)
         seen = None
         if self.source is not None:
             if encoded is None and (cache is None or not cache.brings_sources):
@@ -160,26 +175,66 @@ class LanguageModel(nn.Module):
         memory = None if encoded is None else Source(encoded, seen)
         return self._run(self.embed, self.stack, ids, types, state, memory, routers, layers)
 
-    def encode(self, ids: Tensor, *, segments: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """An encoder's hidden states, ids [B,T] → [B,T,D]; where the model has a Mix, what that makes of all layers."""
+    def ahead(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        length: int | None = None,
+        routers: list[Decision] | None = None,
+    ) -> list[Tensor]:
+        """Hidden states [B,T,D] of whole rows → those of every depth of a multi-token head.
+
+        By `head`, place t of the first says token t + 2, of the second t + 3, where there is one in its segment.
+        """
+        if "ahead" not in self.heads:
+            raise Refusal("This model has no head that predicts tokens beyond the next one.")
+        head = self.heads["ahead"]
+        assert isinstance(head, AheadHead)
+        state = _dense(ids, positions, segments, self.stack, length)
+        ctx = self._context(self.stack, state, None, routers)
+        found: list[Tensor] = []
+        for depth, step in enumerate(head.steps, start=1):
+            assert isinstance(step, AheadStep)
+            token = self._embedded(self.embed, shifted(ids, depth, segments, 0), None, state)
+            hidden = step(token, hidden, ctx)
+            found.append(hidden)
+        return found
+
+    def encode(
+        self,
+        ids: Tensor,
+        *,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        marks: Tensor | None = None,
+    ) -> Tensor:
+        """An encoder's hidden states, ids [B,T] → [B,T,D]; of a model with a Mix, what that makes of all layers.
+
+        `marks`: as in `forward`.
+        """
         if self.source is not None:
             return self.encode_source(ids, segments)
         if "mix" in self.heads:
             layers: list[Tensor] = []
-            self.hidden(ids, segments=segments, types=types, layers=layers)
+            self.hidden(ids, segments=segments, types=types, marks=marks, layers=layers)
             mixed = self.heads["mix"]
             assert isinstance(mixed, MixHead)
             return mixed(layers)
-        return self.hidden(ids, segments=segments, types=types)
+        return self.hidden(ids, segments=segments, types=types, marks=marks)
 
-    def encode_source(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+    def encode_source(
+        self, ids: Tensor, segments: Tensor | None = None, routers: list[Decision] | None = None
+    ) -> Tensor:
         """The source side of an encoder-decoder, ids [B,S] → [B,S,D]."""
         if self.source is None:
             raise InputError("This model has no encoder: `source` means nothing to it.")
         self._check(ids, segments=segments)
         embed = self.embed if self.source.embed is None else self.source.embed
         state = _dense(ids, None, segments, self.source.stack, None)
-        return self._run(embed, self.source.stack, ids, None, state, None, None)
+        return self._run(embed, self.source.stack, ids, None, state, None, routers)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of the language head; of the first class head where there is none."""
@@ -201,12 +256,10 @@ class LanguageModel(nn.Module):
                 return head(hidden)
             case "pooled":
                 return head(self.pool(hidden))
-            case "last":
-                if segments is None:
-                    return head(hidden[:, -1])
-                places = torch.arange(segments.shape[1], device=segments.device)
-                last = torch.where(segments != 0, places, 0).amax(dim=1)
-                return head(hidden[torch.arange(len(hidden), device=last.device), last])
+            case "first":
+                return head(hidden[:, 0])
+            case "mean" | "last" as way:
+                return head(pooled(hidden, None if segments is None else segments != 0, way))
 
     def pool(self, hidden: Tensor) -> Tensor:
         """The pooler's vector of each row, [B,T,D] → [B,D]."""
@@ -224,15 +277,27 @@ class LanguageModel(nn.Module):
         types: Tensor | None,
         state: State,
         memory: Source | None,
-        routers: list[Tensor] | None,
+        routers: list[Decision] | None,
         layers: list[Tensor] | None = None,
     ) -> Tensor:
-        dtype = self.dtype
-        x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]
-        if self.widen is not None:
-            x = self.widen(x)
-        rotary = tuple(table.rows(state.positions, state.longest, state.length, dtype) for table in stack.tables)
-        return stack(x, Context(state, rotary, memory, routers, layers))
+        ctx = self._context(stack, state, memory, routers)._replace(layers=layers)
+        return stack(self._embedded(embed, ids, types, state), ctx)
+
+    def _embedded(self, embed: Embedding, ids: Tensor, types: Tensor | None, state: State) -> Tensor:
+        x = embed(ids, state.positions, state.longest, types, self.dtype)  # [B,T,D]
+        return x if self.widen is None else self.widen(x)
+
+    def _context(self, stack: Tower, state: State, memory: Source | None, routers: list[Decision] | None) -> Context:
+        rotary = tuple(table.rows(state.positions, state.longest, state.length, self.dtype) for table in stack.tables)
+        marks = state.marks if isinstance(state, Dense) else None
+        return Context(state, rotary, memory, routers, marks)
+
+    def _marks(self, ids: Tensor, segments: Tensor | None, flags: Tensor | None) -> Marks | None:
+        """The marked tokens: those that the caller names, else those that the task does."""
+        if flags is None and self.spec.marks is not None:
+            whole = torch.ones_like(ids) if segments is None else segments
+            flags = usual(self.spec.marks, ids, count_positions(whole))
+        return None if flags is None else mark(flags, segments)
 
     def _check(self, ids: Tensor, **beside: Tensor | None) -> None:
         if ids.ndim != 2 or ids.is_floating_point():
@@ -242,7 +307,14 @@ class LanguageModel(nn.Module):
                 raise InputError(f"`{name}` must have the shape of `ids` {tuple(ids.shape)}: got {tuple(value.shape)}.")
 
 
-def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack: Tower, length: int | None) -> Dense:
+def _dense(
+    ids: Tensor,
+    positions: Tensor | None,
+    segments: Tensor | None,
+    stack: Tower,
+    length: int | None,
+    marks: Marks | None = None,
+) -> Dense:
     if positions is not None:
         longest = int(positions.max()) + 1
     else:
@@ -251,7 +323,7 @@ def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack
             positions = torch.arange(longest, device=ids.device).expand(ids.shape)
         else:
             positions = count_positions(segments)
-    return Dense(positions, segments, stack.patterns, longest, length)
+    return Dense(positions, segments, stack.patterns, longest, length, marks)
 
 
 def _source_visible(source: Tensor | None, target: Tensor | None) -> Tensor | None:

@@ -19,13 +19,18 @@ class Normalise(nn.Module):
         self.bias = nn.Parameter(torch.empty(dim)) if norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = rows.normalise(self.spec, x, self.weight, self.bias)
-        if exact is not None:
-            return exact
-        weight = self.weight.float()
-        if self.spec.offset:
-            weight = weight + self.spec.offset
-        if self.spec.kind == "rms":
-            return F.rms_norm(x.float(), weight.shape, weight, self.spec.eps).to(x.dtype)
-        bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), weight.shape, weight, bias, self.spec.eps).to(x.dtype)
+        return normalise(self.spec, x, self.weight, self.bias)
+
+
+def normalise(norm: spec.Norm, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..,D] normalised over its last dimension: by the row-exact operator where it can be, else by PyTorch."""
+    exact = rows.normalise(norm, x, weight, bias)
+    if exact is not None:
+        return exact
+    weight = weight.float()
+    if norm.offset:
+        weight = weight + norm.offset
+    if norm.kind == "rms":
+        return F.rms_norm(x.float(), weight.shape, weight, norm.eps).to(x.dtype)
+    bias = None if bias is None else bias.float()
+    return F.layer_norm(x.float(), weight.shape, weight, bias, norm.eps).to(x.dtype)

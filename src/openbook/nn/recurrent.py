@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from openbook.errors import ConfigError
 from openbook.nn import spec
 from openbook.nn.activation import activate
+from openbook.nn.causal import marks
 from openbook.nn.linear import Linear, cast
 from openbook.nn.recurrence import recurrence
-from openbook.nn.state import Context, PerSequence, Stateful, marks
+from openbook.nn.state import Context, PerSequence, Stateful
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 Kept = tuple[Tensor, ...]  # h [B,P], and c [B,H] of an LSTM; fp32

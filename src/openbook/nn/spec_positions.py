@@ -78,6 +78,14 @@ class Learned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sinusoidal:
+    """Fixed waves of each position (Vaswani et al. 2017 §3.5): sine and cosine in turn, or in `halves`, sines first."""
+
+    halves: bool = False
+    base: float = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Relative:
     """A learned bias for each head and bucket of relative distance, shared by the stack (Raffel et al. 2020, §2.1)."""
 
@@ -85,3 +93,29 @@ class Relative:
     buckets: int = 32
     distance: int = 128
     bidirectional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeVectors:
+    """A learned vector of the stack's `dim` for each relative distance, shared by its layers (He et al. 2021, §3.1).
+
+    `span` to either side: 2 · span vectors. With `distance` they are buckets: exact up to span / 2, then widening
+    logarithmically up to `distance` (He et al. 2021b, §3.2); without, every distance below `span` has its own.
+    """
+
+    span: int
+    distance: int | None = None
+    norm: Norm | None = None  # of each vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """A bias that grows with the distance, at a slope for each head; no parameters (Press et al. 2022, §3).
+
+    The slopes of n heads fall geometrically to 2^-most; of a number that is no power of two, those of the next lower
+    one come first, then every second of the next higher one. `scale` multiplies them all.
+    """
+
+    heads: int
+    most: float = 8.0
+    scale: float = 1.0

@@ -32,6 +32,11 @@ def written(model: LanguageModel, rows: int = ROWS, length: int = LENGTH, seed: 
     return ids
 
 
+def is_causal(model: LanguageModel) -> bool:
+    """Whether a token sees only what is before it."""
+    return model.spec.causal
+
+
 def rows_of(texts: list[list[int]], context: int | None = None, most: int = ROWS * LENGTH) -> Tensor:
     """Rows of equal length from given texts, [rows,length]: their ids one after another, at most `most`."""
     flat = [one for text in texts for one in text][:most]

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from openbook.data.batch import Batch
 from openbook.errors import ConfigError, DataError
+from openbook.nn.ahead import shifted
 from openbook.nn.heads import LanguageHead
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import balance_loss
-from openbook.nn.spec import MoE
+from openbook.nn.moe import Mixture
+from openbook.nn.routing import Decision
+from openbook.train.experts import loads, losses, mixtures, weights_of
 from openbook.train.head_loss import IGNORE, HeadWeights, head_loss, learned
 
 
@@ -37,6 +39,7 @@ class Term(NamedTuple):
     total: Tensor  # scalar with gradient
     weight: float = 1.0
     shown: Mapping[str, Tensor] = {}  # scalars without gradient, divided by the same count
+    loads: Mapping[str, Tensor] = {}  # of experts: vectors that are only added up (train/experts.py)
 
 
 class Objective(Protocol):
@@ -52,43 +55,96 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """Predictions of tokens beyond the next one, to `depth`; the mean of their losses has this weight (λ).
+
+    DeepSeek-AI 2024b eq. 24–25; they used 0.3, then 0.1.
+    """
+
+    depth: int
+    weight: float = 0.3
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The term of each depth."""
+        return {depth: f"ahead {depth}" for depth in range(1, self.depth + 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Language:
     """Cross-entropy of `batch.targets[target]` [B,T] under the language head; `IGNORE`d places are not learned from.
 
-    With experts whose spec has a `balance` weight, the load-balancing loss (Fedus et al. 2021 §2.2) is the second
-    term. It is no sum over tokens: each micro-batch is balanced by itself and weighs by its tokens.
+    Experts whose spec has a `balance` weight add the load-balancing loss (Fedus et al. 2021 §2.2), those with `z_loss`
+    the router's z-loss (Zoph et al. 2022 eq. 5). Balance is no sum over tokens: each micro-batch is balanced by itself
+    and weighs by its tokens. An encoder's experts are judged by themselves, as `source_…`. With `ahead` every depth of
+    the model's multi-token head is a term of its own, over the tokens that have one so far ahead.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     target: str = "language"
+    ahead: Ahead | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"`label_smoothing` must be from 0 to below 1: got {self.label_smoothing}.")
+        if self.ahead is not None and not 0 <= self.ahead.weight < float("inf"):
+            raise ConfigError(f"`ahead.weight` must be 0 or more: got {self.ahead.weight}. DeepSeek-V3 used 0.3.")
         if not 0 <= self.z_loss < float("inf"):
             raise ConfigError(f"`z_loss` must be 0 or more: got {self.z_loss}. PaLM used 1e-4.")
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Tokens to learn from; every real token for the balance."""
-        tokens = float((self._targets(batch) != IGNORE).sum())
-        return {"language": tokens, "balance": float(real_tokens(batch).sum())}
+        """Tokens to learn from; every real token for the terms of experts."""
+        wanted, real = {"language": self._targets(batch), **self._further(batch)}, float(real_tokens(batch).sum())
+        found = {name: float((targets != IGNORE).sum()) for name, targets in wanted.items()}
+        found |= {"balance": real, "router_z": real}
+        if batch.source is not None:
+            read = float(real_sources(batch).sum())
+            found |= {"source_balance": read, "source_router_z": read}
+        return found
 
     def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
-        """`language`: the summed loss in nats; `balance` only where the model asks for it."""
+        """`language`: the summed loss in nats; `balance` and `router_z` only where the model asks for them."""
         if model.spec.language is not None and model.spec.language.directions != 1:
             raise ConfigError("This model's head says the token before, too: its objective is `BothWays`.")
-        weight, top_k = balance_of(model)
-        routers: list[Tensor] | None = [] if weight and model.training else None
-        hidden = hidden_states(model, batch, routers)  # [B,T,D]
+        ours = mixtures(model, ahead=self.ahead is not None)
+        theirs = mixtures(model, source=True) if model.source else {}
+        routers: list[Decision] | None = [] if ours and model.training else None
+        sources: list[Decision] | None = [] if theirs and model.training else None
+        hidden = hidden_states(model, batch, routers, sources)  # [B,T,D]
         states, targets = learned(hidden, self._targets(batch))
         states, head = language_head(model, states)
         loss = head_loss(states, head, targets, self.label_smoothing, self.z_loss)
         shown = {"nll": loss.nll} | ({"z": loss.z} if self.z_loss else {})
         terms = {"language": Term(loss.total, 1.0, shown)}
+        if self.ahead is not None:
+            terms |= self._look_ahead(self.ahead, model, batch, hidden, routers)
         if routers:
-            real = real_tokens(batch).flatten()
-            terms["balance"] = Term(balance_loss(routers, top_k, real) * real.sum(), weight)
+            terms |= expert_terms(ours, routers, real_tokens(batch).flatten())
+        if sources:
+            terms |= expert_terms(theirs, sources, real_sources(batch).flatten(), "source_")
+        return terms
+
+    def _further(self, batch: Batch) -> dict[str, Tensor]:
+        """The targets [B,T] of every depth, under the names of the terms."""
+        if self.ahead is None:
+            return {}
+        targets = self._targets(batch)
+        return {name: shifted(targets, depth, batch.segments, IGNORE) for depth, name in self.ahead.names.items()}
+
+    def _look_ahead(
+        self, ahead: Ahead, model: LanguageModel, batch: Batch, hidden: Tensor, routers: list[Decision] | None
+    ) -> dict[str, Term]:
+        has = 0 if model.spec.ahead is None else model.spec.ahead.depth
+        if has != ahead.depth:
+            raise ConfigError(f"The model predicts {has} tokens beyond the next: got ahead.depth={ahead.depth}.")
+        found = model.ahead(batch.ids, hidden, positions=batch.positions, segments=batch.segments, routers=routers)
+        terms: dict[str, Term] = {}
+        for further, (name, targets) in zip(found, self._further(batch).items(), strict=True):
+            states, wanted = learned(further, targets)
+            states, head = language_head(model, states)
+            loss = head_loss(states, head, wanted, self.label_smoothing, self.z_loss)
+            terms[name] = Term(loss.total, ahead.weight / ahead.depth)
         return terms
 
     def _targets(self, batch: Batch) -> Tensor:
@@ -160,9 +216,31 @@ def real_tokens(batch: Batch) -> Tensor:
     return torch.ones_like(batch.ids, dtype=torch.bool) if batch.segments is None else batch.segments != 0
 
 
-def hidden_states(model: LanguageModel, batch: Batch, routers: list[Tensor] | None) -> Tensor:
+def real_sources(batch: Batch) -> Tensor:
+    """Which places of a batch's sources are no padding, [B,S] boolean."""
+    assert batch.source is not None
+    segments = batch.source_segments
+    return torch.ones_like(batch.source, dtype=torch.bool) if segments is None else segments != 0
+
+
+def expert_terms(
+    layers: Mapping[str, Mixture], routers: list[Decision], real: Tensor, prefix: str = ""
+) -> dict[str, Term]:
+    """The terms of a stack's experts and their loads. `real` [tokens] marks the tokens that are no padding."""
+    balance, z_weight = weights_of(layers)
+    balanced, z = losses(routers, real)
+    terms = {f"{prefix}balance": Term(balanced, balance, {}, loads(layers, routers, real))}
+    return terms | ({f"{prefix}router_z": Term(z, z_weight)} if z_weight else {})
+
+
+def hidden_states(
+    model: LanguageModel,
+    batch: Batch,
+    routers: list[Decision] | None,
+    sources: list[Decision] | None = None,
+) -> Tensor:
     """The model's last hidden states [B,T,D] for a batch; an encoder-decoder reads `batch.source`."""
-    encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments)
+    encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments, sources)
     return model.hidden(
         batch.ids,
         positions=batch.positions,
@@ -182,13 +260,6 @@ def language_head(model: LanguageModel, states: Tensor) -> tuple[Tensor, HeadWei
     assert isinstance(head, LanguageHead)
     weight = head.matrix(model.embed.tokens.weight)
     return head.before(states), HeadWeights(weight, head.bias, head.spec.softcap)
-
-
-def balance_of(model: LanguageModel) -> tuple[float, int]:
-    """The weight of the load-balancing loss and the experts per token; 0 without experts that ask for it."""
-    layers = [branch.layer for block in model.spec.stack.blocks for branch in block.branches]
-    mixtures = [layer for layer in layers if isinstance(layer, MoE)]
-    return (mixtures[0].balance, mixtures[0].top_k) if mixtures else (0.0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def to_spec(config: Config) -> spec.Model:
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attentions, mlp = layers_of(model.stack, spec.Attention), layers_of(model.stack, spec.MLP)[0]
     attention: spec.Attention = attentions[0]
-    if model.embed.positions is None or model.stack.final_norm is None:
+    if not isinstance(model.embed.positions, spec.Learned) or model.stack.final_norm is None:
         raise CannotSay("it needs learned positions and a final norm")
     usual = attention.head_dim**-0.5
     return {

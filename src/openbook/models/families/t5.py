@@ -63,7 +63,8 @@ def to_spec(config: Config) -> spec.Model:
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
-    if model.source is None or model.stack.relative is None or model.stack.final_norm is None:
+    rule = model.stack.relative
+    if model.source is None or not isinstance(rule, spec.Relative) or model.stack.final_norm is None:
         raise CannotSay("it needs an encoder, relative positions and a final norm")
     name = spell_activation(mlp.activation)
     if mlp.gated and mlp.activation == "gelu_tanh":
@@ -77,8 +78,8 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         "num_layers": len(model.source.stack.blocks),
         "num_decoder_layers": len(model.stack.blocks),
         "num_heads": attention.heads,
-        "relative_attention_num_buckets": model.stack.relative.buckets,
-        "relative_attention_max_distance": model.stack.relative.distance,
+        "relative_attention_num_buckets": rule.buckets,
+        "relative_attention_max_distance": rule.distance,
         "dropout_rate": model.embed.dropout,
         "layer_norm_epsilon": model.stack.final_norm.eps,
         "feed_forward_proj": f"gated-{name}" if mlp.gated else name,
@@ -102,13 +103,12 @@ def _side(theirs: str, ours: str, last: int) -> tuple[Name, ...]:
         *(Name(f"{layer}.0.SelfAttention.{n}", f"{block}.0.layer.{n}") for n in "qkv"),
         Name(f"{layer}.0.SelfAttention.o", f"{block}.0.layer.out"),
         *(Name(f"{layer}.{n}.layer_norm", f"{block}.{n}.norm") for n in range(last + 1)),
-        Name(f"{layer}.{last}.DenseReluDense.wo", f"{block}.{last}.layer.down"),
     )
 
 
-def names(model: spec.Model) -> tuple[Name, ...]:
-    gated = layers_of(model.stack, spec.MLP)[0].gated
-    table = [
+def attention_names() -> tuple[Name, ...]:
+    """Everything but the feed-forward layers."""
+    return (
         Name("shared", "embed.tokens"),
         Name("lm_head", "heads.language"),
         *_side("encoder", "source.stack", 1),
@@ -118,11 +118,17 @@ def names(model: spec.Model) -> tuple[Name, ...]:
             for n in "qkv"
         ),
         Name("decoder.block.{i}.layer.1.EncDecAttention.o", "stack.blocks.{i}.branches.1.layer.out"),
-    ]
+    )
+
+
+def names(model: spec.Model) -> tuple[Name, ...]:
+    gated = layers_of(model.stack, spec.MLP)[0].gated
+    table = [*attention_names()]
     for theirs, ours, last in (("encoder", "source.stack", 1), ("decoder", "stack", 2)):
         dense, mlp = f"{theirs}.block.{{i}}.layer.{last}.DenseReluDense", f"{ours}.blocks.{{i}}.branches.{last}.layer"
         table.append(Name(f"{dense}.wi_1" if gated else f"{dense}.wi", f"{mlp}.up"))
         table.append(Name(f"{dense}.wi_0", f"{mlp}.gate"))
+        table.append(Name(f"{dense}.wo", f"{mlp}.down"))
     return tuple(table)
 
 
