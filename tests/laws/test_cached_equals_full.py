@@ -27,6 +27,7 @@ from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 from openbook.nn.stack import Tower
 from tests import families
+from tests.nn import recurrent
 
 V, D, CONTEXT = 67, 32, 512
 RMS, LAYER = spec.Norm(), spec.Norm(kind="layer", bias=True)
@@ -99,10 +100,12 @@ SPECS = {
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
     "shared": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]], order=(0, 1, 0, 2, 1, 1, 0)),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),
+    **recurrent.ALL,
 }
+RECURRENT = {"lstm", "bahdanau", "luong-general-fed"}  # of those the quick gate
 CASES = {f"family {case.name}": case for case in families.DECODERS + families.ENCODER_DECODERS}
 NAMES = [*SPECS, *CASES]
-QUICK = {*SPECS, *(name for name, case in CASES.items() if case.core)}
+QUICK = {*(SPECS.keys() - recurrent.ALL.keys()), *RECURRENT, *(name for name, case in CASES.items() if case.core)}
 MARKED = [pytest.param(name, id=name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in NAMES]
 
 

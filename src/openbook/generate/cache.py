@@ -32,6 +32,7 @@ from openbook.nn.attend import mix
 from openbook.nn.spec import Pattern
 from openbook.nn.state import (
     Declaration,
+    Memory,
     PerSequence,
     PerToken,
     PositionBias,
@@ -344,9 +345,15 @@ class Step:
     def look(
         self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
     ) -> Tensor:
+        k, v = self._source(index, source, keys)
+        return mix(q, k, v, None if source is None else source.visible, False, scale, dropout=dropout)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        return Memory.of(*self._source(index, source, keys), None if source is None else source.visible)
+
+    def _source(self, index: int, source: Source | None, keys: SourceKeys) -> tuple[Tensor, Tensor]:
         assert source is not None, "an encoder-decoder runs with a source"
         if index not in self.cache.sources:
             k, v = keys(source.hidden)
             self.cache.sources[index] = (k.detach(), v.detach())
-        k, v = self.cache.sources[index]
-        return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+        return self.cache.sources[index]
