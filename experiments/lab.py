@@ -155,7 +155,7 @@ class Watch:
     def __init__(self, model: LanguageModel, every: int, look: Callable[[LanguageModel], Mapping[str, float]] | None):
         self.model, self.every, self.look = model, every, look
         self.losses: list[float] = []
-        self.experts: list[dict[str, float]] = []  # how evenly they were used, where there are some
+        self.experts: list[dict[str, float]] = []  # how evenly they were used, and the loss without theirs
         self.seen: list[dict[str, float]] = []
 
     def record(self, record: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ class Watch:
             return
         self.losses.append(float(record["loss"]))
         if "experts" in record:
-            self.experts.append(dict(record["experts"]))
+            self.experts.append({**record["experts"], "language": record["language"]})
         if self.look is not None and (record["step"] % self.every == 0 or record["step"] == 1):
             self.model.eval()
             with torch.no_grad():
