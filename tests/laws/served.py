@@ -93,7 +93,14 @@ def _shared() -> spec.Model:
     return replace(model, stack=replace(model.stack, order=(0, 1, 2, 1, 0, 2, 2)))
 
 
-MADE = {"hybrid": (_hybrid, 5), "shared": (_shared, 8)}  # the seed: one with which greedy output repeats itself
+def _states() -> spec.Model:
+    dual = spec.StateSpaceDual(heads=6, head_dim=7, groups=2, state=5, kernel=3, norm=spec.Norm())
+    delta = spec.GatedDelta(heads=2, value_heads=4, key_dim=6, value_dim=9, kernel=3, norm=spec.Norm())
+    return _stack(131, [[spec.Structured(state=10), MLP], [dual], [_heads(6), MLP], [delta, MLP]])
+
+
+# The seed: one with which greedy output repeats itself.
+MADE = {"hybrid": (_hybrid, 5), "shared": (_shared, 8), "states": (_states, 5)}
 
 
 def _random(of: spec.Model, seed: int) -> LanguageModel:

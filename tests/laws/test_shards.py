@@ -22,6 +22,7 @@ from openbook.nn.build import build
 from openbook.nn.disentangled import DisentangledSelfAttention
 from openbook.nn.embed import LinearBias, RelativeBias
 from openbook.nn.globals import WindowAndGlobal
+from openbook.nn.latent import LatentAttention
 from openbook.nn.marks import mark
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
@@ -34,6 +35,7 @@ BOUND = 1e-5
 Special = DisentangledSelfAttention | WindowAndGlobal
 SHARDED = (
     SelfAttention,
+    LatentAttention,
     SourceAttention,
     FeedForward,
     Mixture,
@@ -73,6 +75,8 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
     cut(layer.k, keys[0] * size, keys[1] * size, 0)
     cut(layer.v, keys[0] * size, keys[1] * size, 0)
     cut(layer.out, heads[0] * size, heads[1] * size, 1, heads[0] == 0)
+    if isinstance(layer, SelfAttention) and layer.gate is not None:
+        cut(layer.gate, heads[0] * size, heads[1] * size, 0)
     if isinstance(layer, SelfAttention) and layer.sinks is not None:
         layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
 
@@ -82,6 +86,17 @@ def cut_special(layer: Special, heads: Span) -> None:
     size = layer.spec.head_dim
     for name, part in layer.named_children():
         cut(part, heads[0] * size, heads[1] * size, int(name == "out"), name != "out" or heads[0] == 0)
+
+
+def cut_latent(layer: LatentAttention, heads: Span) -> None:
+    """Keep these heads; the maps down to the latents stay whole, as every head reads them."""
+    one = layer.spec
+    queries, maps = one.nope_dim + one.rope.dim, one.nope_dim + one.value_dim
+    linear = layer.q if layer.q_up is None else layer.q_up
+    assert linear is not None
+    cut(linear, heads[0] * queries, heads[1] * queries, 0)
+    cut(layer.kv_up, heads[0] * maps, heads[1] * maps, 0)
+    cut(layer.out, heads[0] * one.value_dim, heads[1] * one.value_dim, 1, heads[0] == 0)
 
 
 def cut_feed_forward(layer: FeedForward, span: Span) -> None:
@@ -146,6 +161,11 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
             for span in spans(layer.spec.heads, parts):
                 shard = deepcopy(layer)
                 cut_special(shard, span)
+                found.append((shard, span))
+        case LatentAttention():
+            for span in spans(layer.spec.heads, parts):
+                shard = deepcopy(layer)
+                cut_latent(shard, span)
                 found.append((shard, span))
         case FeedForward():
             for span in spans(layer.spec.hidden, parts):

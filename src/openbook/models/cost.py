@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from openbook.nn import spec
-from openbook.nn.build import build
+from openbook.nn.build import AHEAD, build
 from openbook.nn.stack import ResidualBlock, Tower
 from openbook.nn.state import PerSequence, PerSource, PerToken, Stateful
 
@@ -33,6 +33,7 @@ PARTS = (
     "convolutions",
     "norms",
     "heads",
+    "further tokens",
 )
 
 
@@ -233,6 +234,9 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
                 yield from _layer_items(branch.layer, shapes, run, from_source)
         yield Item(part="heads", shapes=side.out, source=from_source, products=count(side.out))
     for name, shapes in heads.items():
+        if name == AHEAD:
+            yield Item(part="further tokens", shapes=shapes)
+            continue
         yield Item(part="heads", shapes=shapes, products=_head_products(name, shapes, model))
 
 
@@ -269,13 +273,17 @@ def parameters(found: Inventory) -> dict[str, int]:
 
 
 def active(found: Inventory) -> int:
-    """Parameters that one token meets: all, but of the experts only those it is sent to."""
+    """Parameters that one token meets: all, but of the experts only those it is sent to.
+
+    What predicts tokens beyond the next one is not met: it may be left away.
+    """
     idle = sum(
         count(item.shapes) * item.times * (item.layer.experts - item.layer.top_k) // item.layer.experts
         for item in found.items
         if isinstance(item.layer, spec.MoE)
     )
-    return sum(parameters(found).values()) - idle
+    parts = parameters(found)
+    return sum(parts.values()) - parts.get("further tokens", 0) - idle
 
 
 # ------------------------------------------------------------------------------------------------ operations

@@ -45,8 +45,7 @@ def state(found: Inventory) -> StateSize:
     for kept, times in found.kept:
         match kept:
             case PerToken():
-                size = kept.kv_heads * (kept.key_dim + (0 if kept.latent else kept.value_dim))
-                tokens[kept.window] = tokens.get(kept.window, 0) + size * times
+                tokens[kept.window] = tokens.get(kept.window, 0) + kept.numbers * times
             case PerSequence():
                 sequence += sum(map(prod, kept.shapes)) * times
             case PerSource():

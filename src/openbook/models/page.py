@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from openbook.models.cost import LAYER_PARTS, Run, Shapes, Side, Work, count
 from openbook.models.memory import BYTES
 from openbook.nn import spec
+from openbook.nn.build import head_name
 
 if TYPE_CHECKING:
     from openbook.models.describe import Description
@@ -85,7 +86,7 @@ def _structure(this: Description) -> Iterator[str]:
         yield from _side(found.source, this, "source ")
     yield from _side(found.main, this, "")
     for head in this.model.heads:
-        name = "language" if isinstance(head, spec.Language) else getattr(head, "name", "pooler")
+        name = head_name(head)
         yield from _entry(f"head · {name}", _head_says(head), found.heads[name])
 
 
@@ -113,9 +114,9 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
     times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
-    title = (
-        textwrap.shorten(title, WIDTH - 40, placeholder=" …") + times + (" · parallel" if run.block.parallel else "")
-    )
+    beside = " · parallel" if run.block.parallel else ""
+    beside += f" after {NORMS[run.block.norm.kind]}" if run.block.norm else ""
+    title = textwrap.shorten(title, WIDTH - 40 - len(beside), placeholder=" …") + times + beside
     yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
     for branch, shapes in zip(run.members, run.branches, strict=True):
         name = LAYER_PARTS[type(branch.layer)]
@@ -275,6 +276,7 @@ def _latent_says(layer: spec.LatentAttention) -> str:
 
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
     part = "" if rope.dim == head_dim else f" on {rope.dim}"
+    part += " in neighbours" if rope.neighbours else ""
     match rope.scaling:
         case None:
             how = ""
@@ -296,8 +298,14 @@ def _head_says(head: spec.Head) -> str:
             return ("tied to the embedding" if head.tied else "a matrix of its own") + cap
         case spec.Pooler():
             return "tanh of the first token"
+        case spec.Sentence(by=by, longest=longest):
+            return f"the vector of a row, by {', '.join(by)}" + (f", of {longest:,} tokens" if longest else "")
         case spec.Classes():
             return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
+        case spec.MultiToken():
+            tokens = "the token" if head.depth == 1 else f"the {head.depth} tokens"
+            layers = " and ".join(LAYER_PARTS[type(branch.layer)] for branch in head.block.branches)
+            return f"{tokens} after the next · {layers} each"
 
 
 def _parameters(this: Description) -> Iterator[str]:

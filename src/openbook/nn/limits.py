@@ -32,11 +32,16 @@ def check_values(model: spec.Model) -> None:
     stacks = [model.stack] + ([model.source.stack] if model.source else [])
     for stack in stacks:
         _check_order(stack)
-        branches = sum(len(block.branches) for block in stack.steps)
+        blocks = stack.steps
+        if model.ahead is not None and stack is model.stack:
+            if model.ahead.depth > LAYERS:
+                raise ConfigError(f"At most {LAYERS:,} tokens ahead can be predicted: got {model.ahead.depth:,}.")
+            blocks += (model.ahead.block,) * model.ahead.depth
+        branches = sum(len(block.branches) for block in blocks)
         if branches > LAYERS:
             raise ConfigError(f"A stack has at most {LAYERS:,} layers: got {branches:,}.")
-        layers = [branch.layer for block in stack.blocks for branch in block.branches]
-        layers += [block.aside.layer for block in stack.blocks if block.aside]
+        layers = [branch.layer for block in blocks for branch in block.branches]
+        layers += [block.aside.layer for block in blocks if block.aside]
         experts = sum(layer.experts for layer in layers if isinstance(layer, spec.MoE))
         if experts > EXPERTS:
             raise ConfigError(f"A stack has at most {EXPERTS:,} experts: got {experts:,}.")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from openbook.errors import InputError, Refusal
 from openbook.nn import spec
+from openbook.nn.ahead import AheadHead, AheadStep, shifted
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, pooled
 from openbook.nn.linear import Linear
 from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
@@ -169,6 +170,34 @@ class LanguageModel(nn.Module):
         memory = None if encoded is None else Source(encoded, seen)
         return self._run(self.embed, self.stack, ids, types, state, memory, routers)
 
+    def ahead(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        length: int | None = None,
+        routers: list[Decision] | None = None,
+    ) -> list[Tensor]:
+        """Hidden states [B,T,D] of whole rows → those of every depth of a multi-token head.
+
+        By `head`, place t of the first says token t + 2, of the second t + 3, where there is one in its segment.
+        """
+        if "ahead" not in self.heads:
+            raise Refusal("This model has no head that predicts tokens beyond the next one.")
+        head = self.heads["ahead"]
+        assert isinstance(head, AheadHead)
+        state = _dense(ids, positions, segments, self.stack, length)
+        ctx = self._context(self.stack, state, None, routers)
+        found: list[Tensor] = []
+        for depth, step in enumerate(head.steps, start=1):
+            assert isinstance(step, AheadStep)
+            token = self._embedded(self.embed, shifted(ids, depth, segments, 0), None, state)
+            hidden = step(token, hidden, ctx)
+            found.append(hidden)
+        return found
+
     def encode(
         self,
         ids: Tensor,
@@ -215,17 +244,8 @@ class LanguageModel(nn.Module):
                 return head(self.pool(hidden))
             case "first":
                 return head(hidden[:, 0])
-            case "mean":
-                if segments is None:
-                    return head(hidden.mean(dim=1))
-                real = (segments != 0).unsqueeze(2)  # [B,T,1]
-                return head(torch.where(real, hidden, 0.0).sum(dim=1) / real.sum(dim=1))
-            case "last":
-                if segments is None:
-                    return head(hidden[:, -1])
-                places = torch.arange(segments.shape[1], device=segments.device)
-                last = torch.where(segments != 0, places, 0).amax(dim=1)
-                return head(hidden[torch.arange(len(hidden), device=last.device), last])
+            case "mean" | "last" as way:
+                return head(pooled(hidden, None if segments is None else segments != 0, way))
 
     def pool(self, hidden: Tensor) -> Tensor:
         """The pooler's vector of each row, [B,T,D] → [B,D]."""
@@ -245,13 +265,16 @@ class LanguageModel(nn.Module):
         memory: Source | None,
         routers: list[Decision] | None,
     ) -> Tensor:
-        dtype = self.dtype
-        x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]
-        if self.widen is not None:
-            x = self.widen(x)
-        rotary = tuple(table.rows(state.positions, state.longest, state.length, dtype) for table in stack.tables)
+        return stack(self._embedded(embed, ids, types, state), self._context(stack, state, memory, routers))
+
+    def _embedded(self, embed: Embedding, ids: Tensor, types: Tensor | None, state: State) -> Tensor:
+        x = embed(ids, state.positions, state.longest, types, self.dtype)  # [B,T,D]
+        return x if self.widen is None else self.widen(x)
+
+    def _context(self, stack: Tower, state: State, memory: Source | None, routers: list[Decision] | None) -> Context:
+        rotary = tuple(table.rows(state.positions, state.longest, state.length, self.dtype) for table in stack.tables)
         marks = state.marks if isinstance(state, Dense) else None
-        return stack(x, Context(state, rotary, memory, routers, marks))
+        return Context(state, rotary, memory, routers, marks)
 
     def _marks(self, ids: Tensor, segments: Tensor | None, flags: Tensor | None) -> Marks | None:
         """The marked tokens: those that the caller names, else those that the task does."""

@@ -243,7 +243,7 @@ class Embed:
 class Transform:
     """The small network before a head: dropout, linear, activation, norm (Devlin et al. 2018)."""
 
-    activation: str
+    activation: str | None
     norm: Norm | None = None
     dim: int | None = None  # what it makes of the stack's width; None: the same
     bias: bool = True
@@ -279,7 +279,33 @@ class Classes:
     marks: MarkFirst | MarkBefore | None = None  # what its task marks
 
 
-Head = Language | Pooler | Classes
+@dataclass(frozen=True, kw_only=True)
+class MultiToken:
+    """Predicts `depth` tokens beyond the next one, by the language head: see ahead.py (DeepSeek-AI 2024b, §2.2)."""
+
+    block: Block
+    norm: Norm  # of the embedding, of the hidden states before, and of what comes out
+    depth: int = 1
+
+
+Pooled = Literal["mean", "cls", "last", "max", "weighted", "root"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """The vector of a row (Reimers & Gurevych 2019, §3): its tokens pooled, `dense` maps after it, length 1.
+
+    by: their mean, the first, the last, the largest of each feature, the mean weighted by position (1, 2, …), or their
+    sum over the root of their number; several stand one after the other.
+    """
+
+    by: tuple[Pooled, ...] = ("mean",)
+    dense: tuple[Transform, ...] = ()
+    normalise: bool = True
+    longest: int | None = None  # tokens of a row it was made for
+
+
+Head = Language | Pooler | Classes | Sentence | MultiToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +334,11 @@ class Model:
     def language(self) -> Language | None:
         """The head that speaks, if there is one."""
         return next((head for head in self.heads if isinstance(head, Language)), None)
+
+    @property
+    def ahead(self) -> MultiToken | None:
+        """The head that speaks further ahead, if there is one."""
+        return next((head for head in self.heads if isinstance(head, MultiToken)), None)
 
     @property
     def reads(self) -> Embed:

@@ -33,6 +33,11 @@ class PerToken:
     window: int | None = None
     latent: bool = False  # the value is the first `value_dim` numbers of the key: one kv head, kept once
 
+    @property
+    def numbers(self) -> int:
+        """How many are kept of a token."""
+        return self.kv_heads * (self.key_dim + (0 if self.latent else self.value_dim))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerSequence:

@@ -125,7 +125,7 @@ def write(model: spec.Model) -> dict[str, Any]:
         "pos_att_type": terms,
         "position_biased_input": places is not None,
         "pooler_dropout": pooler.dropout,
-        "pooler_hidden_act": spell_activation(pooler.activation),
+        "pooler_hidden_act": spell_activation(pooler.activation or "gelu"),
         "pooler_hidden_size": model.stack.dim,
         "tie_word_embeddings": model.language is None or model.language.tied,
         "legacy": True,
