@@ -63,6 +63,17 @@ OPT: dict[str, Any] = {
     "num_attention_heads": 5,
     "max_position_embeddings": 64,
 }
+STABLELM: dict[str, Any] = {
+    "vocab_size": 107,
+    "hidden_size": 72,
+    "intermediate_size": 92,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 3e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+}
 
 
 def _neox(name: str, **values: Any) -> Case:
@@ -86,7 +97,6 @@ CASES = [
         rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0, "partial_rotary_factor": 1.0},
     ),
     Case("bloom", "BloomConfig", "BloomForCausalLM", BLOOM),
-    Case("bloom-eight", "BloomConfig", "BloomForCausalLM", {**BLOOM, "hidden_size": 56, "n_head": 8}),
     Case("bloom-untied", "BloomConfig", "BloomForCausalLM", {**BLOOM, "n_head": 5, "tie_word_embeddings": False}),
     Case("openai-gpt", "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {**GPT, "n_head": 5}),
     Case(
@@ -174,5 +184,12 @@ CASES = [
             "word_embed_proj_dim": 28,
             "tie_word_embeddings": False,
         },
+    ),
+    Case("stablelm", "StableLmConfig", "StableLmForCausalLM", STABLELM),
+    Case(
+        "stablelm-parallel",
+        "StableLmConfig",
+        "StableLmForCausalLM",
+        {**STABLELM, "use_parallel_residual": True, "use_qkv_bias": True, "tie_word_embeddings": True},
     ),
 ]

@@ -361,11 +361,10 @@ def context(model: LanguageModel, rows: int, count: int, segmented: bool) -> tup
         segments[0, -1] = 0
     positions = count_positions(torch.ones(rows, count, dtype=torch.int64) if segments is None else segments)
     state = Dense(positions, segments, model.stack.patterns, count)
-    if model.stack.relative is not None:
-        state.bias(model.stack.relative, 0)
     rotary = tuple(table.rows(positions, 128, 128, torch.float32) for table in model.stack.tables)
     source = Source(torch.randn(rows, 7, model.spec.stack.dim), None) if model.source is not None else None
-    return torch.randn(rows, count, model.spec.stack.dim, requires_grad=True), Context(state, rotary, source)
+    ctx = model.stack.prepare(Context(state, rotary, source), torch.float32)
+    return torch.randn(rows, count, model.spec.stack.dim, requires_grad=True), ctx
 
 
 class Counter:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def agrees(case: Case, model: LanguageModel, count: int = 23) -> bool:
-    """Whether logits agree, with and without padding."""
+def outputs(case: Case, model: LanguageModel, count: int = 23) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Our logits and the reference's of all real tokens, without padding and with."""
     ids = tokens(case, 3, count)
     mask = torch.ones_like(ids)
     mask[1, count - 6 :] = 0
@@ -46,12 +47,17 @@ def agrees(case: Case, model: LanguageModel, count: int = 23) -> bool:
             ours = model(target, source=ids, source_segments=attention)
             real = torch.ones_like(target)
         else:
-            theirs = reference(input_ids=ids, attention_mask=attention).logits
-            ours = model(ids, segments=None if attention is not mask else attention)
+            marks = case.marks(ids)
+            more = {} if marks is None else {"global_attention_mask": marks}
+            theirs = reference(input_ids=ids, attention_mask=attention, **more).logits
+            ours = model(ids, segments=None if attention is not mask else attention, marks=marks)
             real = attention
-        if not close(ours[real == 1], theirs[real == 1]):
-            return False
-    return True
+        yield ours[real == 1], theirs[real == 1]
+
+
+def agrees(case: Case, model: LanguageModel, count: int = 23) -> bool:
+    """Whether logits agree."""
+    return all(close(ours, theirs) for ours, theirs in outputs(case, model, count))
 
 
 def reference_type(case: Case) -> str:
@@ -84,10 +90,12 @@ def heads_agree(case: Case, architecture: str, reference: Any, model: LanguageMo
     count = model.spec.embed.types
     types = torch.randint(0, count, ids.shape, generator=torch.Generator().manual_seed(1)) if count else None
     given = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if count else {})
+    marks = case.marks(ids)
+    given |= {} if marks is None else {"global_attention_mask": marks}
     if "MultipleChoice" in architecture:
         given = {name: value.unflatten(0, (2, 2)) for name, value in given.items()}
     out = reference(**given)
-    hidden = model.encode(ids, segments=mask, types=types)
+    hidden = model.encode(ids, segments=mask, types=types, marks=marks)
     real = mask == 1
     pairs = []
     for name in model.heads:

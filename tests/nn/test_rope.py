@@ -64,3 +64,17 @@ def test_dynamic_scaling_follows_the_fixed_length_alone() -> None:
     longer = table.rows(positions, 400, 64, torch.float32)
     assert not torch.equal(short[0], longer[0])
     assert torch.equal(short[0], table.rows(positions, 10, 16, torch.float32)[0])
+
+
+def test_neighbours_turn_as_complex_numbers() -> None:
+    """Su et al. 2021, eq. 13: the pair (2i, 2i + 1) is one complex number, turned by position · frequency."""
+    rope = spec.Rope(dim=6, theta=100.0, neighbours=True)
+    x, positions = torch.randn(2, 5, 3, 8), torch.arange(5).expand(2, 5)
+    cos, sin = RotaryTable(rope).rows(positions, 5, 64, torch.float32)
+    out = rotate(x, cos, sin, neighbours=True)
+    angles = torch.outer(torch.arange(5).float(), frequencies(rope, 64))
+    whole = torch.view_as_complex(x[..., :6].unflatten(-1, (-1, 2)).contiguous())
+    expected = torch.view_as_real(whole * torch.polar(torch.ones_like(angles), angles)[None, :, None])
+    assert torch.allclose(out[..., :6], expected.flatten(-2), atol=1e-6)
+    assert torch.equal(out[..., 6:], x[..., 6:])
+    assert not torch.allclose(rotate(x, cos, sin), out, atol=1e-2)  # the seeded fault: halves in place of neighbours

@@ -111,12 +111,15 @@ class Packed:
         """The tokens of this step, [1,T] int64."""
         return torch.tensor([[token for work in self.works for token in work.tokens]], device=self.store.device)
 
-    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> Packed:
+    def step(
+        self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None, marks: Tensor | None = None
+    ) -> Packed:
         """What a model asks of a cache: this step is the state."""
         assert rows == 1
         assert tokens == self.starts[-1]
         assert positions is None
         assert segments is None
+        assert marks is None  # an engine refuses models with a prefix
         return self
 
     def _lengths(self, rotary: Many[int]) -> int | tuple[int, ...]:

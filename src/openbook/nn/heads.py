@@ -21,7 +21,7 @@ class TransformLayer(nn.Module):
         self.spec = transform
         self.width = transform.dim or dim
         self.linear = Linear(dim, self.width, transform.bias)
-        self.act = ACTIVATIONS[transform.activation]
+        self.act = ACTIVATIONS[transform.activation] if transform.activation else nn.Identity()
         self.norm = Normalise(transform.norm, self.width) if transform.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,3 +97,44 @@ class ClassHead(nn.Module):
         if self.spec.dropout and self.training:
             features = F.dropout(features, self.spec.dropout)
         return self.linear(features)
+
+
+def pooled(hidden: Tensor, real: Tensor | None, by: spec.Pooled) -> Tensor:
+    """The tokens of each row, [B,T,D], as one vector [B,D]; `real` [B,T] says which are no padding, None: all."""
+    if by == "cls":
+        return hidden[:, 0]
+    if real is None:
+        real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+    if by == "last":
+        last = torch.where(real, places, 1).amax(dim=1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    seen = real.unsqueeze(2)  # [B,T,1]
+    if by == "max":
+        return torch.where(seen, hidden, float("-inf")).amax(dim=1)
+    kept = torch.where(seen, hidden, 0.0)
+    if by == "weighted":
+        weights = places.to(hidden.dtype).unsqueeze(1)  # [T,1]
+        return (kept * weights).sum(dim=1) / (seen * weights).sum(dim=1)
+    count = seen.sum(dim=1)
+    return kept.sum(dim=1) / (count.sqrt() if by == "root" else count)
+
+
+class SentenceHead(nn.Module):
+    """The vector of each row: hidden [B,T,D] → [B,W]."""
+
+    def __init__(self, head: spec.Sentence, dim: int) -> None:
+        super().__init__()
+        self.spec = head
+        width, layers = dim * len(head.by), []
+        for layer in head.dense:
+            layers.append(TransformLayer(layer, width))
+            width = layers[-1].width
+        self.width = width
+        self.dense = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, real: Tensor | None = None) -> Tensor:
+        x = torch.cat([pooled(hidden, real, way) for way in self.spec.by], dim=-1)
+        for layer in self.dense:
+            x = layer(x)
+        return F.normalize(x, dim=-1) if self.spec.normalise else x

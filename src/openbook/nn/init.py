@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.disentangled import Convolve, DisentangledSelfAttention, DistanceTable
 from openbook.nn.embed import RelativeBias, Table
+from openbook.nn.globals import WindowAndGlobal
 from openbook.nn.heads import LanguageHead
 from openbook.nn.init_states import StateLayer, initialise_states
 from openbook.nn.latent import LatentAttention
@@ -38,13 +40,16 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                 module.weight.normal_(0, std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
-            case Table() | RelativeBias():
+            case Table() | RelativeBias() | DistanceTable():
                 module.weight.normal_(0, std, generator=generator)
             case LanguageHead():
                 if module.weight is not None:
                     module.weight.normal_(0, std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+            case Convolve():
+                module.weight.normal_(0, std, generator=generator)
+                module.bias.zero_()
             case Experts():
                 for parameter in module.parameters(recurse=False):
                     if parameter.ndim == 3:
@@ -59,7 +64,13 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                 pass
     for module in model.modules():
         match module:
-            case SelfAttention() | LatentAttention() | SourceAttention():
+            case (
+                SelfAttention()
+                | LatentAttention()
+                | SourceAttention()
+                | WindowAndGlobal()
+                | DisentangledSelfAttention()
+            ):
                 module.out.weight.normal_(0, residual, generator=generator)
             case FeedForward() | Experts():
                 down = module.down.weight if isinstance(module, FeedForward) else module.down

@@ -6,8 +6,8 @@
                                                             applied to what was mixed: where keys outlive the step
 
 Both are the same function of the weights: q_h · U_h c = U_hᵀ q_h · c. Which one runs is chosen in `absorbs` alone. The
-heads are counted from the weights, so that a tensor-parallel shard is just a smaller layer. Symbols: see shapes.py; R is
-the rank of c, N the part of a head's key made from it, P the part that is turned, V a head's value.
+heads are counted from the weights, so that a tensor-parallel shard is just a smaller layer. Symbols: see shapes.py; R
+is the rank of c, N the part of a head's key made from it, P the part that is turned, V a head's value.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ def from_plain(data: Any, kind: Any, where: str = "spec") -> Any:
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     if data is None and type(None) in options:
         return None
+    if words := [option for option in options if get_origin(option) is Literal]:
+        return from_plain(data, words[0], where)
     tuples = [option for option in options if get_origin(option) is tuple]
     if tuples and isinstance(data, list | tuple):
         return from_plain(data, tuples[0], where)

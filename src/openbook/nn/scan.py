@@ -93,7 +93,7 @@ _scan.register_autograd(_backward, setup_context=_remember)
 
 @torch.library.custom_op("openbook::chain", mutates_args=())
 def chain(kept: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-    """All states of S_c = kept_c · S_{c-1} + inputs_c: kept [B,c,H,K,K], inputs [B,c,H,K,V], start [B,H,K,V]."""
+    """All states of S_c = kept_c · S_{c-1} + inputs_c. kept [B,c,H,K,K], inputs [B,c,H,K,V], start [B,H,K,V]."""
     state, states = start, []
     for number in range(kept.shape[1]):
         state = inputs[:, number] + kept[:, number] @ state

@@ -2,9 +2,9 @@
 
 `serve_form` replaces, in place and layer by layer, every linear map by one of `nn/packed.py` (fp32, bf16 or int8), the
 experts' matrices by packed stacks, the maps of latent attention by stacks of one matrix for each head (latent.py), and
-sets the matrix of the language head; norms and other small parameters become fp32. The embedding table stays as it is. The logical parameters keep their names: `logical` gives them as tensors (for
-saving), `assign` puts a pushed one in its place, `restore` takes the rewrite back (int8: with what was rounded away
-missing).
+sets the matrix of the language head; norms and other small parameters become fp32. The embedding table stays as it is.
+The logical parameters keep their names: `logical` gives them as tensors (for saving), `assign` puts a pushed one in its
+place, `restore` takes the rewrite back (int8: with what was rounded away missing).
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
-        if choice.kind != "fp32" or isinstance(
-            made, ServedHeadMaps
-        ):  # at once, so that no two forms of the whole model are ever there
+        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once: no two forms of it are ever there
             _empty(parameters, path)
         for part in made.modules():
             if isinstance(part, Packed | PackedStack) and part.tiles.device.type == "cpu":
@@ -107,7 +105,8 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
             case HeadMaps():
                 found[path] = Choice("bf16" if kind == "int8" else kind)
             case Linear():
-                found.setdefault(path, Choice("fp32" if path.startswith("heads.") else kind))
+                small = path.startswith("heads.") and not path.startswith("heads.ahead.")
+                found.setdefault(path, Choice("fp32" if small else kind))
             case _:
                 pass
     return found

@@ -20,8 +20,8 @@ Compile = Literal["auto", "on", "off"]
 
 
 def towers(model: LanguageModel) -> list[Tower]:
-    """The stacks of a model: its own, and that of its encoder."""
-    return [model.stack, *([model.source.stack] if model.source is not None else [])]
+    """The stacks of a model: its own, that of its encoder, that of a generator beside it."""
+    return [module for module in model.modules() if isinstance(module, Tower)]
 
 
 def compile_blocks(model: LanguageModel, choice: Compile = "auto") -> bool:
