@@ -47,7 +47,7 @@ class Chain:
         pick = torch.randint(0, 3, (LENGTH,), generator=generator)
         word = torch.randint(0, self.said.shape[1], (LENGTH,), generator=generator)
         states = torch.empty(LENGTH, dtype=torch.int64)
-        now = int(torch.randint(0, STATES, (), generator=generator))
+        now = int(torch.randint(0, len(self.after), (), generator=generator))
         for place in range(LENGTH):
             now = int(self.after[now, pick[place]])
             states[place] = now
