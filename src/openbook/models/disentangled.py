@@ -154,4 +154,10 @@ PUBLISHED = {
     r"lm_predictions\.lm_head\.(dense|LayerNorm)\.(weight|bias)": r"cls.predictions.transform.\1.\2",
     r"lm_predictions\.lm_head\.bias": "cls.predictions.bias",
 }
-UNREAD = (*IGNORE, r"(deberta\.)?embeddings\.position_embeddings\.weight", r"(lm|mask)_predictions\..*")
+# Tables and norms of positions that take no part, and heads of the pre-training.
+UNREAD = (
+    *IGNORE,
+    r"(deberta\.)?embeddings\.position_embeddings\.weight",
+    r"(deberta\.)?encoder\.LayerNorm\..*",
+    r"(lm|mask)_predictions\..*",
+)
