@@ -32,7 +32,14 @@ from openbook.train.schedules import Schedule
 
 Results = dict[str, Any]
 IGNORE = -100
+INTRODUCTION = """# Experiments
+
+Written by `python -m experiments --page` from the experiments and from their full runs in `results/`; do not edit.
+Each takes minutes on two cores: `python -m experiments NAME`. With `--quick` it takes seconds and must come out the
+same way, which `make test` checks.
+"""
 ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
 COLOURS = ("#1f4e8c", "#c2571a", "#2f7d4f", "#8c2f6b", "#6b7280", "#b8860b", "#0f766e")
 
 
@@ -84,6 +91,17 @@ def report(name: str, quick: bool, seed: int, out: Path) -> int:
     for claim, held in claims.items():
         print(f"  {'yes' if held else 'NO '}  {claim}")
     return 0 if all(claims.values()) else 1
+
+
+def page() -> str:
+    """The page about all of them: question, method and expectation, what came out, the picture."""
+    parts = [INTRODUCTION]
+    for name in known():
+        title, _, about = (load(name).__doc__ or "").partition("\n")
+        kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        claims = "".join(f"- {claim}\n" for claim in kept["claims"])
+        parts.append(f"## {title}\n{about.rstrip()}\n\n{claims}\n![{title}](results/{name}.png)\n")
+    return "\n".join(parts)
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -155,6 +173,7 @@ class Watch:
     def __init__(self, model: LanguageModel, every: int, look: Callable[[LanguageModel], Mapping[str, float]] | None):
         self.model, self.every, self.look = model, every, look
         self.losses: list[float] = []
+        self.experts: list[dict[str, float]] = []  # how evenly they were used, and the loss without theirs
         self.seen: list[dict[str, float]] = []
 
     def record(self, record: dict[str, Any]) -> None:
@@ -162,6 +181,8 @@ class Watch:
         if record["kind"] != "step":
             return
         self.losses.append(float(record["loss"]))
+        if "experts" in record:
+            self.experts.append({**record["experts"], "language": record["language"]})
         if self.look is not None and (record["step"] % self.every == 0 or record["step"] == 1):
             self.model.eval()
             with torch.no_grad():
@@ -181,6 +202,7 @@ def train(
     objective: Objective | None = None,
     every: int = 50,
     look: Callable[[LanguageModel], Mapping[str, float]] | None = None,
+    correction: float = 0.0,
     **optimizer: Any,
 ) -> tuple[LanguageModel, Watch]:
     """Train by the project's loop; the model, and what was seen on the way."""
@@ -194,7 +216,7 @@ def train(
         rows=rows,
         optimizer=Optimizer(model, Optimisation(lr=lr, **settings)),
         schedule=schedule or Schedule(shape="cosine", warmup=0.05, floor=0.05),
-        plan=Plan(steps=steps, rows=((0, batch),), seed=seed, layers_every=0),
+        plan=Plan(steps=steps, rows=((0, batch),), seed=seed, layers_every=0, correction=correction),
         watchers=[watch],
     )
     fit(run)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from openbook.errors import InputError
 from openbook.generate import cache as caches
+from openbook.generate import lanes
 from openbook.generate.cache import Contiguous
 from openbook.models.load import load
 from openbook.nn import spec
@@ -278,8 +279,9 @@ def test_back_to_a_snapshot(name: str, lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid"])
 def test_windows_let_go_and_still_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "SLACK", 3)  # the block moves every few tokens
-    monkeypatch.setattr(caches, "START", 4)  # and the others double
+    monkeypatch.setattr(lanes, "SLACK", 3)  # the block moves every few tokens
+    for module in (caches, lanes):
+        monkeypatch.setattr(module, "START", 4)  # and the others double
     token_by_token(name)
     ragged(name, RAGGED["one much longer"])
     reordered(name)
@@ -292,7 +294,7 @@ def test_windows_let_go_and_still_agree(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_window_that_moved_on_cannot_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "SLACK", 2)
+    monkeypatch.setattr(lanes, "SLACK", 2)
     bench = Bench("mistral", rows=1)
     cache = bench.cache(1)
     bench.step(cache, [0], [bench.texts[0][:8]])

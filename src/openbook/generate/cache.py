@@ -28,7 +28,8 @@ from torch import Tensor
 
 from openbook.errors import InputError
 from openbook.generate.lanes import START, Lane
-from openbook.nn.attend import mix
+from openbook.nn.attend import Order, mix
+from openbook.nn.band import Band, band, fits
 from openbook.nn.spec import Pattern
 from openbook.nn.state import (
     Declaration,
@@ -259,6 +260,7 @@ class Step:
         self.tokens = tokens
         self.marks = marks
         self._masks: dict[tuple[int, Pattern], tuple[Tensor | None, bool]] = {}
+        self._bands: dict[Pattern, Band] = {}
         self._module: PositionBias | None = None
         self._biases: dict[tuple[int, Pattern], Tensor] = {}
 
@@ -269,6 +271,8 @@ class Step:
         lane.write[0][place].copy_(k)
         if not lane.kind.latent:
             lane.write[1][place].copy_(v)
+        if not scores.bias and self._whole(lane.first) and fits(scores.pattern, self.tokens):
+            return self._in_blocks(q, k, v, scores)
         key = (lane.first, scores.pattern)
         found = self._masks.get(key)
         if found is None:
@@ -276,6 +280,18 @@ class Step:
         bias = self._bias(key, found) if scores.bias else None
         k, v = lane.seen[0][place], lane.seen[1][place]
         return mix(q, k, v, *found, scores.scale, scores.softcap, 0.0, bias, sinks=scores.sinks)
+
+    def _whole(self, first: int) -> bool:
+        """Whether what is seen is what is written: the first step of rows that are all alike."""
+        return self.used == first == 0 and self.cache.held is None and self.marks is None
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        pattern = scores.pattern
+        if pattern not in self._bands:
+            self._bands[pattern] = band(pattern, self.tokens, None, None, q.device)
+        order = Order(pattern.causal, pattern.window, None)
+        blocks, scale = self._bands[pattern], scores.scale
+        return mix(q, k, v, blocks, False, scale, scores.softcap, order=order, sinks=scores.sinks)
 
     def _keys(self, first: int) -> Tensor:
         """Positions of the seen columns, [B or 1,S]."""

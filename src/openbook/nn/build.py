@@ -231,7 +231,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
         case spec.Attention():
             check_heads(layer.heads, layer.kv_heads)
             shared = stack.relative
-            if layer.relative and (not isinstance(shared, spec.Relative) or shared.heads != layer.heads):
+            if layer.relative and (not isinstance(shared, spec.Relative | spec.Alibi) or shared.heads != layer.heads):
                 raise ConfigError("Attention with relative=True needs a stack with `relative` of as many heads.")
             if layer.rope is not None and (layer.rope.dim % 2 or not 0 < layer.rope.dim <= layer.head_dim):
                 raise ConfigError(
