@@ -39,7 +39,9 @@ def run(quick: bool, seed: int) -> Results:
         rows = Made(windows(ids, LENGTH), seed)
         speed = 0.02 if name == "correction" else 0.0
         _, watch = train(blocks, rows, steps, batch=12, seed=seed, correction=speed)
-        found[name] = {key: [one[key] for one in watch.experts] for key in ("least", "most", "entropy", "language")}
+        found[name] = {
+            key: [round(one[key], 4) for one in watch.experts] for key in ("least", "most", "entropy", "language")
+        }
     return found
 
 
@@ -74,8 +76,12 @@ def holds(results: Results) -> bool:
 
 
 def draw(results: Results, figure: Any) -> None:
-    """The busiest and the idlest expert over steps."""
+    """The busiest and the idlest expert over steps, averaged over twenty."""
     left, right = figure.subplots(1, 2)
     for axes, key, title in ((left, "most", "busiest expert"), (right, "least", "idlest expert")):
-        curves = {name: (range(1, len(results[name][key]) + 1), results[name][key]) for name in NAMES}
+        curves = {}
+        for name in NAMES:
+            found = results[name][key]
+            steps = range(20, len(found) + 1, 10)
+            curves[name] = (steps, [sum(found[step - 20 : step]) / 20 for step in steps])
         lines(axes, curves, xlabel="step", ylabel="times a fair share of tokens", title=title)
