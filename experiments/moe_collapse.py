@@ -39,9 +39,8 @@ def run(quick: bool, seed: int) -> Results:
         rows = Made(windows(ids, LENGTH), seed)
         speed = 0.02 if name == "correction" else 0.0
         _, watch = train(blocks, rows, steps, batch=12, seed=seed, correction=speed)
-        found[name] = {
-            key: [round(one[key], 4) for one in watch.experts] for key in ("least", "most", "entropy", "language")
-        }
+        keys = ("least", "most", "entropy", "language")
+        found[name] = {key: [round(one[key], 4) for one in watch.experts] for key in keys}
     return found
 
 
