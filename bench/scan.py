@@ -1,6 +1,6 @@
 """The scan of a state space beside the step loop, and what a state of fixed size is worth beside attention.
 
-    python bench/scan.py [--threads 2] [--rounds 5] [--channels 1536] [--longest 65536]
+    python bench/scan.py [--threads 2] [--rounds 5] [--channels 512] [--longest 65536]
 
 Three tables. Scan: one layer's recurrence of T tokens, forward, and forward with backward: token after token in PyTorch
 (`scan_reference`), one operator over states in memory (`scan`, the fallback without a compiler) and the native one.
@@ -32,6 +32,7 @@ from openbook.nn.state import Context, Dense, PerSequence, Recurrence, Scores
 
 LENGTHS = (512, 2048, 8192)
 LOOP = 2048  # tokens beyond which the step loop's backward pass takes more memory than most machines have
+STEPS = 20  # tokens of a measurement of decoding
 Work = Callable[[], object]
 
 
@@ -135,6 +136,16 @@ def model_of(layer: spec.Layer, dim: int) -> LanguageModel:
     return serve_form(make(spec.Model(embed=spec.Embed(vocab=64, dim=dim), stack=stack, heads=())).eval(), "fp32")
 
 
+def steps_of(layer: torch.nn.Module, x: Tensor, kept: Kept, count: int = STEPS) -> Work:
+    """Some steps of a layer over x behind what is kept."""
+
+    def work() -> None:
+        for _ in range(count):
+            layer(x, Context(kept, ()))
+
+    return work
+
+
 def beside_attention(dim: int, longest: int, rounds: int) -> list[dict[str, Any]]:
     """Prefill of T tokens and one more token behind T, for each mixer; bytes kept behind T."""
     layers, found = mixers(dim), []
@@ -149,11 +160,11 @@ def beside_attention(dim: int, longest: int, rounds: int) -> list[dict[str, Any]
             kept = part.declare()
             if isinstance(kept, PerSequence):
                 states[name].slot = tuple(torch.zeros(1, *shape) for shape in kept.shapes)
-        decode = {n: lambda n=n: [parts[n](one, Context(states[n], ())) for _ in range(20)] for n in parts}  # type: ignore[misc]
+        decode = {name: steps_of(part, one, states[name]) for name, part in parts.items()}
         row: dict[str, Any] = {"tokens": tokens, "load": os.getloadavg()[0]}
-        row["decode"] = {name: taken / 20 for name, taken in in_turn(decode, rounds).items()}
+        row["decode"] = {name: taken / STEPS for name, taken in in_turn(decode, rounds).items()}
         if tokens <= 16384:
-            prefill = {n: lambda n=n: parts[n](prompt, Context(Kept(tokens, 0, layers[n]), ())) for n in parts}  # type: ignore[misc]
+            prefill = {name: steps_of(part, prompt, Kept(tokens, 0, layers[name]), 1) for name, part in parts.items()}
             row["prefill"] = in_turn(prefill, max(1, rounds // 2))
         row["bytes"] = {name: size.bytes(tokens, 4) for name, size in sizes.items()}
         found.append(row)
@@ -165,7 +176,7 @@ def beside_attention(dim: int, longest: int, rounds: int) -> list[dict[str, Any]
 
 
 def main() -> None:
-    given = arguments("Scans beside the step loop and beside attention.", 5, threads=2, channels=1536, longest=65536)
+    given = arguments("Scans beside the step loop and beside attention.", 5, threads=2, channels=512, longest=65536)
     torch.set_num_threads(given.threads)
     print(f"{'scan':22}{'tokens':>7}{'loop':>23}{'operator':>23}{'native':>15}")
     found: dict[str, Any] = {"threads": given.threads, "channels": given.channels}

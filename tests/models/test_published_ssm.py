@@ -1,4 +1,4 @@
-"""State space models and hybrids at full size, on no memory: their parameters are the published ones, states constant."""
+"""State space models and hybrids at full size, on no memory: the published parameters, states that stay."""
 
 from __future__ import annotations
 
