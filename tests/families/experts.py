@@ -36,6 +36,24 @@ SWITCH = {
     "dropout_rate": 0.2,
 }
 
+
+def dbrx(experts: int, top: int, **inner: Any) -> dict[str, Any]:
+    """Sizes of DBRX; `inner` are keys of its two tables."""
+    attn = {key: value for key, value in inner.items() if key in ("clip_qkv", "kv_n_heads")}
+    ffn = {key: value for key, value in inner.items() if key not in attn}
+    sizes = {"hidden_size": 48, "ffn_hidden_size": 22, "moe_num_experts": experts, "moe_top_k": top}
+    return {
+        "vocab_size": 131,
+        "d_model": 48,
+        "n_heads": 6,
+        "n_layers": 3,
+        "max_seq_len": 64,
+        "rope_parameters": LLAMA["rope_parameters"],
+        "attn_config": {"rope_theta": 5000.0, **attn},
+        "ffn_config": {**sizes, "moe_loss_weight": 0.03, **ffn},
+    }
+
+
 CASES: list[Case] = [
     Case("qwen2-moe", "Qwen2MoeConfig", "Qwen2MoeForCausalLM", SHARED),
     Case(
@@ -133,5 +151,12 @@ CASES: list[Case] = [
             "dense_act_fn": "gelu",
         },
         "encoder-decoder",
+    ),
+    Case("dbrx", "DbrxConfig", "DbrxForCausalLM", dbrx(5, 2, clip_qkv=0.7, kv_n_heads=2)),
+    Case(
+        "dbrx-plain",
+        "DbrxConfig",
+        "DbrxForCausalLM",
+        dbrx(4, 3, clip_qkv=9.0, moe_normalize_expert_weights=None, ffn_act_fn={"name": "gelu"}, moe_jitter_eps=0.02),
     ),
 ]

@@ -150,6 +150,18 @@ def switch(dim: int, hidden: int, layers: int, heads: int, experts: int, sparse:
     ) | {"tie_word_embeddings": True}
 
 
+DBRX = config(
+    "dbrx",
+    "DbrxForCausalLM",
+    vocab_size=100352,
+    d_model=6144,
+    n_heads=48,
+    n_layers=40,
+    max_seq_len=32768,
+    attn_config={"clip_qkv": 8.0, "kv_n_heads": 8, "rope_theta": 500000.0},
+    ffn_config={"hidden_size": 6144, "ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+)
+
 # Name, config, all parameters, those that one token meets, and what the publisher says of the two in billions.
 SIZES: list[tuple[str, dict[str, Any], int, float, float]] = [
     ("Mixtral 8x7B", MIXTRAL_8X7B, 46_702_792_704, 46.7, 12.9),
@@ -165,5 +177,6 @@ SIZES: list[tuple[str, dict[str, Any], int, float, float]] = [
 # Counted by the reference itself, on no memory.
 COUNTED: list[tuple[str, dict[str, Any]]] = [
     *((name, keys) for name, keys, *_ in SIZES),
+    ("DBRX", DBRX),
     ("switch-base-8", switch(768, 3072, 12, 12, 8, 6, 64)),
 ]
