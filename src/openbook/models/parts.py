@@ -72,20 +72,26 @@ def decoder(
     attention: Callable[[int], spec.Attention],
     ffn: spec.MLP | spec.MoE,
     place: spec.Place = "pre",
-    embed_scale: float = 1.0,
+    embed: spec.Embed | None = None,
+    **step: float,
 ) -> spec.Model:
-    """A decoder without heads: attention, then a feed-forward layer, in every block."""
+    """A decoder without heads: attention, then a feed-forward layer, in every block; beside it where they are plain.
+
+    `embed` is what the embedding is, where it is more than a table; `step` the scale and dropout of every branch.
+    """
+    own = None if place == "plain" else norm
     blocks = tuple(
         spec.Block(
-            branches=(
-                spec.Branch(layer=attention(number), norm=norm, place=place),
-                spec.Branch(layer=ffn, norm=norm, place=place),
-            )
+            branches=tuple(
+                spec.Branch(layer=layer, norm=own, place=place, **step) for layer in (attention(number), ffn)
+            ),
+            parallel=place == "plain",
+            norm=norm if place == "plain" else None,
         )
         for number in range(shape.layers)
     )
     return spec.Model(
-        embed=spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=embed_scale),
+        embed=embed or spec.Embed(vocab=shape.vocab, dim=shape.dim),
         stack=spec.Stack(dim=shape.dim, blocks=blocks, final_norm=norm),
         heads=(),
         context=shape.context,
@@ -110,10 +116,10 @@ def windows(config: Config, layers: int, default: Callable[[int], bool], window:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def write_decoder(model: spec.Model, hidden_act: str = "hidden_act") -> dict[str, Any]:
+def write_decoder(model: spec.Model, hidden_act: str = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:
     """The keys of config.json that these families share. What a family cannot say shows when it is read back."""
     attentions = layers_of(model.stack, spec.Attention)
-    attention: spec.Attention = attentions[0]
+    attention: spec.Attention = next((layer for layer in attentions if layer.rope is not None), attentions[0])
     ffn = branches_of(model.stack)[-1].layer
     mlp = ffn.expert if isinstance(ffn, spec.MoE) else ffn
     if not isinstance(mlp, spec.MLP) or attention.rope is None or model.stack.final_norm is None:
@@ -127,7 +133,7 @@ def write_decoder(model: spec.Model, hidden_act: str = "hidden_act") -> dict[str
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         "max_position_embeddings": model.context,
-        "rms_norm_eps": model.stack.final_norm.eps,
+        eps: model.stack.final_norm.eps,
         hidden_act: spell_activation(mlp.activation),
         "attention_dropout": attention.dropout,
         "rope_parameters": write_rope(attention.rope, attention.head_dim),

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from openbook.nn import spec
 from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.norm import Normalise
-from openbook.nn.rope import rotate
+from openbook.nn.rope import rotate, sharpen
 from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
 
 
 class SelfAttention(Stateful):
-    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K], sinks [H] if the spec has them."""
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; sinks [H] if the spec has them.
+
+    q_norm and k_norm: [K], or [H,K] and [G,K], or [H·K] and [G·K], as the spec's `norm` says.
+    """
 
     def __init__(self, attention: spec.Attention, dim: int, mask: int, rope: int | None) -> None:
         super().__init__()
@@ -36,8 +39,10 @@ class SelfAttention(Stateful):
         self.k = Linear(dim, kv_heads * size, attention.bias)
         self.v = Linear(dim, kv_heads * size, attention.bias)
         self.out = Linear(heads * size, dim, attention.out_bias)
-        self.q_norm = Normalise(attention.norm, size) if attention.norm else None
-        self.k_norm = Normalise(attention.norm, size) if attention.norm else None
+        norm = spec.QueryKeyNorm(norm=attention.norm) if isinstance(attention.norm, spec.Norm) else attention.norm
+        self.norm = norm
+        self.q_norm = None if norm is None else _norm(norm, heads, size)
+        self.k_norm = None if norm is None else _norm(norm, kv_heads, size)
         self.sinks = nn.Parameter(torch.empty(heads)) if attention.sinks else None
         self.fused: Fused | None = None
 
@@ -52,13 +57,31 @@ class SelfAttention(Stateful):
         if (most := self.spec.clip) is not None:
             flat = tuple(part.clamp(-most, most) for part in flat)
         q, k, v = (part.unflatten(-1, (-1, size)) for part in flat)  # [B,T,H,K] and [B,T,G,K] twice
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if self.norm is not None and not self.norm.rotated:
+            q, k = self._normalised(q, k)
         if self.rope is not None:
             cos, sin = ctx.rotary[self.rope]
             q, k = rotate(q, cos, sin, self.neighbours), rotate(k, cos, sin, self.neighbours)
+        if self.norm is not None and self.norm.rotated:
+            q, k = self._normalised(q, k)
+        if self.spec.temperature is not None:
+            q = sharpen(q, ctx.state.positions, self.spec.temperature)
         mixed = ctx.state.attend(self.index, q, k, v, self.rule())  # [B,T,H,K]
         return self.out(mixed.flatten(-2))
+
+    def _normalised(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.norm is not None
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        if self.norm.over == "width":
+            return self.q_norm(q.flatten(-2)).view_as(q), self.k_norm(k.flatten(-2)).view_as(k)
+        return self.q_norm(q), self.k_norm(k)
+
+    @property
+    def common(self) -> bool:
+        """Whether it is what the native blocks do: each head normed by one weight, then its halves turned; no more."""
+        normed = self.norm is None or (self.norm.over == "head" and not self.norm.rotated)
+        return normed and not self.neighbours and self.spec.clip is None and self.spec.temperature is None
 
     def rule(self) -> Scores:
         """How scores are made now."""
@@ -68,6 +91,12 @@ class SelfAttention(Stateful):
     def fuse(self) -> None:
         """Hold q, k and v as one matrix."""
         self.fused = Fused([self.q, self.k, self.v])
+
+
+def _norm(norm: spec.QueryKeyNorm, heads: int, size: int) -> Normalise:
+    if norm.over == "width":
+        return Normalise(norm.norm, heads * size)
+    return Normalise(norm.norm, size, heads if norm.over == "heads" else None)
 
 
 class SourceAttention(Stateful):

@@ -123,8 +123,7 @@ def plan(block: ResidualBlock) -> Plan:
     if any((branch.spec.place == "plain") != block.spec.parallel for branch in branches):
         return made
     attention, ffn = layers
-    plain = not (attention.neighbours or attention.spec.clip is not None or ffn.spec.limit or ffn.spec.offset)
-    if not plain:  # served.h turns halves, clips nothing and gates plainly
+    if not attention.common or ffn.spec.limit or ffn.spec.offset:
         return made
     linear = {name: watch.part(attention, name) for name in ("q", "k", "v", "out")}
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}
@@ -156,9 +155,14 @@ def _known(linear: Mapping[str, nn.Module | None], norms: list[nn.Module | None]
 
 
 def _branch(branch: ResidualBranch) -> native.Branch:
-    norm, place = _norm(branch.norm), branch.spec.place
-    pre, last = (NONE, norm) if place == "post" else (norm, NONE)
-    return native.Branch(pre, _norm(branch.post_norm), last, branch.spec.scale)
+    norm = _norm(branch.norm)
+    match branch.spec.place:
+        case "post":
+            return native.Branch(NONE, NONE, norm, branch.spec.scale)
+        case "after":
+            return native.Branch(NONE, norm, NONE, branch.spec.scale)
+        case _:
+            return native.Branch(norm, _norm(branch.post_norm), NONE, branch.spec.scale)
 
 
 def _norm(norm: Normalise | None) -> native.Norm:

@@ -3,6 +3,7 @@
 pre    x + s·f(norm x)                 GPT-2, Llama, T5, Mamba
 post   norm(x + s·f x)                 the 2017 Transformer, BERT
 both   x + s·norm₂(f(norm₁ x))         Gemma 2 and 3
+after  x + s·norm(f x)                 OLMo 2
 plain  f(norm x)                       parallel branches, recurrent networks
 """
 
@@ -34,7 +35,9 @@ class ResidualBranch(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         place = self.spec.place
-        step = self.layer(x if self.norm is None or place == "post" else self.norm(x), ctx)
+        step = self.layer(x if self.norm is None or place in ("post", "after") else self.norm(x), ctx)
+        if place == "after" and self.norm is not None:
+            step = self.norm(step)
         if self.post_norm is not None:
             step = self.post_norm(step)
         if self.spec.dropout and self.training:
