@@ -115,8 +115,8 @@ def _check_scaling(rope: spec.Rope) -> None:
             raise ConfigError(f"NTK rope scaling needs more than 2 rotary features: got {rope.dim}.")
         case spec.LongRopeScaling(short=short, long=long) if not len(short) == len(long) == rope.dim // 2:
             raise ConfigError(
-                f"LongRoPE needs a short and a long factor for each of {rope.dim // 2} frequencies: got {len(short)} and "
-                f"{len(long)}."
+                f"LongRoPE needs a short and a long factor for each of {rope.dim // 2} frequencies: got {len(short)} "
+                f"and {len(long)}."
             )
         case spec.ProportionalScaling(share=share) if not 0 < share <= 1:
             raise ConfigError(f"The `share` of frequencies must be above 0 and at most 1: got {share:g}.")
