@@ -13,7 +13,7 @@ LONG = {  # head_dim 8, three quarters of it turned
     "partial_rotary_factor": 0.75,
     "short_factor": [1.0, 1.1, 1.3],
     "long_factor": [1.5, 2.5, 4.0],
-    "original_max_position_embeddings": 20,
+    "original_max_position_embeddings": 23,
 }
 
 
@@ -29,7 +29,7 @@ CASES = [
     _case("starcoder2", "Starcoder2", norm_epsilon=4e-5, sliding_window=5, hidden_act="gelu_pytorch_tanh"),
     _case("starcoder2-plain", "Starcoder2", use_bias=False, tie_word_embeddings=False, hidden_act="relu"),
     _case("phi3", "Phi3", sliding_window=6),
-    _case("phi3-longrope", "Phi3", original_max_position_embeddings=20, rope_parameters=LONG, resid_pdrop=0.1),
+    _case("phi3-longrope", "Phi3", original_max_position_embeddings=23, rope_parameters=LONG, resid_pdrop=0.1),
     _case("olmo", "Olmo", clip_qkv=0.6),
     _case("olmo-biased", "Olmo", attention_bias=True, tie_word_embeddings=True),
     _case("olmo2", "Olmo2"),

@@ -84,6 +84,7 @@ EXPERTS = spec.MoE(
     shared=MLP,
     shared_gate=True,
 )
+LONGROPE = spec.LongRopeScaling(short=(1.0, 1.1, 1.2, 1.3), long=(1.5, 2.0, 3.0, 5.0), original=16, attention=1.1)
 SPECS = {
     "llama": decoder([[heads(rope=ROPE), MLP]] * 2),
     "gpt2": decoder([[heads(4, bias=True), MLP]] * 2, norm=LAYER, positions=spec.Learned(count=CONTEXT)),
@@ -94,6 +95,10 @@ SPECS = {
     "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
     "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]] * 2),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
+    "longrope": decoder([[heads(rope=spec.Rope(dim=8, scaling=LONGROPE)), MLP]] * 2),
+    "after": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="width")), MLP]] * 2, place="after"),
+    "heads": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="heads", rotated=True)), MLP]] * 2),
+    "sharper": decoder([[heads(temperature=spec.Temperature(every=4, scale=0.4, offset=1)), MLP]] * 2),
     "mamba": decoder([[SELECTIVE]] * 2),
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),
