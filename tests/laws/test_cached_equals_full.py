@@ -95,6 +95,7 @@ SPECS = {
     "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
     "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]] * 2),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
+    "chunks": decoder([[heads(pattern=spec.Pattern(chunk=5), rope=ROPE), MLP], [heads(), MLP]] * 2),
     "longrope": decoder([[heads(rope=spec.Rope(dim=8, scaling=LONGROPE)), MLP]] * 2),
     "after": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="width")), MLP]] * 2, place="after"),
     "heads": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="heads", rotated=True)), MLP]] * 2),
@@ -276,7 +277,7 @@ def test_back_to_a_snapshot(name: str, lengths: list[int]) -> None:
         close(logits, bench.full(row, torch.cat([start[row], parts[row]]))[-1:])
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid", "chunks"])
 def test_windows_let_go_and_still_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "SLACK", 3)  # the block moves every few tokens
     monkeypatch.setattr(caches, "START", 4)  # and the others double

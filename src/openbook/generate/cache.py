@@ -331,12 +331,13 @@ class Step:
     def _mask(self, first: int, pattern: Pattern) -> tuple[Tensor | None, bool]:
         """What is seen, [B or 1,1,T,S], and whether plain causality says it. Padding sees all, so no row is empty."""
         alike = self.cache.held is None
-        if alike and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
+        plain = alike and pattern.chunk is None
+        if plain and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
             return None, False
-        if alike and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
+        if plain and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
             return None, False
         if (
-            alike
+            plain
             and self.used == first
             and pattern.causal
             and (pattern.window is None or pattern.window >= self.tokens)

@@ -222,6 +222,7 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [f"{layer.kv_heads} kv"] if layer.kv_heads != layer.heads else []
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [f"chunks of {layer.pattern.chunk:,}"] if layer.pattern.chunk else []
     said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
     said += ["position bias"] if layer.relative else []
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []

@@ -49,7 +49,7 @@ class SelfAttention(Stateful):
     def declare(self) -> PerToken:
         size = self.spec.head_dim
         kv_heads = self.k.shape[0] // size
-        return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.window)
+        return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.reach)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         size = self.spec.head_dim

@@ -39,10 +39,19 @@ Place = Literal["pre", "post", "both", "after", "plain"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """Which tokens see which. `window` w: a token sees itself and the w - 1 before it (and after it, if not causal)."""
+    """Which tokens see which. `window` w: a token sees itself and the w - 1 before it (and after it, if not causal).
+
+    `chunk` c: it sees only those of its own stretch of c positions, counted from the beginning.
+    """
 
     causal: bool = True
     window: int | None = None
+    chunk: int | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """How many tokens back keys are needed at most, itself included; None: all."""
+        return min((size for size in (self.window, self.chunk) if size is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ outside the layers; inside nothing syncs with the host.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -135,11 +135,13 @@ def count_positions(segments: Tensor) -> Tensor:
 
 
 def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
-    """Which places [.., T] see which [.., S] by order alone: boolean [.., T, S]."""
+    """Which positions [.., T] see which [.., S] by order alone: boolean [.., T, S]."""
     distance = query.unsqueeze(-1) - key.unsqueeze(-2)
     seen = distance >= 0 if pattern.causal else torch.ones_like(distance, dtype=torch.bool)
     if pattern.window is not None:
         seen = seen & (distance.abs() < pattern.window)
+    if pattern.chunk is not None:
+        seen = seen & (query.unsqueeze(-1) // pattern.chunk == key.unsqueeze(-2) // pattern.chunk)
     return seen
 
 
@@ -159,20 +161,29 @@ class Dense:
         self.longest = longest
         self.length: int | tuple[int, ...] = longest if length is None else length
         self.patterns = patterns
-        self.masks = tuple(self._mask(pattern) for pattern in patterns)
+        self.splits = tuple(self._split(pattern) for pattern in patterns)
+        self.masks = tuple(map(self._mask, patterns, self.splits))
         self.biases: Tensor | None = None
 
-    def _mask(self, pattern: Pattern) -> Tensor | None:
+    def _split(self, pattern: Pattern) -> Tensor | None:
+        """The segments [B,T] within which tokens see each other: those there are, each cut into its chunks."""
+        if pattern.chunk is None or self.longest <= pattern.chunk:
+            return self.segments
+        whole = torch.ones_like(self.positions) if self.segments is None else self.segments
+        number = (whole - 1) * (-(-self.longest // pattern.chunk)) + self.positions // pattern.chunk + 1
+        return torch.where(whole == 0, 0, number)
+
+    def _mask(self, pattern: Pattern, segments: Tensor | None) -> Tensor | None:
         """[B or 1,1,T,T] boolean; None where the pattern alone says it (plain causal, or everything)."""
         tokens = self.positions.shape[1]
-        if self.segments is None and (pattern.window is None or pattern.window >= tokens):
+        if segments is None and (pattern.window is None or pattern.window >= tokens):
             return None
         order = torch.arange(tokens, device=self.positions.device)
-        seen = visible(pattern, order, order)[None, None]
-        if self.segments is None:
+        seen = visible(replace(pattern, chunk=None), order, order)[None, None]
+        if segments is None:
             return seen
-        same = self.segments[:, None, :, None] == self.segments[:, None, None, :]
-        real = self.segments[:, None, None, :] != 0
+        same = segments[:, None, :, None] == segments[:, None, None, :]
+        real = segments[:, None, None, :] != 0
         # Padding sees itself, so that no row of scores is empty and no gradient is NaN.
         return (seen & same & real) | torch.eye(tokens, dtype=torch.bool, device=seen.device)
 
@@ -190,7 +201,7 @@ class Dense:
         seen = self.masks[scores.mask]
         causal = seen is None and scores.pattern.causal
         bias = self.biases if scores.bias else None
-        order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
+        order = Order(scores.pattern.causal, scores.pattern.window, self.splits[scores.mask])
         return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
