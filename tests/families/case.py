@@ -21,6 +21,8 @@ class Case:
     architecture: str
     values: dict[str, Any] = field(hash=False)
     kind: str = "decoder"  # decoder | encoder | encoder-decoder
+    attention: str = "eager"  # which of the reference's implementations is held to
+    idle: tuple[str, ...] = ()  # tensors of the reference that compute nothing
     core: bool = False  # every law runs on it in the quick gate; on the others only parity does
 
     def reference(self) -> Any:
@@ -47,7 +49,8 @@ def _reference(case: Case) -> Any:
 
     torch.manual_seed(sum(map(ord, case.name)))
     config = getattr(transformers, case.config)(**case.values)
-    config._attn_implementation = "eager"
+    config._attn_implementation = case.attention
+    config._experts_implementation = "eager"  # the others want rows of whole 16 bytes
     model = getattr(transformers, case.architecture)(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -62,6 +65,9 @@ def _reference(case: Case) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith("logits_bias"):
                 buffer.copy_(torch.randn_like(buffer) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 module.padding_idx = None

@@ -79,5 +79,8 @@ KINDS = [
     Kind("mixtral", "mixtral", {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
     Kind("mamba", "mamba", {"target_modules": ["in_proj", "x_proj"]}),
     Kind("t5", "t5", {"target_modules": ["q", "k", "v", "o", "wi", "wo"]}),
+    Kind("head by head", "gpt_neox", {"target_modules": ["query_key_value", "dense"], "use_dora": True, "bias": "all"}),
+    Kind("group by group", "falcon-new", {"target_modules": ["query_key_value", "dense_4h_to_h"]}),
+    Kind("unequal", "gpt_bigcode", {"target_modules": ["c_attn"], "lora_bias": True}),
     Kind("bert", "bert", {"target_modules": ["query", "value"]}),
 ]

@@ -39,11 +39,12 @@ def decoder(layers: Layers, norm: spec.Norm = RMS, place: spec.Place = "pre", **
     """A model of these layers with the rest at its simplest."""
     embed = {"positions": more.pop("positions", None)}
     relative, source, head = more.pop("relative", None), more.pop("source", None), more.pop("head", spec.Language())
+    order = more.pop("order", None)
     assert not more
     blocks = tuple(spec.Block(branches=tuple(spec.Branch(layer=x, norm=norm, place=place) for x in b)) for b in layers)
     return spec.Model(
         embed=spec.Embed(vocab=V, dim=D, **embed),
-        stack=spec.Stack(dim=D, blocks=blocks, final_norm=norm, relative=relative),
+        stack=spec.Stack(dim=D, blocks=blocks, order=order, final_norm=norm, relative=relative),
         heads=(head,),
         source=source,
         context=CONTEXT,
@@ -93,7 +94,7 @@ SPECS = {
     "qwen3": decoder([[heads(1, rope=ROPE, norm=RMS), MLP]] * 2),
     "mixtral": decoder([[heads(rope=ROPE), spec.MoE(experts=4, top_k=2, expert=MLP)]] * 2),
     "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
-    "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]] * 2),
+    "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]]),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
     "chunks": decoder([[heads(pattern=spec.Pattern(chunk=5), rope=ROPE), MLP], [heads(), MLP]] * 2),
     "longrope": decoder([[heads(rope=spec.Rope(dim=8, scaling=LONGROPE)), MLP]] * 2),
@@ -102,6 +103,7 @@ SPECS = {
     "sharper": decoder([[heads(temperature=spec.Temperature(every=4, scale=0.4, offset=1)), MLP]] * 2),
     "mamba": decoder([[SELECTIVE]] * 2),
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
+    "shared": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]], order=(0, 1, 0, 2, 1, 1, 0)),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),
 }
 CASES = {f"family {case.name}": case for case in families.DECODERS + families.ENCODER_DECODERS}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from openbook.models.load import load, save
 from openbook.models.make import fuse, unfuse
-from openbook.nn import attend, grouped, moe, selective, spec, stack
+from openbook.nn import attend, grouped, moe, spec, stack
+from openbook.nn import scan as scans
 from openbook.nn.model import LanguageModel
 from openbook.nn.state import Context, Dense, Source, count_positions, visible
 from tests.families import ALL, DECODERS, Case, each, tokens
@@ -140,25 +141,25 @@ def scan_case(rows: int, count: int, channels: int, size: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 15, 16, 17, 64, 65, 130])
 def test_scan(count: int) -> None:
-    assert agree(selective.scan, selective.scan_reference, scan_case(2, count, 3, 4))
+    assert agree(scans.scan, scans.scan_reference, scan_case(2, count, 3, 4))
 
 
 @torch.no_grad()
 @given(count=st.integers(2, 70), chunk=st.integers(1, 40))
 def test_scan_in_chunks(count: int, chunk: int) -> None:
     case = scan_case(2, count, 3, 2)
-    assert close(selective.run(*case, chunk), selective.scan_reference(*case))
+    assert close(scans.run(*case, chunk), scans.scan_reference(*case))
 
 
 def test_scan_faults_are_found() -> None:
     def forgets_the_start(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-        return selective.scan(decay, inputs, start * 0)
+        return scans.scan(decay, inputs, start * 0)
 
     def forgets_a_gradient(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
-        return selective.scan(decay.detach(), inputs, start) + 0 * decay.sum()
+        return scans.scan(decay.detach(), inputs, start) + 0 * decay.sum()
 
     for fault in (forgets_the_start, forgets_a_gradient):
-        assert not agree(fault, selective.scan_reference, scan_case(2, 20, 3, 4))
+        assert not agree(fault, scans.scan_reference, scan_case(2, 20, 3, 4))
 
 
 def test_scan_keeps_two_tensors() -> None:
@@ -171,7 +172,7 @@ def test_scan_keeps_two_tensors() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        selective.scan(decay, inputs, start)
+        scans.scan(decay, inputs, start)
     assert sum(saved.values()) == decay.numel() + inputs.numel() + start.numel()
 
 

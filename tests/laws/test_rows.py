@@ -15,11 +15,12 @@ from torch import Tensor
 
 from openbook.native import build
 from openbook.native import rows as native
-from openbook.nn import packed, rows, spec
+from openbook.nn import packed, rows, selective, spec
 from openbook.nn.activation import REFERENCES, activate
 from openbook.nn.moe import Experts, experts_reference
 from openbook.nn.norm import Normalise
 from openbook.nn.packed import Packed, PackedStack, RowLinear
+from openbook.nn.scan import selective_reference
 from openbook.nn.selective import StateSpace
 from openbook.nn.serving import FORMS
 from openbook.nn.state import Context, Dense, Recurrence
@@ -238,17 +239,19 @@ def chunked(layer: StateSpace, x: Tensor, sizes: list[int], segments: Tensor | N
 
 
 @pytest.mark.usefixtures("unit")
-def test_a_scan_is_its_reference_and_knows_no_chunks() -> None:
+def test_a_scan_is_its_reference_and_knows_no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = state_space(), numbers(3, 19, 24)
     whole = chunked(layer, x, [19])
-    with torch.enable_grad():
+    with torch.enable_grad(), monkeypatch.context() as patch:
+        patch.setattr(selective, "scan", selective_reference)
         assert (whole - chunked(layer, x, [19]).detach()).abs().max() <= 2e-6 * float(whole.abs().max())
     for sizes in ([1] * 19, [5, 1, 13], [16, 3]):
         assert torch.equal(chunked(layer, x, sizes), whole)
     assert torch.equal(chunked(layer, x[1:2], [19])[0], whole[1])
     segments = torch.tensor([[1] * 7 + [2] * 12, [1] * 15 + [0] * 4, [0] * 3 + [1] * 16])
     marked = chunked(layer, x, [19], segments)
-    with torch.enable_grad():
+    with torch.enable_grad(), monkeypatch.context() as patch:
+        patch.setattr(selective, "scan", selective_reference)
         expected = chunked(layer, x, [19], segments).detach()
     real = segments != 0
     assert (marked - expected)[real].abs().max() <= 2e-6 * float(whole.abs().max())

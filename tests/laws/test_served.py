@@ -40,6 +40,13 @@ def model_of(attention: spec.Attention, mlp: spec.MLP, norm: spec.Norm, place: s
     return spec.Model(embed=spec.Embed(vocab=50, dim=36), stack=stack, heads=(spec.Language(tied=True, softcap=20.0),))
 
 
+def side_by_side(attention: spec.Attention, mlp: spec.MLP, norm: spec.Norm) -> spec.Model:
+    """Parallel branches, each with a norm of its own."""
+    of = model_of(attention, mlp, norm, "plain")
+    branches = tuple(replace(branch, norm=norm) for branch in of.stack.blocks[0].branches)
+    return replace(of, stack=replace(of.stack, blocks=(spec.Block(branches=branches, parallel=True),) * 2))
+
+
 MODELS = {
     "pre": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50), RMS, "pre"),
     "normed heads": model_of(replace(PLAIN, rope=ROPE, norm=RMS), spec.MLP(hidden=50, activation="relu"), RMS, "pre"),
@@ -54,6 +61,15 @@ MODELS = {
     ),
     "post": model_of(PLAIN, spec.MLP(hidden=50, gated=False, activation="gelu_tanh"), LAYER, "post"),
     "scaled": model_of(replace(PLAIN, kv_heads=1), spec.MLP(hidden=50), RMS, "pre", scale=0.7),
+    "neighbours": model_of(
+        replace(PLAIN, rope=replace(ROPE, neighbours=True)), spec.MLP(hidden=50, gated=False), LAYER, "plain"
+    ),
+    "all neighbours": model_of(
+        replace(PLAIN, rope=replace(ROPE, dim=18, neighbours=True), head_dim=18), spec.MLP(hidden=50), RMS, "pre"
+    ),
+    "clipped": model_of(replace(PLAIN, rope=ROPE, norm=RMS, clip=0.3), spec.MLP(hidden=50), RMS, "pre"),
+    "clipped alone": model_of(replace(PLAIN, clip=0.3), spec.MLP(hidden=50), RMS, "pre"),
+    "norms side by side": side_by_side(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50, gated=False), LAYER),
     "parallel": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50, gated=False), LAYER, "plain", scale=0.9),
 }
 

@@ -26,7 +26,9 @@ from openbook.generate.scheduler import Scheduler
 from openbook.generate.speculate import Proposal
 from tests.laws.adapters import KINDS
 from tests.laws.served import (
-    MARKED,
+    MARKED as FAMILIES,
+)
+from tests.laws.served import (
     PAIRS,
     Said,
     drawn,
@@ -39,6 +41,7 @@ from tests.laws.served import (
     said,
 )
 
+MARKED = [*FAMILIES, pytest.param("shared", id="shared")]  # its blocks run again
 CLOSE = 2e-4  # of log-probabilities, between the paths of fp32
 PAGE = 32
 

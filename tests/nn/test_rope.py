@@ -99,3 +99,17 @@ def test_queries_sharpen_in_steps_that_depend_on_the_position_alone() -> None:
     assert torch.allclose(out, expected)
     alone = sharpen(q[:, :1], torch.tensor([[7]]), rule)
     assert torch.equal(alone[0, 0, 0], torch.stack([out[7], out[7]]))
+
+
+def test_neighbours_turn_as_complex_numbers() -> None:
+    """Su et al. 2021, eq. 13: the pair (2i, 2i + 1) is one complex number, turned by position · frequency."""
+    rope = spec.Rope(dim=6, theta=100.0, neighbours=True)
+    x, positions = torch.randn(2, 5, 3, 8), torch.arange(5).expand(2, 5)
+    cos, sin = RotaryTable(rope).rows(positions, 5, 64, torch.float32)
+    out = rotate(x, cos, sin, neighbours=True)
+    angles = torch.outer(torch.arange(5).float(), frequencies(rope, 64))
+    whole = torch.view_as_complex(x[..., :6].unflatten(-1, (-1, 2)).contiguous())
+    expected = torch.view_as_real(whole * torch.polar(torch.ones_like(angles), angles)[None, :, None])
+    assert torch.allclose(out[..., :6], expected.flatten(-2), atol=1e-6)
+    assert torch.equal(out[..., 6:], x[..., 6:])
+    assert not torch.allclose(rotate(x, cos, sin), out, atol=1e-2)  # the seeded fault: halves in place of neighbours

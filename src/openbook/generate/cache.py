@@ -1,6 +1,7 @@
 """The contiguous cache: what layers keep between steps, in one block of columns per kind of layer.
 
-    lane        layers of equal kv heads, sizes and window share keys [L,B,C,G,K] and values [L,B,C,G,V]
+    lane        layers of equal kv heads, sizes and window share keys [L,B,C,G,K] and values [L,B,C,G,V]; the values of
+                latent layers are the first V numbers of their keys, and are not kept again
     column      every step writes the same columns in all rows; a row that has less to say leaves a hole there
     held        [B,C] the position of each column's token, `HOLE` where there is none; exists only once rows differ
 
@@ -65,7 +66,8 @@ class Lane:
         self.start = 0
         self.first = 0  # the first column seen in this step
         self.keys = torch.empty(0, rows, 0, kind.kv_heads, kind.key_dim, dtype=dtype, device=device)
-        self.values = torch.empty(0, rows, 0, kind.kv_heads, kind.value_dim, dtype=dtype, device=device)
+        values = 0 if kind.latent else kind.value_dim  # a latent value is a part of its key
+        self.values = torch.empty(0, rows, 0, kind.kv_heads, values, dtype=dtype, device=device)
         self.write: list[tuple[Tensor, ...]] = []
         self.seen: list[tuple[Tensor, ...]] = []
 
@@ -83,7 +85,8 @@ class Lane:
         low = self.first - self.start
         # One unbind makes the views of all layers: cheaper than a slice in every layer.
         self.write = [block[:, :, at:end].unbind(0) for block in (self.keys, self.values)]
-        self.seen = [block[:, :, low:end].unbind(0) for block in (self.keys, self.values)]
+        values = self.keys[..., : self.kind.value_dim] if self.kind.latent else self.values
+        self.seen = [block[:, :, low:end].unbind(0) for block in (self.keys, values)]
 
     def _move(self, used: int, size: int) -> None:
         low, high = self.first - self.start, used - self.start
@@ -293,6 +296,8 @@ class Contiguous:
 class Step:
     """The state of one step of a `Contiguous` cache (see `openbook.nn.state.State`)."""
 
+    keeps = True
+
     def __init__(
         self, cache: Contiguous, positions: Tensor, segments: Tensor | None, longest: int, used: int, tokens: int
     ) -> None:
@@ -312,7 +317,8 @@ class Step:
         if k.requires_grad:  # a cache is for inference: gradients end here
             k, v = k.detach(), v.detach()
         lane.write[0][place].copy_(k)
-        lane.write[1][place].copy_(v)
+        if not lane.kind.latent:
+            lane.write[1][place].copy_(v)
         key = (lane.first, scores.pattern)
         found = self._masks.get(key)
         if found is None:

@@ -88,7 +88,7 @@ def embed(
     exact: bool = False,
 ) -> Tensor:
     """One vector per text, float32 [N, D or `dimensions`] on the host."""
-    width = model.spec.stack.dim
+    width = model.spec.stack.width
     if pooling.dimensions is not None and pooling.dimensions > width:
         raise InputError(f"`dimensions` must be at most {width}, what this model has: got {pooling.dimensions}.")
     if pooling.by == "cls" and model.spec.causal and model.spec.source is None:

@@ -75,6 +75,7 @@ class Packed:
     """The state of one packed step (see `openbook.nn.state.State`), and the cache that hands it out."""
 
     brings_sources = True
+    keeps = True
 
     def __init__(self, store: Store, works: Many[Work], rotary: Many[int], biases: Biases) -> None:
         self.store = store

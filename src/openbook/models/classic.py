@@ -12,7 +12,7 @@ from openbook.errors import ConfigError
 from openbook.models.config import Config
 from openbook.models.family import CannotSay, Heads, classes_of_last, labels, language, layers_of, none
 from openbook.models.names import Name
-from openbook.models.parts import write_labels
+from openbook.models.parts import BLOCK, write_labels
 from openbook.nn import spec
 
 # pre, post: one branch after the other. shared: side by side after one norm. each: side by side, each after its own.
@@ -28,6 +28,11 @@ GPT: Keys = {
     "context": "n_positions",
     "tied": "tie_word_embeddings",
 }
+# What their configurations say of a head that summarises a row, and of nothing that is computed here.
+SUMMARY = (
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    "n_ctx",
+)
 
 
 class Sizes(NamedTuple):
@@ -114,6 +119,8 @@ def norm_of(model: spec.Model) -> spec.Norm:
     return norm
 
 
+QKV = tuple(f"{BLOCK}.0.layer.{name}" for name in "qkv")
+
 # ------------------------------------------------------------------------------------------------ heads
 
 
@@ -153,7 +160,8 @@ def heads_of(
 
 def write_heads(model: spec.Model) -> dict[str, Any]:
     """What the class heads need to be read back."""
-    rates = [head.dropout for head in model.heads if isinstance(head, spec.Classes) and head.over == "tokens"]
+    named = [head for head in model.heads if isinstance(head, spec.Classes) and head.name == "classes"]
+    rates = [head.dropout for head in named if head.over == "tokens"]
     return write_labels(model) | ({"classifier_dropout": rates[0]} if rates else {})
 
 

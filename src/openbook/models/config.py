@@ -269,9 +269,9 @@ def _factor(rules: Config) -> float:
 def _yarn(rules: Config, original: int, context: int) -> spec.YarnScaling:
     factor = _factor(rules) if rules.has("factor") else context / original
     attention = rules.get("attention_factor", None, float)
+    top, bottom = rules.get("mscale", 0.0), rules.get("mscale_all_dim", 0.0)
     if attention is None:
-        top, bottom = rules.get("mscale", 0.0), rules.get("mscale_all_dim", 0.0)
-        attention = _magnitude(factor, top) / _magnitude(factor, bottom) if top and bottom else _magnitude(factor, 1.0)
+        attention = magnitude(factor, top) / magnitude(factor, bottom) if top and bottom else magnitude(factor, 1.0)
     return spec.YarnScaling(
         factor=factor,
         original=original,
@@ -292,7 +292,7 @@ def _longrope(rules: Config, original: int, context: int) -> spec.LongRopeScalin
     )
 
 
-def _magnitude(factor: float, weight: float) -> float:
+def magnitude(factor: float, weight: float) -> float:
     """How much longer contexts sharpen attention (Peng et al. 2023, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 

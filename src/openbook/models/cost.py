@@ -37,11 +37,15 @@ PARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A table, branch, norm or head, with the shapes of its parameters; `times` how often the model has it."""
+    """A table, branch, norm or head, with the shapes of its parameters.
+
+    `times`: how often the model has it; `runs`: how often a token passes through them, where that is another number.
+    """
 
     part: str
     shapes: Shapes
     times: int = 1
+    runs: int | None = None
     layer: spec.Layer | None = None
     source: bool = False  # of the encoder of an encoder-decoder
     products: int = 0  # weights that multiply each token once, beside those of `layer`
@@ -49,9 +53,13 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Blocks that are alike (but for the scale of their scores): their numbers, the spec of one, its shapes."""
+    """Blocks that are alike (but for the scale of their scores): their numbers, the spec of one, its shapes.
+
+    `steps`: how many steps of the stack they are, which is more than their number where blocks run again.
+    """
 
     numbers: tuple[int, ...]
+    steps: int
     block: spec.Block
     branches: tuple[Shapes, ...]
     norms: Shapes
@@ -70,6 +78,7 @@ class Side:
     runs: tuple[Run, ...]
     embed: Shapes
     final: Shapes
+    out: Shapes
     relative: Shapes
 
 
@@ -96,11 +105,12 @@ def count(shapes: Shapes) -> int:
 def inventory(model: spec.Model) -> Inventory:
     """List what the model of this spec holds. Raises ConfigError for a spec that no module can be."""
     groups = _alike(model.stack)
-    slim = replace(model, stack=replace(model.stack, blocks=tuple(groups)))
+    slim = replace(model, stack=replace(model.stack, blocks=tuple(groups), order=None))
     source_groups = {} if model.source is None else _alike(model.source.stack)
     if model.source is not None:
         slim = replace(
-            slim, source=replace(model.source, stack=replace(model.source.stack, blocks=tuple(source_groups)))
+            slim,
+            source=replace(model.source, stack=replace(model.source.stack, blocks=tuple(source_groups), order=None)),
         )
     with torch.device("meta"):
         built = build(slim)
@@ -120,7 +130,7 @@ def inventory(model: spec.Model) -> Inventory:
         main=main,
         source=source,
         heads=heads,
-        kept=_kept(built.stack, groups) if model.causal else (),
+        kept=_kept(built.stack, model.stack, groups) if model.causal else (),
         items=tuple(_items(main, source, heads, model)),
     )
 
@@ -137,7 +147,7 @@ def _face(block: spec.Block) -> spec.Block:
     """The block without what makes no difference to its cost."""
     branches = tuple(
         replace(branch, layer=replace(branch.layer, scale=None))
-        if isinstance(branch.layer, spec.Attention | spec.CrossAttention)
+        if isinstance(branch.layer, spec.Attention | spec.LatentAttention | spec.CrossAttention)
         else branch
         for branch in block.branches
     )
@@ -154,21 +164,28 @@ def _side(tower: Tower, stack: spec.Stack, groups: Mapping[spec.Block, list[int]
         assert isinstance(block, ResidualBlock)
         norms = {name: shape for name, shape in _shapes(block).items() if ".layer." not in name}
         branches = tuple(_shapes(branch.get_submodule("layer")) for branch in block.branches)
-        runs.append(Run(numbers=tuple(numbers), block=face, branches=branches, norms=norms))
+        runs.append(
+            Run(numbers=tuple(numbers), steps=_steps(stack, numbers), block=face, branches=branches, norms=norms)
+        )
     return Side(
         stack=stack,
         runs=tuple(runs),
         embed=embed,
         final=_shapes(tower.final_norm),
+        out=_shapes(tower.out),
         relative=_shapes(tower.relative),
     )
 
 
+def _steps(stack: spec.Stack, numbers: list[int]) -> int:
+    return len(numbers) if stack.order is None else sum(number in numbers for number in stack.order)
+
+
 def _kept(
-    tower: Tower, groups: Mapping[spec.Block, list[int]]
+    tower: Tower, stack: spec.Stack, groups: Mapping[spec.Block, list[int]]
 ) -> tuple[tuple[PerToken | PerSequence | PerSource, int], ...]:
     return tuple(
-        (module.declare(), len(numbers))
+        (module.declare(), _steps(stack, numbers))
         for numbers, block in zip(groups.values(), tower.blocks, strict=True)
         for module in block.modules()
         if isinstance(module, Stateful)
@@ -177,10 +194,14 @@ def _kept(
 
 LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.Attention: "attention",
+    spec.LatentAttention: "attention",
     spec.CrossAttention: "cross attention",
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
+    spec.StateSpaceDual: "state space",
+    spec.Structured: "state space",
+    spec.GatedDelta: "state space",
 }
 
 
@@ -199,28 +220,31 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
         for run in side.runs:
             yield Item(part="norms", shapes=run.norms, times=len(run.numbers))
             for branch, shapes in zip(run.block.branches, run.branches, strict=True):
-                yield from _layer_items(branch.layer, shapes, len(run.numbers), from_source)
+                yield from _layer_items(branch.layer, shapes, run, from_source)
+        yield Item(part="heads", shapes=side.out, source=from_source, products=count(side.out))
     for name, shapes in heads.items():
         yield Item(part="heads", shapes=shapes, products=_head_products(name, shapes, model))
 
 
-def _layer_items(layer: spec.Layer, shapes: Shapes, times: int, source: bool) -> Iterable[Item]:
+def _layer_items(layer: spec.Layer, shapes: Shapes, run: Run, source: bool) -> Iterable[Item]:
+    times = len(run.numbers)
     inside = {name: shape for name, shape in shapes.items() if "norm" in name}
     router = {name: shape for name, shape in shapes.items() if name.startswith(("router", "correction", "shared_gate"))}
     shared = {name: shape for name, shape in shapes.items() if name.startswith("shared.")}
     own = {name: shape for name, shape in shapes.items() if name not in inside | router | shared}
-    yield Item(part=LAYER_PARTS[type(layer)], shapes=own, times=times, layer=layer, source=source)
+    yield Item(part=LAYER_PARTS[type(layer)], shapes=own, times=times, runs=run.steps, layer=layer, source=source)
     if isinstance(layer, spec.MoE) and layer.shared is not None:
-        yield Item(part="experts", shapes=shared, times=times, layer=layer.shared, source=source)
+        yield Item(part="experts", shapes=shared, times=times, runs=run.steps, layer=layer.shared, source=source)
     yield Item(part="norms", shapes=inside, times=times)
-    yield Item(part="routers", shapes=router, times=times, source=source, products=count(router))
+    yield Item(part="routers", shapes=router, times=times, runs=run.steps, source=source, products=count(router))
 
 
 def _head_products(name: str, shapes: Shapes, model: spec.Model) -> int:
     """Weights of a head that multiply every token; what reads one vector of a row is not counted."""
     for head in model.heads:
         if isinstance(head, spec.Language) and name == "language":
-            return model.embed.vocab * model.stack.dim + sum(prod(s) for n, s in shapes.items() if ".linear.w" in n)
+            width = (head.transform and head.transform.dim) or model.stack.width
+            return model.embed.vocab * width + sum(prod(s) for n, s in shapes.items() if ".linear.w" in n)
         if isinstance(head, spec.Classes) and name == head.name and head.over == "tokens":
             return sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
     return 0
@@ -284,6 +308,11 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += _matrices(item.shapes)
                 widths = layer.heads * layer.head_dim
                 first, final = _seen(layer.pattern, context)
+            case spec.LatentAttention() as layer if mine:  # expanded over whole rows; absorbed when one is decoded
+                weights += _matrices(item.shapes)
+                rank, turned, seen = layer.kv_rank, layer.rope.dim, _seen(layer.pattern, context)
+                widths, first = 1, layer.heads * (layer.nope_dim + turned + layer.value_dim) / 2 * seen[0]
+                final = layer.heads * (2 * rank + turned) / 2 * seen[1]
             case spec.CrossAttention() as layer:
                 per_source = {n: s for n, s in item.shapes.items() if n.startswith(("k.", "v."))}
                 if source:
@@ -297,9 +326,16 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += count(item.shapes) * layer.top_k // layer.experts
             case spec.Selective() as layer if mine:
                 weights += _matrices(item.shapes) + layer.inner * (1 + layer.state * (SCAN // 2 - 1))
-        products += 2 * weights * item.times
-        last += int(4 * widths * final) * item.times
-        mean += 4 * widths * first * item.times
+            case spec.StateSpaceDual() as layer if mine:
+                weights += _matrices(item.shapes) + layer.heads * layer.head_dim * (1 + 2 * layer.state)
+            case spec.GatedDelta() as layer if mine:
+                weights += _matrices(item.shapes) + 3 * layer.value_heads * layer.key_dim * layer.value_dim
+            case spec.Structured() as layer if mine:
+                weights += prod(item.shapes["out.weight"]) + item.shapes["skip"][0] * (1 + 4 * layer.state)
+        runs = item.times if item.runs is None else item.runs
+        products += 2 * weights * runs
+        last += int(4 * widths * final) * runs
+        mean += 4 * widths * first * runs
     return Work(context=context, products=products, attention_last=last, attention_mean=mean)
 
 

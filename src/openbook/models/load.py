@@ -111,7 +111,9 @@ def _aliases(weights: Weights, prefix: str) -> dict[str, str]:
     alias = {}
     for name in weights.files:
         modern = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-        head = re.sub(r"^cls\.predictions\.bias$", "cls.predictions.decoder.bias", name)  # once the same tensor
+        head = re.sub(
+            r"^(cls\.predictions|predictions|lm_head)\.bias$", r"\1.decoder.bias", name
+        )  # once the same tensor
         for spelled in {modern, prefix + modern, head}:
             if spelled != name and spelled not in weights.files:
                 alias[spelled] = name

@@ -12,10 +12,11 @@ from math import prod
 
 from openbook.models.cost import Inventory, Run, Side, count, parameters
 from openbook.nn import spec
+from openbook.nn.dual import CHUNK
+from openbook.nn.scan import BORDER
 from openbook.nn.state import PerSequence, PerSource, PerToken
 
 BYTES = {"bf16": 2, "fp32": 4}
-SCAN_COPIES = 2  # tensors [T,C,N] in fp32 that a scan keeps: its decays and its states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def state(found: Inventory) -> StateSize:
     for kept, times in found.kept:
         match kept:
             case PerToken():
-                size = kept.kv_heads * (kept.key_dim + kept.value_dim)
+                size = kept.kv_heads * (kept.key_dim + (0 if kept.latent else kept.value_dim))
                 tokens[kept.window] = tokens.get(kept.window, 0) + size * times
             case PerSequence():
                 sequence += sum(map(prod, kept.shapes)) * times
@@ -105,8 +106,8 @@ def training(found: Inventory, context: int, rows: int) -> Training:
             continue
         for run in side.runs:
             block = _saved_by(run, side, context) * tokens + _cast(run)
-            inside += block * len(run.numbers)
-            inputs += side.stack.dim * BYTES["bf16"] * tokens * len(run.numbers)
+            inside += block * run.steps
+            inputs += side.stack.dim * BYTES["bf16"] * tokens * run.steps
             largest = max(largest, block)
         edges = (6 + 4) * side.stack.dim * tokens  # the embedding's output, the final norm, the hidden states
         inside, inputs = inside + edges, inputs + edges
@@ -140,6 +141,11 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             total += 0 if layer.norm is None else 6 * (size + kv)
             whole = layer.dropout > 0 or layer.softcap is not None or layer.relative
             return total + (12 * layer.heads * context if whole else 0)  # the scores themselves
+        case spec.LatentAttention():
+            size, low = layer.heads * (layer.nope_dim + layer.rope.dim), layer.kv_rank + (layer.q_rank or 0)
+            total = 2 * (2 * size + 2 * layer.heads * layer.value_dim) + 4 * layer.heads
+            total += 6 * (low + layer.rope.dim) + 4 * layer.heads * (layer.nope_dim + 2 * layer.rope.dim)
+            return total + (12 * layer.heads * context if layer.dropout else 0)
         case spec.CrossAttention():
             size, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
             return 2 * (2 * size + 2 * kv) + 4 * layer.heads + (12 * layer.heads * context if layer.dropout else 0)
@@ -149,4 +155,12 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             shared = 0 if layer.shared is None else _saved(layer.shared, dim, context)
             return layer.top_k * (_saved(layer.expert, dim, context) + 6 * dim) + 8 * layer.experts + shared
         case spec.Selective():
-            return SCAN_COPIES * 4 * layer.inner * layer.state + 40 * layer.inner
+            return 4 * layer.inner * layer.state // BORDER + 16 * layer.state + 56 * layer.inner
+        case spec.StateSpaceDual():
+            inner = layer.heads * layer.head_dim
+            return 16 * layer.heads * (CHUNK + 2 * layer.state) + 64 * inner + inner * layer.state // 4
+        case spec.GatedDelta():
+            size = layer.value_heads * (layer.key_dim + layer.value_dim)
+            return 40 * layer.value_heads * CHUNK + 60 * size + layer.value_heads * layer.key_dim * layer.value_dim // 4
+        case spec.Structured():
+            return 32 * dim

@@ -48,7 +48,8 @@ class Name:
     """`theirs` is the published pattern, `ours` the logical one.
 
     transpose: theirs is [in,out]. part: ours are these rows of theirs along its outputs; (k, n) is the k-th of n equal
-    parts. insert: theirs has one more dimension of size 1 there. An `{e}` in `theirs`: ours stacks them all.
+    parts. insert: theirs has one more dimension of size 1 there. An `{e}` in `theirs`: ours stacks them all. stacked:
+    theirs are stacked already, [E,..] as ours; the rest is said of each.
     """
 
     theirs: str
@@ -56,6 +57,7 @@ class Name:
     transpose: bool = False
     part: Part | tuple[int, int] | None = None
     insert: int | None = None
+    stacked: bool = False
 
     @property
     def rows(self) -> Part | None:
@@ -100,10 +102,11 @@ class Place:
         return not (self.entry.transpose or self.entry.part or "{e}" in self.entry.theirs)
 
     def _one(self, tensor: Tensor) -> Tensor:
-        if self.entry.transpose and tensor.ndim == 2:
-            tensor = tensor.t()
+        first = int(self.entry.stacked)  # the dimension of the outputs
+        if self.entry.transpose and tensor.ndim == 2 + first:
+            tensor = tensor.mT
         if (rows := self.entry.rows) is not None:
-            tensor = rows.take(tensor)
+            tensor = rows.take(tensor.movedim(first, 0)).movedim(0, first)
         return tensor if self.entry.insert is None else tensor.squeeze(self.entry.insert)
 
 
@@ -143,7 +146,8 @@ def publish(places: Mapping[str, Place], ours: Mapping[str, Tensor]) -> dict[str
 
 def _maker(parts: list[tuple[Place, str, int]], ours: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     def make() -> Tensor:
-        rows = parts[0][0].entry.rows
+        entry = parts[0][0].entry
+        rows, first = entry.rows, int(entry.stacked)
         ordered = sorted(parts, key=lambda part: 0 if part[0].entry.rows is None else part[0].entry.rows.which)
         pieces = []
         for place, name, number in ordered:
@@ -151,7 +155,10 @@ def _maker(parts: list[tuple[Place, str, int]], ours: Mapping[str, Tensor]) -> C
             if "{e}" in place.entry.theirs:
                 tensor = tensor[number]
             pieces.append(tensor if place.entry.insert is None else tensor.unsqueeze(place.entry.insert))
-        whole = pieces[0] if rows is None else rows.join(pieces)
-        return whole.t().contiguous() if ordered[0][0].entry.transpose and whole.ndim == 2 else whole.contiguous()
+        if rows is None:
+            whole = pieces[0]
+        else:
+            whole = rows.join([piece.movedim(first, 0) for piece in pieces]).movedim(0, first)
+        return (whole.mT if entry.transpose and whole.ndim == 2 + first else whole).contiguous()
 
     return make

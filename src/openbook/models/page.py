@@ -62,9 +62,9 @@ def _line(label: str, *columns: str, note: str = "") -> str:
 
 def _title(this: Description) -> Iterator[str]:
     model = this.model
-    layers = f"{len(model.stack.blocks)} blocks"
+    layers = f"{len(model.stack.steps)} blocks"
     if model.source is not None:
-        layers = f"{len(model.source.stack.blocks)} + {layers}"
+        layers = f"{len(model.source.stack.steps)} + {layers}"
     facts = [
         f"{short(this.total)} parameters" + (f" ({short(this.active)} active)" if this.active != this.total else ""),
         layers,
@@ -102,11 +102,14 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
             f"{NORMS[side.stack.final_norm.kind]} · eps {side.stack.final_norm.eps:g}",
             side.final,
         )
+    if side.out:
+        yield from _entry(f"{prefix}out", f"to {side.stack.width:,} features", side.out)
 
 
 def _run(run: Run, prefix: str) -> Iterator[str]:
     number = len(run.numbers)
     times = "" if number == 1 else f" × {number}"
+    times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
     title = (
@@ -186,6 +189,7 @@ def _embed_says(embed: spec.Embed) -> str:
         case None:
             said = []
     said += [f"{embed.types} segment types"] if embed.types else []
+    said += [f"tokens of {embed.inner:,} widened"] if embed.inner else []
     said += [f"scaled by {embed.scale:.4g}"] if embed.scale != 1.0 else []
     said += [f"{NORMS[embed.norm.kind]} after"] if embed.norm else []
     return " · ".join(said)
@@ -196,6 +200,8 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.LatentAttention():
+            return _latent_says(layer)
         case spec.CrossAttention():
             return f"{layer.heads} heads of {layer.head_dim} over the source"
         case spec.MLP():
@@ -204,6 +210,15 @@ def layer_says(layer: spec.Layer) -> str:
             return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.StateSpaceDual():
+            shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
+            return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
+        case spec.Structured():
+            gated = " gated" if layer.gated else ""
+            return f"{layer.state} states a feature, S4D-{layer.start} · {layer.activation}{gated}"
+        case spec.GatedDelta():
+            values = f"{layer.value_heads} heads of {layer.key_dim} keys and {layer.value_dim} values"
+            return f"delta rule · {values} · {layer.heads} of q and k · kernel {layer.kernel}"
 
 
 def _experts_say(layer: spec.MoE) -> str:
@@ -229,6 +244,7 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [_norm_says(layer.norm)] if layer.norm else []
     said += [f"sharper every {layer.temperature.every:,} tokens"] if layer.temperature else []
     said += ["sinks"] if layer.sinks else []
+    said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
 
@@ -238,6 +254,15 @@ def _norm_says(norm: spec.Norm | spec.QueryKeyNorm) -> str:
         return "q and k normalised"
     how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[norm.over]
     return f"q and k normalised{how}" + (", once turned" if norm.rotated else "")
+
+
+def _latent_says(layer: spec.LatentAttention) -> str:
+    said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
+    said += [f"latent of {layer.kv_rank:,}"]
+    said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
+    said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [_rope_says(layer.rope, layer.rope.dim)]
+    return " · ".join(said)
 
 
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
@@ -270,7 +295,7 @@ def _head_says(head: spec.Head) -> str:
         case spec.Pooler():
             return "tanh of the first token"
         case spec.Classes():
-            return f"{head.count} labels of " + {"pooled": "a row", "tokens": "each token", "last": "a row"}[head.over]
+            return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
 
 
 def _parameters(this: Description) -> Iterator[str]:

@@ -69,8 +69,8 @@ def attention_of(config: Config, shape: Shape, window: int | None, **special: An
 def decoder(
     shape: Shape,
     norm: spec.Norm,
-    attention: Callable[[int], spec.Attention],
-    ffn: spec.MLP | spec.MoE,
+    attention: Callable[[int], spec.Layer],
+    ffn: spec.MLP | spec.MoE | Callable[[int], spec.MLP | spec.MoE],
     place: spec.Place = "pre",
     embed: spec.Embed | None = None,
     **step: float,
@@ -83,7 +83,8 @@ def decoder(
     blocks = tuple(
         spec.Block(
             branches=tuple(
-                spec.Branch(layer=layer, norm=own, place=place, **step) for layer in (attention(number), ffn)
+                spec.Branch(layer=layer, norm=own, place=place, **step)
+                for layer in (attention(number), ffn(number) if callable(ffn) else ffn)
             ),
             parallel=place == "plain",
             norm=norm if place == "plain" else None,
@@ -142,8 +143,9 @@ def write_decoder(model: spec.Model, hidden_act: str = "hidden_act", eps: str = 
 
 
 def write_labels(model: spec.Model) -> dict[str, Any]:
-    """`num_labels`, where there is a class head."""
-    counts = [head.count for head in model.heads if isinstance(head, spec.Classes) and head.name != "next"]
+    """`num_labels`, where there is a class head whose labels one may choose."""
+    own = ("next", "choice", "replaced")
+    counts = [head.count for head in model.heads if isinstance(head, spec.Classes) and head.name not in own]
     return {"num_labels": counts[0]} if counts else {}
 
 

@@ -98,6 +98,14 @@ inline Lanes polynomial(Lanes x, const float (&c)[N]) {  // highest power first
     return y;
 }
 
+inline Lanes swapped(Lanes x) {  // neighbours: 1 0 3 2 …
+#if defined(__clang__)
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#else
+    return __builtin_shuffle(x, Whole{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+#endif
+}
+
 inline Lanes magnitude(Lanes x) { return (Lanes)(bits(x) & 0x7fffffff); }
 inline Lanes signed_as(Lanes size, Lanes sign) { return (Lanes)(bits(size) | (bits(sign) & (int32_t)0x80000000)); }
 inline Lanes nearest(Lanes x) { return x + 12582912.0f - 12582912.0f; }  // |x| < 2^22, ties to even

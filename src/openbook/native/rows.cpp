@@ -98,41 +98,6 @@ void openbook_rows_normalise(const Norm* norm, int64_t rows, int64_t dim, const 
     for (int64_t row = 0; row < rows; row++) normalise(*norm, x + row * dim, dim, y + row * dim);
 }
 
-// A selective state space (nn/selective.py), token after token: for each channel c and state n
-//   h = exp(step · decay) h + step · x · write      y = Σ h · read + skip · x
-// x, step, y [B,T,C]; write, read [B,T,..] with `stride` numbers from token to token; decay [C,N], skip [C];
-// kept [B,C,N] is h before and after. mark [B,T] may be null: 0 leaves h as it is, 2 starts from nothing.
-struct Scan {
-    int64_t rows, tokens, channels, states, stride;
-    const float *x, *step, *write, *read, *decay, *skip;
-    const int8_t* mark;
-    float *kept, *y;
-};
-
-void openbook_rows_scan(const Scan* s, int64_t threads) {
-    const int64_t T = s->tokens, C = s->channels, N = s->states;
-#pragma omp parallel num_threads(threads_for((double)s->rows* T* C* N, threads))
-    {
-        const Span mine = share(C, omp_get_thread_num(), omp_get_num_threads());
-        for (int64_t place = 0; place < s->rows * T; place++) {
-            const int mark = s->mark ? s->mark[place] : 1;
-            const float *write = s->write + place * s->stride, *read = s->read + place * s->stride;
-            for (int64_t c = mine.first; c < mine.last; c++) {
-                const float x = s->x[place * C + c], step = s->step[place * C + c], input = step * x;
-                float* kept = s->kept + (place / T * C + c) * N;
-                Lanes sum = {};
-                each(N, [&](int64_t n, int64_t count) {
-                    Lanes h = mark == 2 ? Lanes{} : load(kept + n, count);
-                    if (mark) h = exp(step * load(s->decay + c * N + n, count)) * h + input * load(write + n, count);
-                    store(kept + n, h, count);
-                    sum += h * load(read + n, count);
-                });
-                s->y[place * C + c] = total(sum) + x * s->skip[c];
-            }
-        }
-    }
-}
-
 void openbook_rows_activate(int64_t function, int64_t count, const float* x, float* y, int64_t threads) {
     const int64_t vectors = (count + LANES - 1) / LANES;
 #pragma omp parallel for schedule(static) num_threads(threads_for((double)count, threads))

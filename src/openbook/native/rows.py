@@ -49,9 +49,11 @@ class Block(ctypes.Structure):
 
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("dim", "heads", "kv_heads", "head_dim", "hidden", "activation", "parallel")),
+        ("neighbours", ctypes.c_int64),
         *((name, Branch) for name in ("attention", "ffn")),
         *((name, Norm) for name in ("shared", "head_q", "head_k")),
         *((name, Matrix) for name in ("q", "k", "v", "out", "gate", "up", "down")),
+        ("clip", ctypes.c_float),
     )
 
 
@@ -61,15 +63,6 @@ class Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "turned")),
         *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "q", "k", "v", "mixed", "y")),
-    )
-
-
-class Scan(ctypes.Structure):
-    """rows.cpp's `struct Scan`."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "tokens", "channels", "states", "stride")),
-        *((name, ctypes.c_void_p) for name in ("x", "step", "write", "read", "decay", "skip", "mark", "kept", "y")),
     )
 
 
@@ -109,8 +102,6 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.openbook_rows_activate.argtypes = [word, word, address, address, word]
     found.openbook_rows_large_pages.argtypes = [address, word]
     found.openbook_rows_large_pages.restype = None
-    found.openbook_rows_scan.argtypes = [address, word]
-    found.openbook_rows_scan.restype = None
     for function in (found.openbook_rows_before, found.openbook_rows_after):
         function.argtypes = [address, address, word]
         function.restype = ctypes.c_int

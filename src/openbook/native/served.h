@@ -18,9 +18,11 @@ struct Branch {
 
 struct Block {
     int64_t dim, heads, kv_heads, head_dim, hidden, activation, parallel;
+    int64_t neighbours;  // the pairs that are turned: (2i, 2i + 1), else (i, i + turned / 2)
     Branch attention, ffn;
     Norm shared, head_q, head_k;  // shared: before both branches of a parallel block
     Matrix q, k, v, out, gate, up, down;  // gate.data is null where the feed-forward layer is plain
+    float clip;                           // q, k and v are kept within ± this; 0: as they are
 };
 
 struct Step {  // what changes from call to call; cos and sin [R,turned]
@@ -77,12 +79,26 @@ struct Input {
     }
 };
 
+inline void turn_neighbours(float* head, const float* cos, const float* sin, int64_t turned) {
+    each(turned, [&](int64_t i, int64_t count) {
+        const Lanes x = load(head + i, count);
+        store(head + i, x * load(cos + i, count) + swapped(x) * load(sin + i, count), count);
+    });
+}
+
 inline void turn(float* head, const float* cos, const float* sin, int64_t turned) {  // sin carries its half's sign
     const int64_t half = turned / 2;
     each(half, [&](int64_t i, int64_t count) {
         const Lanes low = load(head + i, count), high = load(head + half + i, count);
         store(head + i, low * load(cos + i, count) + high * load(sin + i, count), count);
         store(head + half + i, high * load(cos + half + i, count) + low * load(sin + half + i, count), count);
+    });
+}
+
+inline void clip(float* head, int64_t count, float most) {  // what is not a number stays so
+    each(count, [&](int64_t i, int64_t c) {
+        const Lanes x = load(head + i, c), low = x < -most ? all(-most) : x;
+        store(head + i, low > most ? all(most) : low, c);
     });
 }
 
@@ -104,14 +120,19 @@ inline void before(const Block& b, const Step& s, int64_t threads, int64_t machi
         multiply(b.q, rows[0], {0, R}, team, machine, {s.q, H * K});
         multiply(b.k, rows[1], {0, R}, team, machine, {s.k, G * K});
         multiply(b.v, rows[2], {0, R}, team, machine, {s.v, G * K});
-        if (s.turned || b.head_q.kind >= 0) {
+        if (s.turned || b.head_q.kind >= 0 || b.clip > 0) {
             team.wait();
-            const Span mine = share(R * (H + G), team.id, team.count);
+            const int64_t heads = H + G + (b.clip > 0 ? G : 0);  // values are clipped, and no more
+            const Span mine = share(R * heads, team.id, team.count);
             for (int64_t i = mine.first; i < mine.last; i++) {
-                const int64_t row = i / (H + G), number = i % (H + G);
-                float* head = number < H ? s.q + (row * H + number) * K : s.k + (row * G + number - H) * K;
-                normalise(number < H ? b.head_q : b.head_k, head, K, head);
-                turn(head, s.cos + row * s.turned, s.sin + row * s.turned, s.turned);
+                const int64_t row = i / heads, number = i % heads, key = number - H, value = key - G;
+                float* head = value >= 0 ? s.v + (row * G + value) * K
+                              : key >= 0 ? s.k + (row * G + key) * K
+                                         : s.q + (row * H + number) * K;
+                if (b.clip > 0) clip(head, K, b.clip);
+                if (value >= 0) continue;
+                normalise(key < 0 ? b.head_q : b.head_k, head, K, head);
+                (b.neighbours ? turn_neighbours : turn)(head, s.cos + row * s.turned, s.sin + row * s.turned, s.turned);
             }
         }
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn import spec
+from openbook.nn.activation import activate
 from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import rotate, sharpen
@@ -17,7 +18,7 @@ from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
 
 
 class SelfAttention(Stateful):
-    """q [H·K,D], k and v [G·K,D], out [D,H·K]; sinks [H] if the spec has them.
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; sinks [H] and gate [H·K,D] if the spec has them.
 
     q_norm and k_norm: [K], or [H,K] and [G,K], or [H·K] and [G·K], as the spec's `norm` says.
     """
@@ -44,6 +45,7 @@ class SelfAttention(Stateful):
         self.q_norm = None if norm is None else _norm(norm, heads, size)
         self.k_norm = None if norm is None else _norm(norm, kv_heads, size)
         self.sinks = nn.Parameter(torch.empty(heads)) if attention.sinks else None
+        self.gate = Linear(dim, heads * size, attention.bias) if attention.gate else None
         self.fused: Fused | None = None
 
     def declare(self) -> PerToken:
@@ -66,8 +68,8 @@ class SelfAttention(Stateful):
             q, k = self._normalised(q, k)
         if self.spec.temperature is not None:
             q = sharpen(q, ctx.state.positions, self.spec.temperature)
-        mixed = ctx.state.attend(self.index, q, k, v, self.rule())  # [B,T,H,K]
-        return self.out(mixed.flatten(-2))
+        mixed = ctx.state.attend(self.index, q, k, v, self.rule()).flatten(-2)  # [B,T,H·K]
+        return self.out(mixed if self.gate is None else mixed * activate("sigmoid", self.gate(x)))
 
     def _normalised(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         assert self.norm is not None
@@ -79,9 +81,9 @@ class SelfAttention(Stateful):
 
     @property
     def common(self) -> bool:
-        """Whether it is what the native blocks do: each head normed by one weight, then its halves turned; no more."""
+        """Whether it is what native blocks do: each head normed by one weight, then turned; nothing gated."""
         normed = self.norm is None or (self.norm.over == "head" and not self.norm.rotated)
-        return normed and not self.neighbours and self.spec.clip is None and self.spec.temperature is None
+        return normed and self.gate is None and self.spec.temperature is None
 
     def rule(self) -> Scores:
         """How scores are made now."""

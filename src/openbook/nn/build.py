@@ -12,8 +12,11 @@ from openbook.errors import ConfigError, nearest
 from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.delta import DeltaRule
+from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.latent import LatentAttention
 from openbook.nn.limits import check_values
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
@@ -21,6 +24,7 @@ from openbook.nn.moe import Mixture
 from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
+from openbook.nn.structured import StructuredSpace
 
 T = TypeVar("T")
 
@@ -51,7 +55,7 @@ def head_name(head: spec.Head) -> str:
 
 
 def _head(head: spec.Head, model: spec.Model) -> nn.Module:
-    dim = model.stack.dim
+    dim = model.stack.width
     match head:
         case spec.Language():
             return LanguageHead(head, model.embed.vocab, dim)
@@ -91,6 +95,11 @@ class _Builder:
         return SelfAttention(layer, self.stack.dim, _number(self.patterns, layer.pattern), rope)
 
     @layer.register
+    def _(self, layer: spec.LatentAttention) -> nn.Module:
+        mask, rope = _number(self.patterns, layer.pattern), _number(self.ropes, layer.rope)
+        return LatentAttention(layer, self.stack.dim, mask, rope)
+
+    @layer.register
     def _(self, layer: spec.CrossAttention) -> nn.Module:
         return SourceAttention(layer, self.stack.dim, self.source_dim)
 
@@ -105,6 +114,18 @@ class _Builder:
     @layer.register
     def _(self, layer: spec.Selective) -> nn.Module:
         return StateSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.StateSpaceDual) -> nn.Module:
+        return DualSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Structured) -> nn.Module:
+        return StructuredSpace(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.GatedDelta) -> nn.Module:
+        return DeltaRule(layer, self.stack.dim)
 
 
 def _number(known: list[T], value: T) -> int:
@@ -121,8 +142,9 @@ def check(model: spec.Model) -> None:
         for block in dict.fromkeys(stack.blocks):
             for branch in dict.fromkeys(block.branches):
                 _check_branch(branch, block, stack, model)
-    if model.language is not None and model.language.transform is not None:
-        check_activation(model.language.transform.activation)
+    for head in model.heads:
+        if not isinstance(head, spec.Pooler) and head.transform is not None:
+            check_activation(head.transform.activation)
     named = [head_name(head) for head in model.heads]
     if len(set(named)) != len(named):
         raise ConfigError(f"Every head needs its own name: got {named}.")
@@ -144,6 +166,9 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
                     "The rotary `dim` must be even and at most `head_dim`: "
                     f"got dim={layer.rope.dim}, head_dim={layer.head_dim}."
                 )
+        case spec.LatentAttention():
+            if layer.rope.dim % 2:
+                raise ConfigError(f"The rotary `dim` must be even: got dim={layer.rope.dim}.")
         case spec.CrossAttention():
             check_heads(layer.heads, layer.kv_heads)
             if model.source is None:
@@ -152,7 +177,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
             check_activation(layer.activation)
         case spec.MoE():
             check_experts(layer)
-        case spec.Selective():
+        case spec.Selective() | spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             check_activation(layer.activation)
 
 

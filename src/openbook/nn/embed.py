@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openbook.errors import InputError
 from openbook.nn import spec
+from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
 
 
@@ -56,7 +57,8 @@ class Embedding(nn.Module):
     def __init__(self, embed: spec.Embed, tokens: Table | None = None) -> None:
         super().__init__()
         self.spec = embed
-        self.tokens = Table(embed.vocab, embed.dim) if tokens is None else tokens
+        self.tokens = Table(embed.vocab, embed.inner or embed.dim) if tokens is None else tokens
+        self.widen = None if embed.inner is None else Linear(embed.inner, embed.dim)
         self.positions: Table | None = None
         self.waves: Waves | None = None
         match embed.positions:
@@ -79,6 +81,8 @@ class Embedding(nn.Module):
             x = x.float()
         if self.spec.scale != 1.0:
             x = x * scale.to(x.dtype)
+        if self.widen is not None:
+            x = self.widen(x.to(dtype))
         if self.positions is not None:
             count, offset = self.spec.room or 0, len(self.positions.weight) - (self.spec.room or 0)
             if longest > count:

@@ -27,7 +27,7 @@ def grouped_reference(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor:
 @torch.library.custom_op("openbook::grouped", mutates_args=())
 def grouped(rows: Tensor, stacked: Tensor, ends: Tensor) -> Tensor:
     """Rows of each group times that group's matrix. rows [n,D], stacked [E,F,D], ends [E] int32 → [n,F]."""
-    if _fused(rows, *stacked.shape[1:]):
+    if _fused(rows, *stacked.shape[1:], *(step for step in stacked.stride() if step != 1)):
         out = F.grouped_mm(rows.contiguous(), stacked.transpose(1, 2), offs=ends)
         if rows.device.type == "cpu" and int(ends[-1]) == len(rows):
             return out

@@ -14,16 +14,21 @@ from openbook.nn.packed import Packed, RowLinear
 
 
 class TransformLayer(nn.Module):
-    """linear [D,D], activation, norm: before a masked-language head."""
+    """linear [W,D], activation, norm: before a head that then reads W features."""
 
     def __init__(self, transform: spec.Transform, dim: int) -> None:
         super().__init__()
-        self.linear = Linear(dim, dim, bias=True)
+        self.spec = transform
+        self.width = transform.dim or dim
+        self.linear = Linear(dim, self.width, transform.bias)
         self.act = ACTIVATIONS[transform.activation]
-        self.norm = Normalise(transform.norm, dim)
+        self.norm = Normalise(transform.norm, self.width) if transform.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.act(self.linear(x)))
+        if self.spec.dropout and self.training:
+            x = F.dropout(x, self.spec.dropout)
+        x = self.act(self.linear(x))
+        return x if self.norm is None else self.norm(x)
 
 
 class LanguageHead(nn.Module):
@@ -33,7 +38,8 @@ class LanguageHead(nn.Module):
         super().__init__()
         self.spec = head
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
-        self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, dim))
+        width = dim if self.transform is None else self.transform.width
+        self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, width))
         self.bias = nn.Parameter(torch.empty(vocab)) if head.bias else None
         self.packed: Packed | RowLinear | None = None  # the matrix in another form (nn/serving.py)
 
@@ -77,14 +83,17 @@ class PoolerHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """Logits over labels; what it reads (pooled row, every token, last token) is its spec's `over`."""
+    """Logits over labels; what it reads (a pooled row, every token, one token) is its spec's `over`."""
 
     def __init__(self, head: spec.Classes, dim: int) -> None:
         super().__init__()
         self.spec = head
-        self.linear = Linear(dim, head.count, head.bias)
+        self.transform = TransformLayer(head.transform, dim) if head.transform else None
+        self.linear = Linear(dim if self.transform is None else self.transform.width, head.count, head.bias)
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.transform is not None:
+            features = self.transform(features)
         if self.spec.dropout and self.training:
             features = F.dropout(features, self.spec.dropout)
         return self.linear(features)

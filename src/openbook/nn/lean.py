@@ -137,8 +137,8 @@ def plan(block: ResidualBlock) -> Plan | None:
         return None
     if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2 or ffn.spec.limit or ffn.spec.offset:
         return None
-    if not attention.common:
-        return None
+    if not attention.common or attention.neighbours or attention.spec.clip is not None:
+        return None  # block.cpp turns halves and clips nothing
     return Plan(attention, ffn, norms)
 
 

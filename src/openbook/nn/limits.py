@@ -14,6 +14,7 @@ from torch import nn
 
 from openbook.errors import ConfigError
 from openbook.nn import spec
+from openbook.nn.limits_states import check_state
 
 SIZE = 2**31 - 1
 MATRIX = 2**40  # numbers in one matrix
@@ -30,7 +31,8 @@ def check_values(model: spec.Model) -> None:
     """Raise ConfigError for a value out of range anywhere in the spec."""
     stacks = [model.stack] + ([model.source.stack] if model.source else [])
     for stack in stacks:
-        branches = sum(len(block.branches) for block in stack.blocks)
+        _check_order(stack)
+        branches = sum(len(block.branches) for block in stack.steps)
         if branches > LAYERS:
             raise ConfigError(f"A stack has at most {LAYERS:,} layers: got {branches:,}.")
         layers = [branch.layer for block in stack.blocks for branch in block.branches]
@@ -41,7 +43,7 @@ def check_values(model: spec.Model) -> None:
             _check_layer(layer, stack.dim)
         _check_relative(stack)
     _walk(model, "model")
-    largest = max(model.embed.vocab * model.embed.dim, model.embed.vocab * model.stack.dim)
+    largest = max(model.embed.vocab, model.stack.dim) * max(model.embed.dim, model.stack.dim, model.stack.width)
     if largest > MATRIX:
         raise ConfigError(f"The embedding would hold {largest:,} numbers; at most {MATRIX:,} can be.")
     if model.embed.padding is not None and model.embed.padding >= model.embed.vocab:
@@ -69,7 +71,7 @@ def _walk(value: Any, where: str) -> None:
             for part in dict.fromkeys(item):
                 if is_dataclass(part):
                     _walk(part, place)
-                elif not 0 < part < math.inf:
+                elif isinstance(part, float) and not 0 < part < math.inf:
                     raise ConfigError(f"`{field.name}` must hold finite numbers above 0: got {part} ({place}).")
         elif isinstance(item, int) and not isinstance(item, bool):
             least = 0 if field.name in FROM_ZERO else 1
@@ -96,15 +98,22 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
             if layer.scale is not None and layer.scale <= 0:
                 raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.LatentAttention():
+            head = layer.nope_dim + max(layer.rope.dim, layer.value_dim)
+            size = max(layer.heads * head, layer.kv_rank + layer.rope.dim) * max(dim, layer.kv_rank, layer.q_rank or 1)
+            if layer.scale is not None and layer.scale <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
         case spec.MLP():
             size = layer.hidden * dim
         case spec.MoE():
             size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+        case spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
+            size = check_state(layer, dim)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
-    if isinstance(layer, spec.Attention) and layer.rope is not None:
+    if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:
         _check_scaling(layer.rope)
 
 
@@ -126,6 +135,17 @@ def _check_scaling(rope: spec.Rope) -> None:
             raise ConfigError(f"The rope's low frequency factor must be below the high one: got {low:g} and {high:g}.")
         case _:
             pass
+
+
+def _check_order(stack: spec.Stack) -> None:
+    """Every step runs a block there is, and every block is run."""
+    if stack.order is not None and set(stack.order) != set(range(len(stack.blocks))):
+        raise ConfigError(
+            f"The `order` of a stack of {len(stack.blocks)} blocks names each of 0 to {len(stack.blocks) - 1} at least "
+            f"once: got {sorted(set(stack.order))[:8]}."
+        )
+    if stack.order is not None and len(stack.order) > LAYERS:
+        raise ConfigError(f"The `order` of a stack has at most {LAYERS:,} steps: got {len(stack.order):,}.")
 
 
 def _check_relative(stack: spec.Stack) -> None:
@@ -152,8 +172,8 @@ def _check_relative(stack: spec.Stack) -> None:
 def _check_widths(model: spec.Model) -> None:
     """Vectors must have the width of what reads them; one embedding of another width is widened, a second is not."""
     if model.source is not None and model.source.shared:
-        own = model.source.embed
-        if own is None or (own.vocab, own.dim) != (model.embed.vocab, model.embed.dim):
+        embed = model.source.embed
+        if embed is None or (embed.vocab, embed.dim) != (model.embed.vocab, model.embed.dim):
             raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
         sides = {"the decoder": (model.embed.dim, model.stack.dim)}
@@ -164,10 +184,18 @@ def _check_widths(model: spec.Model) -> None:
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
         if any(isinstance(layer, spec.CrossAttention) for layer in layers):
             raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
-    if model.language is not None and model.language.tied and model.embed.dim != model.stack.dim:
+        inner = [model.embed.inner, model.source.embed.inner if model.source.embed else None]
+        if any(size is not None for size in (*inner, model.source.stack.out, model.stack.out)):
+            raise ConfigError("`inner` of an embedding and `out` of a stack are not for encoder-decoders.")
+    if model.embed.inner is not None and model.embed.dim != model.stack.dim:
         raise ConfigError(
-            f"A tied head needs an embedding as wide as the stack: got {model.embed.dim} and {model.stack.dim}."
+            f"An embedding with `inner` must have the stack's `dim`: got {model.embed.dim} and {model.stack.dim}."
         )
+    head, own = model.language, model.embed.inner or model.embed.dim
+    if head is not None and head.tied:
+        width = (head.transform and head.transform.dim) or model.stack.width
+        if own != width:
+            raise ConfigError(f"A tied head needs an embedding as wide as what it reads: got {own} and {width}.")
 
 
 def _check_heads(model: spec.Model) -> None:

@@ -18,9 +18,14 @@ from openbook.nn.embed import Embedding
 from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
-from openbook.nn.routing import Routed
+from openbook.nn.routing import Decision, expert_choice
 from openbook.nn.stack import Tower
 from openbook.nn.state import Cache, Context, Declaration, Dense, Source, State, count_positions
+
+UNSERVED = (
+    "Experts of this model choose their tokens among all rows, so what it says to one text depends on the others: "
+    "it can be trained and measured, not served. Use routing.choice='token' for a model that generates."
+)
 
 
 class Stored(NamedTuple):
@@ -68,10 +73,10 @@ class LanguageModel(nn.Module):
         self.pushed = 0  # how often weights were pushed into it (nn/serving.py)
         self.stored: Stored | None = None  # how its parameters were kept before they took their form for serving
         self.config: dict[str, Any] = {}  # the config.json it came from
-        self.states: tuple[Declaration, ...] = ()
-        for index, layer in enumerate(stack.stateful()):
-            layer.index = index
-            self.states += (layer.declare(),)
+        self.states: tuple[Declaration, ...] = stack.number()
+        if source is not None:
+            source.stack.number()
+        self.trains_only = expert_choice(model)  # a token's logits depend on the rows beside it
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,7 +106,7 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         rows: Tensor | None = None,
         length: int | None = None,
-        routers: list[Routed] | None = None,
+        routers: list[Decision] | None = None,
     ) -> Tensor:
         """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
 
@@ -138,10 +143,12 @@ class LanguageModel(nn.Module):
         source_segments: Tensor | None = None,
         cache: Cache | None = None,
         length: int | None = None,
-        routers: list[Routed] | None = None,
+        routers: list[Decision] | None = None,
     ) -> Tensor:
         """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
         self._check(ids, segments=segments, positions=positions, types=types)
+        if cache is not None and self.trains_only:
+            raise Refusal(UNSERVED)
         if cache is None:
             state: State = _dense(ids, positions, segments, self.stack, length)
         else:
@@ -162,7 +169,9 @@ class LanguageModel(nn.Module):
             return self.encode_source(ids, segments)
         return self.hidden(ids, segments=segments, types=types)
 
-    def encode_source(self, ids: Tensor, segments: Tensor | None = None, routers: list[Routed] | None = None) -> Tensor:
+    def encode_source(
+        self, ids: Tensor, segments: Tensor | None = None, routers: list[Decision] | None = None
+    ) -> Tensor:
         """The source side of an encoder-decoder, ids [B,S] → [B,S,D]."""
         if self.source is None:
             raise InputError("This model has no encoder: `source` means nothing to it.")
@@ -191,6 +200,13 @@ class LanguageModel(nn.Module):
                 return head(hidden)
             case "pooled":
                 return head(self.pool(hidden))
+            case "first":
+                return head(hidden[:, 0])
+            case "mean":
+                if segments is None:
+                    return head(hidden.mean(dim=1))
+                real = (segments != 0).unsqueeze(2)  # [B,T,1]
+                return head(torch.where(real, hidden, 0.0).sum(dim=1) / real.sum(dim=1))
             case "last":
                 if segments is None:
                     return head(hidden[:, -1])
@@ -214,7 +230,7 @@ class LanguageModel(nn.Module):
         types: Tensor | None,
         state: State,
         memory: Source | None,
-        routers: list[Routed] | None,
+        routers: list[Decision] | None,
     ) -> Tensor:
         dtype = self.dtype
         x = embed(ids, state.positions, state.longest, types, dtype)  # [B,T,D]

@@ -1,8 +1,8 @@
-"""Experts (Shazeer et al. 2017; Jiang et al. 2024 §2), stacked [E,...] from the start, beside one that all tokens share.
+"""Experts (Shazeer et al. 2017; Jiang et al. 2024 §2), stacked [E,...] from the start, and one all tokens share.
 
 `experts_reference` runs every expert on every token and weighs; the fast path sorts the tokens by expert and runs one
-grouped product per matrix, with fixed shapes: no host sync, nothing dropped. What goes where is routing.py's. Symbols:
-see shapes.py.
+grouped product per matrix, with fixed shapes and no host sync. Nothing is dropped but in training, by a capacity. What
+goes where is routing.py's. Symbols: see shapes.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from openbook.nn.grouped import grouped
 from openbook.nn.linear import Linear, cast
 from openbook.nn.mlp import FeedForward, gated
 from openbook.nn.packed import PackedStack
-from openbook.nn.routing import route
+from openbook.nn.routing import Decision, pick, route, within_capacity
 from openbook.nn.state import Context
 
 
@@ -39,12 +39,14 @@ class Experts(nn.Module):
         self.down_bias = _stack(moe.experts, dim) if mlp.bias else None
         self.act = ACTIVATIONS[mlp.activation]
 
-    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x [tokens,D], chosen experts [tokens,k] and their weights [tokens,k] → [tokens,D]."""
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor, kept: Tensor | None = None) -> Tensor:
+        """x [tokens,D], chosen experts, their weights, and which of them count, [tokens,k] each → [tokens,D]."""
         held, expert = self.up.shape[0], chosen.flatten()
         if held < self.total:  # who is held elsewhere comes last, in no group
             expert = expert - self.first
             expert = torch.where((expert >= 0) & (expert < held), expert, held)
+        if kept is not None:
+            expert = torch.where(kept.flatten(), expert, held)
         order = expert.argsort(stable=True)  # [tokens·k], grouped by expert
         counts = torch.zeros(held + 1, dtype=torch.int32, device=x.device)
         counts.index_add_(0, expert, torch.ones_like(order, dtype=torch.int32))
@@ -58,6 +60,16 @@ class Experts(nn.Module):
             out = out * share
         # Back to token order first, then one sum over k: the order of additions does not depend on batch mates.
         return torch.empty_like(out).index_copy(0, order, out).unflatten(0, chosen.shape).sum(dim=1)
+
+    def take(self, x: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+        """x [tokens,D], the tokens that each expert picked [E,C] and their weights [E,C] → [tokens,D]."""
+        held, most = self.up.shape[0], tokens.shape[1]
+        mine = slice(self.first, self.first + held)
+        ends = torch.arange(1, held + 1, dtype=torch.int32, device=x.device) * most
+        expert = torch.arange(held, device=x.device).repeat_interleave(most)
+        places = tokens[mine].flatten()
+        out = self.run(x[places], expert, ends) * weights[mine].flatten().unsqueeze(-1)
+        return torch.zeros_like(x).index_add_(0, places, out)
 
     def run(self, rows: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """Rows [n,D] through their experts, expert e's those from ends[e-1] to ends[e] → [n,D]; `expert` [n] is who."""
@@ -132,14 +144,32 @@ class Mixture(nn.Module):
         seen = tokens.float()  # routers always compute in fp32 (Fedus et al. 2021, §2.4)
         if self.training and self.spec.jitter:
             seen = seen * torch.empty_like(seen).uniform_(1 - self.spec.jitter, 1 + self.spec.jitter)
-        routed = route(self.spec, self.router(seen), self.correction)
-        if ctx.routers is not None:
-            ctx.routers.append(routed)
-        out: Tensor = self.experts(tokens, routed.chosen, routed.weights.to(x.dtype))
-        out = out.view_as(x)
+        out = self.mix(tokens, self.router(seen), ctx).view_as(x)
         if self.shared is None:
             return out
         shared = self.shared(x, ctx)
         if self.shared_gate is not None:
             shared = activate("sigmoid", self.shared_gate(x)) * shared
         return out + shared
+
+    def mix(self, tokens: Tensor, logits: Tensor, ctx: Context) -> Tensor:
+        """What the experts make of tokens [tokens,D], by the router's logits [tokens,E] → [tokens,D]."""
+        routed: Decision
+        if self.spec.routing.choice == "expert":
+            picked = routed = pick(self.spec, logits, self.real(ctx, logits))
+            out: Tensor = self.experts.take(tokens, picked.tokens, picked.weights.to(tokens.dtype))
+        else:
+            chosen = route(self.spec, logits, self.correction)
+            if self.training and self.spec.capacity is not None:
+                chosen = within_capacity(self.spec, chosen, self.real(ctx, logits))
+            routed = chosen
+            out = self.experts(tokens, chosen.chosen, chosen.weights.to(tokens.dtype), chosen.kept)
+        if ctx.routers is not None:
+            ctx.routers.append(routed)
+        return out
+
+    @staticmethod
+    def real(ctx: Context, logits: Tensor) -> Tensor:
+        """Which of the tokens are no padding, [tokens] boolean."""
+        segments = ctx.state.segments
+        return torch.ones_like(logits[:, 0], dtype=torch.bool) if segments is None else segments.flatten() != 0

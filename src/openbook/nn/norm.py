@@ -23,22 +23,23 @@ class Normalise(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape)) if norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if weight is not None and weight.ndim > 1:
-            return self._each(x, weight, bias)
-        exact = rows.normalise(self.spec, x, weight, bias)
-        return self._reference(x.float(), weight, bias).to(x.dtype) if exact is None else exact
+        return normalise(self.spec, x, self.weight, self.bias)
 
-    def _each(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Every head by itself, then its own weight and bias."""
-        exact = rows.normalise(self.spec, x, None, None)
-        y = self._reference(x.float(), None, None) if exact is None else exact
-        y = y * (weight.float() + self.spec.offset)
+
+def normalise(norm: spec.Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x [..,D] normalised over its last dimension: by the row-exact operator where it can be, else by PyTorch.
+
+    A weight [H,D] is each head's own, of x [..,H,D].
+    """
+    if weight is not None and weight.ndim > 1:
+        y = normalise(norm, x.float(), None, None) * (weight.float() + norm.offset)
         return (y if bias is None else y + bias.float()).to(x.dtype)
-
-    def _reference(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if weight is not None:
-            weight = weight.float() + self.spec.offset if self.spec.offset else weight.float()
-        if self.spec.kind == "rms":
-            return F.rms_norm(x, x.shape[-1:], weight, self.spec.eps)
-        return F.layer_norm(x, x.shape[-1:], weight, None if bias is None else bias.float(), self.spec.eps)
+    exact = rows.normalise(norm, x, weight, bias)
+    if exact is not None:
+        return exact
+    if weight is not None:
+        weight = weight.float() + norm.offset if norm.offset else weight.float()
+    if norm.kind == "rms":
+        return F.rms_norm(x.float(), x.shape[-1:], weight, norm.eps).to(x.dtype)
+    bias = None if bias is None else bias.float()
+    return F.layer_norm(x.float(), x.shape[-1:], weight, bias, norm.eps).to(x.dtype)

@@ -46,6 +46,9 @@ def from_plain(data: Any, kind: Any, where: str = "spec") -> Any:
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     if data is None and type(None) in options:
         return None
+    tuples = [option for option in options if get_origin(option) is tuple]
+    if tuples and isinstance(data, list | tuple):
+        return from_plain(data, tuples[0], where)
     if isinstance(data, Mapping):
         return _dataclass(data, [option for option in options if dataclasses.is_dataclass(option)], where)
     if float in options and isinstance(data, int) and not isinstance(data, bool):

@@ -1,4 +1,4 @@
-"""Norms, activations and the selective scan whose result for a row depends on that row alone, bit for bit.
+"""Norms and activations whose result for a row depends on that row alone, bit for bit.
 
 PyTorch's own kernels treat the end of a tensor by other code than its middle, so that a row's last bits depend on where
 it lies. `native/rows.cpp` does not. It is chosen here, by `usable`, and nowhere else: fp32 on the CPU, no gradients
@@ -56,36 +56,3 @@ def activate(name: str, x: Tensor) -> Tensor | None:
     y = torch.empty_like(x)
     library.openbook_rows_activate(FUNCTIONS[name], x.numel(), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
-
-
-def scan(
-    x: Tensor,
-    step: Tensor,
-    write: Tensor,
-    read: Tensor,
-    decay: Tensor,
-    skip: Tensor,
-    mark: Tensor | None,
-    start: Tensor,
-) -> tuple[Tensor, Tensor] | None:
-    """The recurrence of nn/selective.py with its reading: y [B,T,C] and the last state [B,C,N].
-
-    x and step [B,T,C], write and read [B,T,N], decay [C,N] (negative), skip [C], start [B,C,N]. mark [B,T]: 0 leaves
-    the state as it is, 1 goes on, 2 starts from nothing.
-    """
-    library = usable(x)
-    if library is None:
-        return None
-    x, step, decay, skip = (t.float().contiguous() for t in (x, step, decay, skip))
-    both = torch.stack([write, read], dim=2).float()  # [B,T,2,N]
-    kept = start.float().contiguous().clone()
-    y = torch.empty_like(x)
-    mark = None if mark is None else mark.to(torch.int8).contiguous()
-    states = both.shape[-1]
-    values = native.Scan(*x.shape, states, 2 * states)
-    values.x, values.step, values.decay, values.skip = (t.data_ptr() for t in (x, step, decay, skip))
-    values.write, values.read = both.data_ptr(), both.data_ptr() + 4 * states
-    values.mark = None if mark is None else mark.data_ptr()
-    values.kept, values.y = kept.data_ptr(), y.data_ptr()
-    library.openbook_rows_scan(ctypes.addressof(values), torch.get_num_threads())
-    return y, kept

@@ -123,7 +123,7 @@ def plan(block: ResidualBlock) -> Plan:
     if any((branch.spec.place == "plain") != block.spec.parallel for branch in branches):
         return made
     attention, ffn = layers
-    if not attention.common or ffn.spec.limit or ffn.spec.offset:
+    if ffn.spec.limit or ffn.spec.offset or not attention.common:
         return made
     linear = {name: watch.part(attention, name) for name in ("q", "k", "v", "out")}
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}
@@ -132,7 +132,8 @@ def plan(block: ResidualBlock) -> Plan:
     if not _known(linear, [shared, *heads.values(), *norms[0], *norms[1]]):
         return made
     native_block = made.block
-    native_block.parallel = block.spec.parallel
+    native_block.parallel, native_block.neighbours = block.spec.parallel, attention.neighbours
+    native_block.clip = attention.spec.clip or 0.0
     native_block.shared = _norm(shared) if block.spec.parallel else NONE
     native_block.attention, native_block.ffn = (_branch(branch) for branch in branches)
     native_block.head_q, native_block.head_k = (_norm(norm) for norm in heads.values())

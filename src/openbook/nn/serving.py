@@ -1,10 +1,10 @@
 """The form a model takes to be served: fp32 between the layers, and matrices whose rows do not know of each other.
 
 `serve_form` replaces, in place and layer by layer, every linear map by one of `nn/packed.py` (fp32, bf16 or int8), the
-experts' matrices by packed stacks, and sets the matrix of the language head; norms and other small parameters become
-fp32. The embedding table stays as it is. The logical parameters keep their names: `logical` gives them as tensors (for
-saving), `assign` puts a pushed one in its place, `restore` takes the rewrite back (int8: with what was rounded away
-missing).
+experts' matrices by packed stacks, the maps of latent attention by stacks of one matrix for each head (latent.py), and
+sets the matrix of the language head; norms and other small parameters become fp32. The embedding table stays as it is.
+The logical parameters keep their names: `logical` gives them as tensors (for saving), `assign` puts a pushed one in its
+place, `restore` takes the rewrite back (int8: with what was rounded away missing).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from openbook.errors import ConfigError, InputError, Refusal, nearest
 from openbook.nn.attention import SelfAttention
+from openbook.nn.delta import DeltaRule
 from openbook.nn.embed import Table
 from openbook.nn.heads import LanguageHead
+from openbook.nn.latent import HeadMaps, ServedHeadMaps
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
-from openbook.nn.model import LanguageModel, Stored
+from openbook.nn.model import UNSERVED, LanguageModel, Stored
 from openbook.nn.moe import Experts, Mixture
 from openbook.nn.packed import Arena, Packed, PackedStack, RowLinear, as_fp32
 from openbook.nn.selective import StateSpace
@@ -40,7 +42,8 @@ class Choice(NamedTuple):
 def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | None = None) -> LanguageModel:
     """Rewrite in place. `choices` decides for single matrices, by the names of `matrices`; the others become `kind`.
 
-    Whatever the kind, routers, the steps of state spaces and the small heads stay fp32 unless chosen otherwise.
+    Whatever the kind, routers, the steps of state spaces and the small heads stay fp32 unless chosen otherwise; with
+    int8 the maps of latent attention are bf16.
     """
     _check(model, kind, choices)
     if f"serve {kind}" in model.rewrites and choices is None:
@@ -57,10 +60,11 @@ def serve_form(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | 
     arena = Arena()
     for path, choice in named.items():
         made = _replace(model, path, choice)
-        if choice.kind != "fp32":  # at once, so that no two forms of the whole model are ever there
+        if choice.kind != "fp32" or isinstance(made, ServedHeadMaps):  # at once: no two forms of it are ever there
             _empty(parameters, path)
-        if isinstance(made, Packed | PackedStack) and made.tiles.device.type == "cpu":
-            made.tiles = arena.take(made.tiles)
+        for part in made.modules():
+            if isinstance(part, Packed | PackedStack) and part.tiles.device.type == "cpu":
+                part.tiles = arena.take(part.tiles)
     for module in model.modules():
         if not isinstance(module, Table | Linear | Packed | LanguageHead) or isinstance(module, RowLinear):
             _widen(module)
@@ -92,10 +96,14 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
                     found[f"{path}.shared_gate"] = Choice("fp32")
             case StateSpace():
                 found[f"{path}.step"] = Choice("fp32")
+            case DeltaRule():
+                found |= {f"{path}.{name}": Choice("fp32") for name in ("rate", "step")}
             case Experts():
                 found |= {f"{path}.{n}": Choice(kind) for n in STACKS if module._parameters.get(n) is not None}
             case LanguageHead():
                 found[path] = Choice(kind)
+            case HeadMaps():
+                found[path] = Choice("bf16" if kind == "int8" else kind)
             case Linear():
                 found.setdefault(path, Choice("fp32" if path.startswith("heads.") else kind))
             case _:
@@ -125,6 +133,10 @@ def _replace(model: LanguageModel, path: str, choice: Choice) -> nn.Module:
             module.weight = module.packed.weight
         return module.packed
     assert isinstance(module, Linear)
+    if isinstance(module, HeadMaps):
+        maps = ServedHeadMaps.of(module, choice.kind)
+        parent.add_module(leaf, maps)
+        return maps
     made = _formed(module.weight, module.bias, choice)
     parent.add_module(leaf, made)
     return made
@@ -159,6 +171,8 @@ def _language(model: LanguageModel) -> list[LanguageHead]:
 
 
 def _check(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | None) -> None:
+    if model.trains_only:
+        raise Refusal(UNSERVED)
     if kind not in FORMS:
         raise ConfigError(f"A model is served as {', '.join(FORMS)}: got '{kind}'.{nearest(kind, FORMS)}")
     known = matrices(model, kind) if choices else {}
@@ -169,6 +183,8 @@ def _check(model: LanguageModel, kind: str, choices: Mapping[str, Choice] | None
             raise ConfigError(f"A matrix is kept as {', '.join(FORMS)}: got '{choice.kind}' for '{name}'.")
         if choice.smooth is not None and name.rpartition(".")[2] in STACKS and "experts" in name.split("."):
             raise ConfigError(f"The experts' matrices take no smoothing: got one for '{name}'.")
+        if choice.smooth is not None and isinstance(model.get_submodule(name), HeadMaps):
+            raise ConfigError(f"The maps of latent attention take no smoothing: got one for '{name}'.")
 
 
 # ---------------------------------------------------------------------------------------------- logical parameters
@@ -185,7 +201,7 @@ class Logical(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         held = self._held(name)
-        tensor = held.unpack() if isinstance(held, Packed | PackedStack) else held.detach()
+        tensor = held.detach() if isinstance(held, Tensor) else held.unpack()
         return tensor.to(self.dtypes[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -205,22 +221,22 @@ class Logical(Mapping[str, Tensor]):
         held = self._held(name)
         if held.shape != tensor.shape:
             raise InputError(f"`{name}` has the shape {tuple(held.shape)}: got {tuple(tensor.shape)}.")
-        if isinstance(held, Packed | PackedStack):
-            held.assign(tensor)
-        else:
+        if isinstance(held, Tensor):
             held.data.copy_(tensor)
+        else:
+            held.assign(tensor)
         for head in _language(self.model):
             if name == "embed.tokens.weight" and head.spec.tied and isinstance(head.packed, Packed):
                 head.packed.assign(tensor)
             elif name == "embed.tokens.weight" and head.spec.tied and isinstance(head.packed, RowLinear):
                 head.packed.weight.data.copy_(tensor)
 
-    def _held(self, name: str) -> Tensor | Packed | PackedStack:
+    def _held(self, name: str) -> Tensor | Packed | PackedStack | ServedHeadMaps:
         owner, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(owner)
         if isinstance(module, LanguageHead) and leaf == "weight" and module.packed is not None:
             module = module.packed
-        if isinstance(module, Packed) and leaf == "weight":
+        if isinstance(module, Packed | ServedHeadMaps) and leaf == "weight":
             return module
         stack = module._modules.get(leaf)
         if isinstance(stack, PackedStack):
@@ -269,8 +285,9 @@ def restore(model: LanguageModel) -> LanguageModel:
         head.packed = None
     for path, module in list(model.named_modules()):
         owner, _, leaf = path.rpartition(".")
-        if isinstance(module, PackedStack):
-            parent = model.get_submodule(owner)
+        if isinstance(module, ServedHeadMaps):
+            model.get_submodule(owner).add_module(leaf, module.plain())
+        elif isinstance(module, PackedStack) and isinstance(parent := model.get_submodule(owner), Experts):
             del parent._modules[leaf]
             parent.register_parameter(leaf, nn.Parameter(module.unpack()))
         elif isinstance(module, Packed | RowLinear):

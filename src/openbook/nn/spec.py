@@ -8,7 +8,8 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | after | plain
-            Attention · CrossAttention · MLP · MoE · Selective
+            Attention · LatentAttention · CrossAttention · MLP · MoE
+            Selective · StateSpaceDual · Structured · GatedDelta
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import Temperature as Temperature
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_states import GatedDelta as GatedDelta
+from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
+from openbook.nn.spec_states import Structured as Structured
 
 Place = Literal["pre", "post", "both", "after", "plain"]
 
@@ -73,6 +77,29 @@ class Attention:
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
     sinks: bool = False  # a learned score for each head that takes weight and has no value (Xiao et al. 2023, §3.3)
+    gate: bool = False  # what is mixed is multiplied by sigmoid(linear(x)), before `out` (Qiu et al. 2025)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-AI 2024a, §2.1): a token is kept as kv_rank + rope.dim numbers.
+
+    A head's query and key have `nope_dim` features that are not turned and `rope.dim` that are; the key's turned part
+    is one for all heads, the rest and the value come from the latent of `kv_rank`.
+    """
+
+    heads: int
+    kv_rank: int
+    nope_dim: int
+    value_dim: int
+    rope: Rope  # of the turned part alone
+    q_rank: int | None = None  # queries are made from a latent of this rank; None: from the input
+    norm: Norm = field(default_factory=Norm)  # of the latents
+    pattern: Pattern = field(default_factory=Pattern)
+    bias: bool = False  # on the maps down to the latents
+    out_bias: bool = False
+    scale: float | None = None  # of the scores; None: (nope_dim + rope.dim) ** -0.5
+    dropout: float = 0.0  # of the attention weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +179,10 @@ class Selective:
     activation: str = "silu"
     bias: bool = False
     conv_bias: bool = True
+    norm: Norm | None = None  # of the step, of what is written and of what is read, each (Lieber et al. 2024, §6)
 
 
-Layer = Attention | CrossAttention | MLP | MoE | Selective
+Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +210,28 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks of one width, a norm at the end, and the position bias that all layers share."""
+    """Blocks of one width, a norm at the end, and the position bias that all layers share.
+
+    `order`: the number of the block that each step runs, for blocks that run more than once (Lan et al. 2019, §3.1).
+    """
 
     dim: int
     blocks: tuple[Block, ...]
+    order: tuple[int, ...] | None = None  # None: each block once
     final_norm: Norm | None = None
     relative: Relative | Alibi | None = None
     dropout: float = 0.0  # after the final norm
+    out: int | None = None  # after all of that, a matrix to this width
+
+    @property
+    def width(self) -> int:
+        """Of the last hidden states, which heads read."""
+        return self.dim if self.out is None else self.out
+
+    @property
+    def steps(self) -> tuple[Block, ...]:
+        """The blocks as they run, one after the other."""
+        return self.blocks if self.order is None else tuple(self.blocks[number] for number in self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +246,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    inner: int | None = None  # width of the token vectors, which a matrix brings to `dim` before positions are added
 
     @property
     def room(self) -> int | None:
@@ -212,10 +256,13 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """The small network before a masked-language head: linear, activation, norm (Devlin et al. 2018)."""
+    """The small network before a head: dropout, linear, activation, norm (Devlin et al. 2018)."""
 
     activation: str
-    norm: Norm
+    norm: Norm | None = None
+    dim: int | None = None  # what it makes of the stack's width; None: the same
+    bias: bool = True
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,10 +283,11 @@ class Pooler:
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Logits over `count` labels: of the pooled row, of every token, or of the last token."""
+    """Logits over `count` labels: of the pooled row, of every token, of the first or last, or of the row's mean."""
 
     count: int
-    over: Literal["pooled", "tokens", "last"] = "pooled"
+    over: Literal["pooled", "tokens", "first", "last", "mean"] = "pooled"
+    transform: Transform | None = None
     bias: bool = True
     dropout: float = 0.0
     name: str = "classes"
@@ -284,4 +332,4 @@ class Model:
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
         mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention))
+        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention | LatentAttention))

@@ -9,7 +9,7 @@ plain  f(norm x)                       parallel branches, recurrent networks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from openbook.nn import lean, served, spec
 from openbook.nn.embed import position_bias
 from openbook.nn.lean import Plan
+from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
 from openbook.nn.rope import RotaryTable
-from openbook.nn.state import Context, Stateful
+from openbook.nn.state import Context, Declaration, Dense, Later, Stateful
 
 
 class ResidualBranch(nn.Module):
@@ -89,22 +90,48 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = Normalise(stack.final_norm, stack.dim) if stack.final_norm else None
         self.relative = position_bias(stack.relative) if stack.relative else None
+        self.out = None if stack.out is None else Linear(stack.dim, stack.out)
         self.patterns = patterns
         self.tables = [RotaryTable(rope) for rope in ropes]
         self.checkpoints = False  # recompute each block in the backward pass
+        self.shifts: list[int] = []  # of each step: what its block's first index of state is moved by
 
-    def stateful(self) -> Iterator[Stateful]:
-        """The layers that keep state, in order."""
-        return (module for module in self.blocks.modules() if isinstance(module, Stateful))
+    def number(self) -> tuple[Declaration, ...]:
+        """Give every layer that keeps state its index; what they keep, in order.
+
+        A block that runs again keeps another state each time: its layers' indices are those of its first run, moved.
+        """
+        kept: list[Declaration] = []
+        first: dict[int, int] = {}
+        self.shifts = []
+        for number in self.order:
+            layers = [module for module in self.blocks[number].modules() if isinstance(module, Stateful)]
+            if number not in first:
+                first[number] = len(kept)
+                for index, layer in enumerate(layers, start=len(kept)):
+                    layer.index = index
+            self.shifts.append(len(kept) - first[number])
+            kept += [layer.declare() for layer in layers]
+        return tuple(kept)
+
+    @property
+    def order(self) -> Sequence[int]:
+        """The number of the block that each step runs."""
+        return range(len(self.blocks)) if self.spec.order is None else self.spec.order
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         if self.relative is not None:
             ctx.state.bias(self.relative, 0)
-        for block in self.blocks:
+        for number, shift in zip(self.order, self.shifts, strict=True):
+            block = self.blocks[number]
+            again = shift and not isinstance(ctx.state, Dense)  # which keeps nothing
+            now = ctx._replace(state=Later(ctx.state, shift)) if again else ctx
             if self.checkpoints and self.training:
-                x = checkpoint(block, x, ctx, use_reentrant=False)
+                x = checkpoint(block, x, now, use_reentrant=False)
             else:
-                x = block(x, ctx)
+                x = block(x, now)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return F.dropout(x, self.spec.dropout) if self.spec.dropout and self.training else x
+        if self.spec.dropout and self.training:
+            x = F.dropout(x, self.spec.dropout)
+        return x if self.out is None else self.out(x)

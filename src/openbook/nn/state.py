@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
-from openbook.nn.routing import Routed
+from openbook.nn.routing import Decision
 from openbook.nn.spec import Pattern
 
 
@@ -84,6 +84,7 @@ class State(Protocol):
 
     positions: Tensor  # [B,T] int64
     segments: Tensor | None  # [B,T], 0 is padding
+    keeps: bool  # whether keys outlive this step: then what is kept of them counts, not what is made of it
     longest: int  # no position of this step is at or beyond it; the host knows it
     length: int | tuple[int, ...]  # what length-dependent rotary scaling is fixed to, in tokens; or for each of T
 
@@ -122,7 +123,7 @@ class Context(NamedTuple):
     state: State
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
-    routers: list[Routed] | None = None  # filled by MoE layers with what their routers decided, when a list is given
+    routers: list[Decision] | None = None  # filled by MoE layers with what their routers decided, when there is a list
 
 
 def count_positions(segments: Tensor) -> Tensor:
@@ -147,6 +148,8 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
 
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
+
+    keeps = False
 
     def __init__(
         self,
@@ -219,6 +222,30 @@ class Dense:
         assert source is not None, "an encoder-decoder runs with a source"
         k, v = keys(source.hidden)
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+
+
+class Later:
+    """The state for a block that runs again: the same, under indices moved by `shift`."""
+
+    def __init__(self, state: State, shift: int) -> None:
+        self.state = state
+        self.shift = shift
+        self.positions, self.segments = state.positions, state.segments
+        self.longest, self.length, self.keeps = state.longest, state.length, state.keeps
+
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        return self.state.attend(index + self.shift, q, k, v, scores)
+
+    def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:
+        return self.state.recur(index + self.shift, x, run)
+
+    def look(
+        self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
+    ) -> Tensor:
+        return self.state.look(index + self.shift, q, source, keys, scale, dropout)
+
+    def bias(self, module: PositionBias, mask: int) -> None:
+        self.state.bias(module, mask)
 
 
 class Cache(Protocol):

@@ -27,6 +27,7 @@ from openbook import log
 from openbook.errors import InputError
 from openbook.nn.attention import SelfAttention
 from openbook.nn.heads import LanguageHead
+from openbook.nn.latent import LatentAttention
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
@@ -267,6 +268,10 @@ def _groups(modules: Mapping[str, nn.Module], wanted: set[str]) -> dict[str, lis
         match module:
             case SelfAttention():
                 together = [f"{path}.{name}" for name in ("q", "k", "v")]
+            case LatentAttention(q_down=Linear()):
+                together = [f"{path}.{name}" for name in ("q_down", "kv_down")]
+            case LatentAttention(q=Linear()):
+                together = [f"{path}.{name}" for name in ("q", "kv_down")]
             case FeedForward(gate=Linear()):
                 together = [f"{path}.{name}" for name in ("gate", "up")]
             case Linear() if path not in taken:

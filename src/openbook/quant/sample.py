@@ -36,7 +36,7 @@ def written(model: LanguageModel, rows: int = ROWS, length: int = LENGTH, seed: 
 def is_causal(model: LanguageModel) -> bool:
     """Whether a token sees only what is before it."""
     layers = [branch.layer for block in model.spec.stack.blocks for branch in block.branches]
-    return all(layer.pattern.causal for layer in layers if isinstance(layer, spec.Attention))
+    return all(layer.pattern.causal for layer in layers if isinstance(layer, spec.Attention | spec.LatentAttention))
 
 
 def rows_of(texts: list[list[int]], context: int | None = None, most: int = ROWS * LENGTH) -> Tensor:

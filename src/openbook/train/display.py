@@ -37,6 +37,7 @@ class View:
     step: int = 0
     loss: float = 0.0
     heldout: Record = field(default_factory=dict)
+    experts: Record = field(default_factory=dict)
     sample: str = ""
     points: Points = field(default_factory=list)
     times: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -45,6 +46,7 @@ class View:
         """Remember what a record says."""
         if record["kind"] == "step":
             self.step, self.loss = record["step"], record["loss"]
+            self.experts = record.get("experts", {})
             self.times.append(record)
             self.points.append((self.step, self.loss))
             if len(self.points) > 4096:
@@ -70,6 +72,10 @@ class View:
             found.append(("held-out", f"{self.heldout['bits_per_byte']:.3f} bits per byte"))
         elif self.heldout:
             found.append(("held-out", f"loss {self.heldout['loss']:.3f}"))
+        if self.experts:
+            least, most, dropped = (self.experts[name] for name in ("least", "most", "dropped"))
+            lost = f", {dropped:.1%} dropped" if dropped else ""
+            found.append(("experts", f"{least:.2f} to {most:.2f} of a fair share{lost}"))
         pace = self._pace()
         if pace:
             tokens, steps = pace

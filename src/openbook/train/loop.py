@@ -17,6 +17,7 @@ import torch
 from openbook.data.batch import Batch
 from openbook.train import ranks
 from openbook.train.checkpoint import weights_of
+from openbook.train.experts import correct, utilisation
 from openbook.train.guard import Where, explain
 from openbook.train.heldout import Texts, evaluate
 from openbook.train.run import Progress, Run, save
@@ -73,6 +74,8 @@ def advance(run: Run) -> dict[str, Any]:
         raise explain(problem, where, run.guard, run.model, lambda: _again(run, batches, numbers))
     clip(run.model, norm, plan.clip)
     lr = run.optimizer.step(factor)
+    if plan.correction:
+        correct(run.model, sums.loads, plan.correction)
     progress.step, progress.row, progress.tokens = step + 1, progress.row + rows, progress.tokens + sums.tokens
     record: dict[str, Any] = {
         "kind": "step",
@@ -84,6 +87,8 @@ def advance(run: Run) -> dict[str, Any]:
         "rows": rows,
     }
     record["tokens"] = progress.tokens
+    if sums.loads:
+        record["experts"] = utilisation(sums.loads)
     if plan.layers_every and step % plan.layers_every == 0:
         record["norms"] = norms.by_layer()
     return record

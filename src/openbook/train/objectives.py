@@ -25,8 +25,9 @@ from openbook.data.batch import Batch
 from openbook.errors import ConfigError, DataError
 from openbook.nn.heads import LanguageHead
 from openbook.nn.model import LanguageModel
-from openbook.nn.routing import Routed, balance_loss
-from openbook.nn.spec import MoE
+from openbook.nn.moe import Mixture
+from openbook.nn.routing import Decision
+from openbook.train.experts import loads, losses, mixtures, weights_of
 from openbook.train.head_loss import IGNORE, HeadWeights, head_loss, learned
 
 
@@ -36,6 +37,7 @@ class Term(NamedTuple):
     total: Tensor  # scalar with gradient
     weight: float = 1.0
     shown: Mapping[str, Tensor] = {}  # scalars without gradient, divided by the same count
+    loads: Mapping[str, Tensor] = {}  # of experts: vectors that are only added up (train/experts.py)
 
 
 class Objective(Protocol):
@@ -54,8 +56,9 @@ class Objective(Protocol):
 class Language:
     """Cross-entropy of `batch.targets[target]` [B,T] under the language head; `IGNORE`d places are not learned from.
 
-    With experts whose spec has a `balance` weight, the load-balancing loss (Fedus et al. 2021 §2.2) is the second
-    term. It is no sum over tokens: each micro-batch is balanced by itself and weighs by its tokens.
+    Experts whose spec has a `balance` weight add the load-balancing loss (Fedus et al. 2021 §2.2), those with `z_loss`
+    the router's z-loss (Zoph et al. 2022 eq. 5). Balance is no sum over tokens: each micro-batch is balanced by itself
+    and weighs by its tokens. An encoder's experts are judged by themselves, as `source_…`.
     """
 
     label_smoothing: float = 0.0
@@ -69,23 +72,29 @@ class Language:
             raise ConfigError(f"`z_loss` must be 0 or more: got {self.z_loss}. PaLM used 1e-4.")
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Tokens to learn from; every real token for the balance."""
-        tokens = float((self._targets(batch) != IGNORE).sum())
-        return {"language": tokens, "balance": float(real_tokens(batch).sum())}
+        """Tokens to learn from; every real token for the terms of experts."""
+        tokens, real = float((self._targets(batch) != IGNORE).sum()), float(real_tokens(batch).sum())
+        found = {"language": tokens, "balance": real, "router_z": real}
+        if batch.source is not None:
+            read = float(real_sources(batch).sum())
+            found |= {"source_balance": read, "source_router_z": read}
+        return found
 
     def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
-        """`language`: the summed loss in nats; `balance` only where the model asks for it."""
-        weight = balance_of(model)
-        routers: list[Routed] | None = [] if weight and model.training else None
-        hidden = hidden_states(model, batch, routers)  # [B,T,D]
+        """`language`: the summed loss in nats; `balance` and `router_z` only where the model asks for them."""
+        ours, theirs = mixtures(model), mixtures(model, source=True) if model.source else {}
+        routers: list[Decision] | None = [] if ours and model.training else None
+        sources: list[Decision] | None = [] if theirs and model.training else None
+        hidden = hidden_states(model, batch, routers, sources)  # [B,T,D]
         states, targets = learned(hidden, self._targets(batch))
         states, head = language_head(model, states)
         loss = head_loss(states, head, targets, self.label_smoothing, self.z_loss)
         shown = {"nll": loss.nll} | ({"z": loss.z} if self.z_loss else {})
         terms = {"language": Term(loss.total, 1.0, shown)}
         if routers:
-            real = real_tokens(batch).flatten()
-            terms["balance"] = Term(balance_loss(routers, real) * real.sum(), weight)
+            terms |= expert_terms(ours, routers, real_tokens(batch).flatten())
+        if sources:
+            terms |= expert_terms(theirs, sources, real_sources(batch).flatten(), "source_")
         return terms
 
     def _targets(self, batch: Batch) -> Tensor:
@@ -122,9 +131,31 @@ def real_tokens(batch: Batch) -> Tensor:
     return torch.ones_like(batch.ids, dtype=torch.bool) if batch.segments is None else batch.segments != 0
 
 
-def hidden_states(model: LanguageModel, batch: Batch, routers: list[Routed] | None) -> Tensor:
+def real_sources(batch: Batch) -> Tensor:
+    """Which places of a batch's sources are no padding, [B,S] boolean."""
+    assert batch.source is not None
+    segments = batch.source_segments
+    return torch.ones_like(batch.source, dtype=torch.bool) if segments is None else segments != 0
+
+
+def expert_terms(
+    layers: Mapping[str, Mixture], routers: list[Decision], real: Tensor, prefix: str = ""
+) -> dict[str, Term]:
+    """The terms of a stack's experts and their loads. `real` [tokens] marks the tokens that are no padding."""
+    balance, z_weight = weights_of(layers)
+    balanced, z = losses(routers, real)
+    terms = {f"{prefix}balance": Term(balanced, balance, {}, loads(layers, routers, real))}
+    return terms | ({f"{prefix}router_z": Term(z, z_weight)} if z_weight else {})
+
+
+def hidden_states(
+    model: LanguageModel,
+    batch: Batch,
+    routers: list[Decision] | None,
+    sources: list[Decision] | None = None,
+) -> Tensor:
     """The model's last hidden states [B,T,D] for a batch; an encoder-decoder reads `batch.source`."""
-    encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments)
+    encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments, sources)
     return model.hidden(
         batch.ids,
         positions=batch.positions,
@@ -144,13 +175,6 @@ def language_head(model: LanguageModel, states: Tensor) -> tuple[Tensor, HeadWei
     assert isinstance(head, LanguageHead)
     weight = head.matrix(model.embed.tokens.weight)
     return head.before(states), HeadWeights(weight, head.bias, head.spec.softcap)
-
-
-def balance_of(model: LanguageModel) -> float:
-    """The weight of the load-balancing loss; 0 without experts that ask for it."""
-    layers = [branch.layer for block in model.spec.stack.blocks for branch in block.branches]
-    mixtures = [layer for layer in layers if isinstance(layer, MoE)]
-    return mixtures[0].balance if mixtures else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

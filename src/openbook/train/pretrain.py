@@ -43,6 +43,7 @@ from openbook.train.budget import measure_pace, plan_for
 from openbook.train.checkpoint import Checkpoints, differences, only_one, put_weights, require_space
 from openbook.train.curve import losses, png_curve, text_curve
 from openbook.train.display import View, watch
+from openbook.train.experts import with_experts
 from openbook.train.guard import Guard
 from openbook.train.loop import fit
 from openbook.train.metrics import Journal, TensorBoard, Watcher, read_journal
@@ -109,8 +110,11 @@ def pretrain(recipe: Recipe, *, watchers: Sequence[Watcher] | None = None) -> Pa
     return stages.out
 
 
-def check_model(recipe: Recipe, vocab: int | None = None) -> spec.Model:
-    """The spec that the recipe says, whole; with a tokenizer's `vocab`, the two must fit."""
+def check_model(recipe: Recipe, vocab: int | None = None, *, training: bool = True) -> spec.Model:
+    """The spec that the recipe says, whole; with a tokenizer's `vocab`, the two must fit.
+
+    Without `training`, as it is when training has ended: no dropout, nothing that was asked of experts for its time.
+    """
     part = recipe.model
     if part.vocab is not None and vocab is not None and part.vocab < vocab:
         raise ConfigError(
@@ -118,7 +122,7 @@ def check_model(recipe: Recipe, vocab: int | None = None) -> spec.Model:
             f"or make it {vocab} or more."
         )
     model = spec_of(part.family, part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block), part.more)
-    model = with_dropout(model, part.dropout)
+    model = with_experts(with_dropout(model, part.dropout if training else 0.0), recipe.experts, whole=training)
     if model.language is None or not model.causal or model.source is not None:
         raise ConfigError(f"`openbook pretrain` trains models that write from left to right; '{part.family}' does not.")
     return model
@@ -128,7 +132,7 @@ def with_dropout(model: spec.Model, rate: float) -> spec.Model:
     """The same model with this dropout of embeddings, attention weights and branches, and no other."""
 
     def layer(its: spec.Layer) -> spec.Layer:
-        if isinstance(its, spec.Attention | spec.CrossAttention):
+        if isinstance(its, spec.Attention | spec.LatentAttention | spec.CrossAttention):
             return replace(its, dropout=rate)
         return replace(its, dropout=0.0) if isinstance(its, spec.MLP) else its
 
@@ -264,6 +268,7 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
             seed=part.seed,
             patience=part.patience,
             improvement=part.improvement,
+            correction=recipe.experts.correction,
         ),
         heldout=held if len(held) else None,
         store=Checkpoints(stages.checkpoints, who, recipe.checkpoint),
@@ -351,7 +356,7 @@ def export(recipe: Recipe, stages: Stages, run: Run, tokenizer: Tokenizer) -> No
             note(f"The weights are those of step {run.progress.best_step:,}, the best on held-out text.")
             put_weights(run.model, best)
     run.model.eval()
-    run.model.spec = with_dropout(run.model.spec, 0.0)  # of training alone; few families could say it
+    run.model.spec = check_model(recipe, tokenizer.vocab, training=False)  # few families could say the rest
     save_model(run.model, stages.out, dtype=recipe.export_dtype)
     tokenizer.save(stages.out)
     records = read_journal(stages.journal)

@@ -40,6 +40,13 @@ def sum_numbers(numbers: Mapping[str, float], device: torch.device) -> dict[str,
     return dict(zip(names, total.tolist(), strict=True))
 
 
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """The same tensor, summed over ranks in place."""
+    if _together():
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def sum_unlike(numbers: Mapping[str, float], same: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """Numbers summed over ranks that need not name the same ones; and the union of `same`, which agree where known."""
     if not _together():

@@ -4,6 +4,7 @@
 [tokenizer]  made from the text, or one that is there        [optimizer]   how parameters move
 [model]      a family and its sizes                          [schedule]    the learning rate over the run
 [train]      how long, how large a step, on what             [checkpoint]  how often to save
+[experts]    how a mixture of experts is kept balanced
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from openbook.errors import ConfigError
 from openbook.train.checkpoint import Cadence
+from openbook.train.experts import ExpertPart
 from openbook.train.optim import Optimisation
 from openbook.train.schedules import Schedule
 from openbook.train.speed import Compile
@@ -163,6 +165,7 @@ class Recipe:
     train: TrainPart
     tokenizer: TokenizerPart = field(default_factory=TokenizerPart)
     loss: LossPart = field(default_factory=LossPart)
+    experts: ExpertPart = field(default_factory=ExpertPart)
     optimizer: Optimisation = field(default_factory=Optimisation)
     schedule: Schedule = field(default_factory=Schedule)
     checkpoint: Cadence = field(default_factory=Cadence)

@@ -47,6 +47,7 @@ class Plan:
     heldout_every: int = 0  # steps between held-out measurements; 0: only at the end
     patience: int = 0  # measurements without improvement before stopping; 0: never
     improvement: float = 0.0  # nats by which the held-out loss must fall to count as better
+    correction: float = 0.0  # by which experts are balanced after each step (train/experts.py); 0: not
     layers_every: int = 10  # steps between gradient norms by layer in the metrics; 0: never
 
     def __post_init__(self) -> None:

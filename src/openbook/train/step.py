@@ -47,6 +47,7 @@ class Sums(NamedTuple):
     loss: float
     shown: dict[str, float]  # every term and what it shows, each divided by its count
     tokens: int  # real tokens read
+    loads: dict[str, list[float]]  # of each mixture of experts: see train/experts.py
 
 
 def pieces(start: int, rows: int, micro_rows: int, size: int = 1) -> list[Piece]:
@@ -77,9 +78,12 @@ def gather(
             sums[name] = sums[name] + value if name in sums else value
     ranks.sum_gradients(model.parameters())
     names = sorted(sums)
-    values = torch.stack([sums[name].double() for name in names]).tolist()  # the one wait for the device
-    shown = ranks.sum_numbers(dict(zip(names, values, strict=True)), model.device)
-    return Sums(shown.pop("loss"), shown, int(counts["tokens"]))
+    flat = torch.cat([sums[name].double().flatten() for name in names])
+    parts = ranks.sum_tensor(flat).cpu().split([sums[name].numel() for name in names])  # the one wait for the device
+    found = dict(zip(names, parts, strict=True))
+    shown = {name: part.item() for name, part in found.items() if not sums[name].ndim}
+    loads = {name: part.tolist() for name, part in found.items() if sums[name].ndim}
+    return Sums(shown.pop("loss"), shown, int(counts["tokens"]), loads)
 
 
 def count(objective: Objective, batches: Sequence[Batch], device: torch.device) -> dict[str, float]:
@@ -94,7 +98,10 @@ def count(objective: Objective, batches: Sequence[Batch], device: torch.device) 
 def measure(
     model: LanguageModel, objective: Objective, batch: Batch, counts: dict[str, float]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A batch's share of the step's loss, with gradient; and its parts, without: `loss`, all terms, what they show."""
+    """A batch's share of the step's loss, with gradient; and its parts, without: `loss`, all terms, what they show.
+
+    Loads of experts are vectors among the parts, and the only ones.
+    """
     terms = objective(model, batch.to(model.device))
     loss = torch.zeros((), device=model.device)
     parts: dict[str, Tensor] = {}
@@ -102,7 +109,7 @@ def measure(
         share = max(counts[name], 1.0)  # no token to learn from: the total is zero too
         loss = loss + term.weight * term.total / share
         parts[name] = term.total.detach() / share
-        parts |= {key: value.detach() / share for key, value in term.shown.items()}
+        parts |= {key: value.detach() / share for key, value in term.shown.items()} | dict(term.loads)
     return loss, {"loss": loss.detach(), **parts}
 
 

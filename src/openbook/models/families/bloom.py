@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.classic import block, head_names, heads_of, layer_norm, norm_of, read_sizes, write_sizes
+from openbook.models.classic import QKV, block, head_names, heads_of, layer_norm, norm_of, read_sizes, write_sizes
 from openbook.models.config import Config
 from openbook.models.family import CannotSay, Family, branches_of, layers_of
 from openbook.models.names import Name, fused
@@ -21,7 +21,10 @@ KEYS = {
 }
 OLD = {"dim": "n_embed", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
 # `slow_but_exact` and `pretraining_tp` say in which order sums were rounded; `seq_length` what training rows held.
-INERT = ("slow_but_exact", "seq_length", "masked_softmax_fusion", "bias_dropout_fusion", "offset_alibi", "n_inner")
+INERT = (
+    *("slow_but_exact", "seq_length", "masked_softmax_fusion", "bias_dropout_fusion", "skip_bias_add"),
+    *("skip_bias_add_qkv", "attention_softmax_in_fp32", "offset_alibi", "n_inner", "classifier_dropout"),
+)
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -30,7 +33,7 @@ def to_spec(config: Config) -> spec.Model:
     config.fixed("apply_residual_connection_post_layernorm", False, False)
     if config.get("n_inner", 4 * size.dim) != 4 * size.dim:
         raise ConfigError(f"`n_inner` must be four times `hidden_size`, as all BLOOM's are ({config.where}).")
-    for inert in (*INERT, "classifier_dropout"):
+    for inert in INERT:
         config.raw(inert)
     attention = spec.Attention(
         heads=size.heads,
@@ -74,7 +77,7 @@ def names(model: spec.Model) -> tuple[Name, ...]:
         Name("transformer.ln_f", "stack.final_norm"),
         Name(f"{L}input_layernorm", f"{BLOCK}.0.norm"),
         Name(f"{L}post_attention_layernorm", f"{BLOCK}.1.norm"),
-        *fused(f"{L}self_attention.query_key_value", (f"{BLOCK}.0.layer.{n}" for n in "qkv"), (1, 1, 1), heads),
+        *fused(f"{L}self_attention.query_key_value", QKV, (1, 1, 1), heads),
         Name(f"{L}self_attention.dense", f"{BLOCK}.0.layer.out"),
         Name(f"{L}mlp.dense_h_to_4h", f"{BLOCK}.1.layer.up"),
         Name(f"{L}mlp.dense_4h_to_h", f"{BLOCK}.1.layer.down"),

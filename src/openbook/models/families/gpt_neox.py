@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from openbook.models.classic import block, head_names, heads_of, layer_norm, norm_of, read_sizes, way_of, write_sizes
+from openbook.models.classic import (
+    QKV,
+    block,
+    head_names,
+    heads_of,
+    layer_norm,
+    norm_of,
+    read_sizes,
+    way_of,
+    write_sizes,
+)
 from openbook.models.config import Config, read_rope, share_of, spell_activation, write_rope
 from openbook.models.family import SIZES, CannotSay, Family, language, layers_of
 from openbook.models.names import Name, fused
@@ -15,7 +25,8 @@ from openbook.nn import spec
 def to_spec(config: Config) -> spec.Model:
     size = read_sizes(config, SIZES, context=2048)
     config.fixed("is_decoder", False, False)
-    config.raw("classifier_dropout")
+    for inert in ("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
+        config.raw(inert)
     bias, drop = config.get("attention_bias", True), config.get("hidden_dropout", 0.0)
     base, share = config.get("rotary_emb_base", 1e4), config.get("rotary_pct", 0.25)  # the old spelling
     attention = spec.Attention(
@@ -64,7 +75,7 @@ def names(model: spec.Model) -> tuple[Name, ...]:
         Name("gpt_neox.final_layer_norm", "stack.final_norm"),
         Name(f"{L}input_layernorm", f"{BLOCK}.0.norm"),
         Name(f"{L}post_attention_layernorm", f"{BLOCK}.1.norm"),
-        *fused(f"{L}attention.query_key_value", (f"{BLOCK}.0.layer.{n}" for n in "qkv"), (1, 1, 1), heads),
+        *fused(f"{L}attention.query_key_value", QKV, (1, 1, 1), heads),
         Name(f"{L}attention.dense", f"{BLOCK}.0.layer.out"),
         Name(f"{L}mlp.dense_h_to_4h", f"{BLOCK}.1.layer.up"),
         Name(f"{L}mlp.dense_4h_to_h", f"{BLOCK}.1.layer.down"),

@@ -1,0 +1,105 @@
+"""Mixtures of experts: shared and gated experts, sparse and dense layers, sinks, and layouts of stacked tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.families.case import Case
+from tests.families.core import LLAMA
+
+SPARSE: dict[str, Any] = {
+    **LLAMA,
+    "moe_intermediate_size": 22,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.02,
+}
+SHARED = {**SPARSE, "shared_expert_intermediate_size": 34}
+OSS: dict[str, Any] = {
+    **LLAMA,
+    "intermediate_size": 22,
+    "head_dim": 10,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": 4,
+    "swiglu_limit": 0.8,
+    "router_aux_loss_coef": 0.03,
+}
+
+CASES: list[Case] = [
+    Case("qwen2-moe", "Qwen2MoeConfig", "Qwen2MoeForCausalLM", SHARED),
+    Case(
+        "qwen2-moe-mixed",
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {
+            **SHARED,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "num_hidden_layers": 5,
+            "mlp_only_layers": [3],
+            "qkv_bias": False,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 3,
+        },
+    ),
+    Case("qwen3-moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM", {**SPARSE, "head_dim": 10}),
+    Case(
+        "qwen3-moe-mixed",
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {
+            **SPARSE,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+        },
+    ),
+    Case(
+        "gpt-oss",
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **OSS,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 5000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 8,
+                "beta_fast": 20.0,
+                "truncate": False,
+            },
+        },
+    ),
+    Case(
+        "gpt-oss-plain",
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            **OSS,
+            "attention_bias": False,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0},
+        },
+    ),
+    Case(
+        "granitemoe",
+        "GraniteMoeConfig",
+        "GraniteMoeForCausalLM",
+        {
+            **LLAMA,
+            "intermediate_size": 22,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "router_aux_loss_coef": 0.02,
+            "attention_multiplier": 0.21,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 6.0,
+            "attention_bias": True,
+        },
+    ),
+]
