@@ -25,6 +25,21 @@ def _case(name: str, kind: str, **values: Any) -> Case:
     return Case(name, f"{kind}Config", f"{kind}ForCausalLM", {**shared, **values})
 
 
+def _llama4(name: str, **values: Any) -> Case:
+    sizes = {
+        "num_hidden_layers": 4,
+        "head_dim": 10,
+        "intermediate_size": 36,
+        "intermediate_size_mlp": 70,
+        "num_local_experts": 5,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 6,
+        "floor_scale": 23,  # the reference counts padding on the left too
+        "attn_scale": 0.4,
+    }
+    return Case(name, "Llama4TextConfig", "Llama4ForCausalLM", {**LLAMA, **sizes, **values})
+
+
 CASES = [
     _case("starcoder2", "Starcoder2", norm_epsilon=4e-5, sliding_window=5, hidden_act="gelu_pytorch_tanh"),
     _case("starcoder2-plain", "Starcoder2", use_bias=False, tie_word_embeddings=False, hidden_act="relu"),
@@ -104,6 +119,9 @@ CASES = [
         mlp_bias=True,
         rope_parameters={"rope_theta": 5000.0, "partial_rotary_factor": 0.5},
     ),
+    _llama4("llama4", num_experts_per_tok=2, interleave_moe_layer_step=2),
+    _llama4("llama4-every", attention_bias=True, use_qk_norm=False, no_rope_layers=[0, 1, 0, 1]),
+    _llama4("llama4-even", moe_layers=[0, 3], attn_temperature_tuning=False, attention_chunk_size=None),
     _case(
         "llama-proportional",
         "Llama",

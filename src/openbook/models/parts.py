@@ -99,22 +99,33 @@ def decoder(
     )
 
 
-def windows(config: Config, layers: int, default: Callable[[int], bool], window: int | None) -> list[int | None]:
-    """The window of each layer: as `layer_types` says, else where `default(number)` is true."""
+def windows(
+    config: Config,
+    layers: int,
+    default: Callable[[int], bool],
+    window: int | None,
+    local: str = "sliding_attention",
+) -> list[int | None]:
+    """The window of each layer: as `layer_types` says, else where `default(number)` is true.
+
+    `local` is what the layers that have one are called.
+    """
     kinds = config.raw("layer_types")
     if kinds is None:
-        kinds = ["sliding_attention" if default(number) else "full_attention" for number in range(layers)]
+        kinds = [local if default(number) else "full_attention" for number in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ConfigError(f"`layer_types` must list {layers} layers, as `num_hidden_layers` says ({config.where}).")
     for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in ("full_attention", local):
             raise ConfigError(
                 f"Unknown layer type {kind!r} in `layer_types` of {config.where}: "
-                "'full_attention' and 'sliding_attention' are known."
+                f"'full_attention' and {local!r} are known."
             )
-    if window is None and "sliding_attention" in kinds:
-        raise ConfigError(f"`layer_types` names sliding attention but `sliding_window` is not set ({config.where}).")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    if window is None and local in kinds:
+        key = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}[local]
+        name = local.replace("_", " ")
+        raise ConfigError(f"`layer_types` names {name} but `{key}` is not set ({config.where}).")
+    return [window if kind == local else None for kind in kinds]
 
 
 def write_decoder(model: spec.Model, hidden_act: str = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:

@@ -18,7 +18,7 @@ def rotated(config: Config, layers: int) -> list[bool]:
     """Which layers know positions: `no_rope_layers` has a 1 for each that does."""
     every = config.size("no_rope_layer_interval", 4)
     marks = config.raw("no_rope_layers")
-    if marks is None:
+    if marks is None or marks == []:
         return [(number + 1) % every != 0 for number in range(layers)]
     if not isinstance(marks, list) or len(marks) < layers or any(mark not in (0, 1) for mark in marks):
         raise ConfigError(f"`no_rope_layers` must list a 0 or 1 for each of {layers} layers ({config.where}).")
