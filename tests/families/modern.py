@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from tests.families.case import Case
@@ -22,7 +23,9 @@ LAYER_NORM = ("Starcoder2", "Olmo", "Cohere", "Cohere2", "Nemotron")  # these ha
 
 def _case(name: str, kind: str, **values: Any) -> Case:
     shared = {key: value for key, value in LLAMA.items() if kind not in LAYER_NORM or key != "rms_norm_eps"}
-    return Case(name, f"{kind}Config", f"{kind}ForCausalLM", {**shared, **values})
+    return Case(
+        name, f"{kind}Config", f"{kind}ForCausalLM", {**deepcopy(shared), **values}
+    )  # the reference writes into rules
 
 
 def _llama4(name: str, **values: Any) -> Case:
@@ -32,12 +35,13 @@ def _llama4(name: str, **values: Any) -> Case:
         "intermediate_size": 36,
         "intermediate_size_mlp": 70,
         "num_local_experts": 5,
+        "num_experts_per_tok": 1,
         "no_rope_layer_interval": 3,
         "attention_chunk_size": 6,
         "floor_scale": 23,  # the reference counts padding on the left too
         "attn_scale": 0.4,
     }
-    return Case(name, "Llama4TextConfig", "Llama4ForCausalLM", {**LLAMA, **sizes, **values})
+    return Case(name, "Llama4TextConfig", "Llama4ForCausalLM", {**deepcopy(LLAMA), **sizes, **values})
 
 
 CASES = [
