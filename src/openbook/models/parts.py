@@ -134,8 +134,9 @@ def write_decoder(model: spec.Model, hidden_act: str = "hidden_act", eps: str = 
     attention: spec.Attention = next((layer for layer in attentions if layer.rope is not None), attentions[0])
     ffn = branches_of(model.stack)[-1].layer
     mlp = ffn.expert if isinstance(ffn, spec.MoE) else ffn
-    if not isinstance(mlp, spec.MLP) or attention.rope is None or model.stack.final_norm is None:
-        raise CannotSay("it needs attention with rotary positions, a feed-forward layer and a final norm")
+    if not isinstance(mlp, spec.MLP) or model.stack.final_norm is None:
+        raise CannotSay("it needs a feed-forward layer and a final norm")
+    rope = {} if attention.rope is None else {"rope_parameters": write_rope(attention.rope, attention.head_dim)}
     return {
         "vocab_size": model.embed.vocab,
         "hidden_size": model.stack.dim,
@@ -148,7 +149,7 @@ def write_decoder(model: spec.Model, hidden_act: str = "hidden_act", eps: str = 
         eps: model.stack.final_norm.eps,
         hidden_act: spell_activation(mlp.activation),
         "attention_dropout": attention.dropout,
-        "rope_parameters": write_rope(attention.rope, attention.head_dim),
+        **rope,
         "tie_word_embeddings": model.language is None or model.language.tied,
     } | write_labels(model)
 

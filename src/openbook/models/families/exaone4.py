@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.models.config import Config
-from openbook.models.family import Family
+from openbook.models.family import Family, layers_of
 from openbook.models.modern import AFTER_NORMS, attention, decoder_heads, mlp, rms, write
 from openbook.models.parts import BASE, GATED, IGNORE, decoder, read_shape, windows, write_windows
 from openbook.nn import spec
@@ -29,7 +29,10 @@ def to_spec(config: Config) -> spec.Model:
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    return write(model) | write_windows(model)
+    said = write(model) | write_windows(model)
+    if any(layer.rope is None for layer in layers_of(model.stack, spec.Attention)):
+        said["sliding_window"] = said["sliding_window"] or 4096  # any number takes the positions of full layers away
+    return said
 
 
 FAMILY = Family(
