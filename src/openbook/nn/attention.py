@@ -81,9 +81,10 @@ class SelfAttention(Stateful):
 
     @property
     def common(self) -> bool:
-        """Whether it is what native blocks do: each head normed by one weight, then turned; nothing gated."""
-        normed = self.norm is None or (self.norm.over == "head" and not self.norm.rotated)
-        return normed and self.gate is None and self.spec.temperature is None
+        """Whether it is what native blocks do: q and k normed (not clipped and all heads at once), then turned."""
+        norm = self.norm
+        first = norm is None or not (norm.rotated or (norm.over == "width" and self.spec.clip is not None))
+        return first and self.gate is None and self.spec.temperature is None
 
     def rule(self) -> Scores:
         """How scores are made now."""

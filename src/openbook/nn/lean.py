@@ -139,6 +139,8 @@ def plan(block: ResidualBlock) -> Plan | None:
         return None
     if not attention.common or attention.neighbours or attention.spec.clip is not None:
         return None  # block.cpp turns halves and clips nothing
+    if attention.norm is not None and attention.norm.over != "head":
+        return None
     return Plan(attention, ffn, norms)
 
 

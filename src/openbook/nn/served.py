@@ -26,6 +26,7 @@ from openbook.nn.state import Context
 if TYPE_CHECKING:
     from openbook.nn.stack import ResidualBlock, ResidualBranch
 
+OVER = {"head": 0, "heads": 1, "width": 2}
 NONE = native.Norm(None, None, -1, 0.0, 0.0)
 
 
@@ -133,6 +134,7 @@ def plan(block: ResidualBlock) -> Plan:
         return made
     native_block = made.block
     native_block.parallel, native_block.neighbours = block.spec.parallel, attention.neighbours
+    native_block.over = 0 if attention.norm is None else OVER[attention.norm.over]
     native_block.clip = attention.spec.clip or 0.0
     native_block.shared = _norm(shared) if block.spec.parallel else NONE
     native_block.attention, native_block.ffn = (_branch(branch) for branch in branches)
