@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.families.case import Case
-from tests.families.core import LLAMA
+from tests.families.core import LLAMA, SMALL_T5
 
 SPARSE: dict[str, Any] = {
     **LLAMA,
@@ -24,6 +24,16 @@ OSS: dict[str, Any] = {
     "sliding_window": 4,
     "swiglu_limit": 0.8,
     "router_aux_loss_coef": 0.03,
+}
+# The reference drops what is beyond the capacity at inference too, which no server may do: here it is never reached.
+SWITCH = {
+    **SMALL_T5,
+    "num_experts": 2,
+    "expert_capacity": 999,
+    "router_jitter_noise": 0.02,
+    "router_z_loss_coef": 0.03,
+    "router_aux_loss_coef": 0.04,
+    "dropout_rate": 0.2,
 }
 
 CASES: list[Case] = [
@@ -101,5 +111,27 @@ CASES: list[Case] = [
             "logits_scaling": 6.0,
             "attention_bias": True,
         },
+    ),
+    Case(
+        "switch",
+        "SwitchTransformersConfig",
+        "SwitchTransformersForConditionalGeneration",
+        {**SWITCH, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        "encoder-decoder",
+    ),
+    Case(
+        "switch-odd",
+        "SwitchTransformersConfig",
+        "SwitchTransformersForConditionalGeneration",
+        {
+            **SWITCH,
+            "num_layers": 3,
+            "num_experts": 5,
+            "num_sparse_encoder_layers": 3,
+            "num_sparse_decoder_layers": 9,
+            "router_bias": True,
+            "dense_act_fn": "gelu",
+        },
+        "encoder-decoder",
     ),
 ]

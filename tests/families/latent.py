@@ -45,8 +45,33 @@ YARN = {
 }
 
 
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    """With rotary rules of its own, which the reference's configuration writes into."""
+    return {**values, "rope_parameters": dict(values["rope_parameters"])}
+
+
+def _v2(name: str, **values: Any) -> Case:
+    # The reference wants even strides of the turned part, and heads that divide the width.
+    small = {**SMALL, "hidden_size": 45, "qk_nope_head_dim": 8, "norm_topk_prob": False}
+    return Case(name, "DeepseekV2Config", "DeepseekV2ForCausalLM", _own({**small, **values}))
+
+
+def _glm(name: str, **values: Any) -> Case:
+    latent = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    small = {key: value for key, value in SMALL.items() if key not in latent}
+    small |= {"hidden_size": 42, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 12}
+    return Case(name, "Glm4MoeConfig", "Glm4MoeForCausalLM", _own({**small, "num_nextn_predict_layers": 0, **values}))
+
+
+def _lite(name: str, **values: Any) -> Case:
+    small = {key: value for key, value in SMALL.items() if key != "first_k_dense_replace"}
+    return Case(name, "Glm4MoeLiteConfig", "Glm4MoeLiteForCausalLM", _own({**small, **values}))
+
+
 def _v3(name: str, **values: Any) -> Case:
-    return Case(name, "DeepseekV3Config", "DeepseekV3ForCausalLM", {**SMALL, **values})
+    return Case(
+        name, "DeepseekV3Config", "DeepseekV3ForCausalLM", _own({**SMALL, "num_nextn_predict_layers": 0, **values})
+    )
 
 
 CASES = [
@@ -66,4 +91,10 @@ CASES = [
         hidden_act="gelu",
         tie_word_embeddings=True,
     ),
+    _v2("deepseek2", topk_method="group_limited_greedy", rope_parameters=YARN, max_position_embeddings=32),
+    _v2("deepseek2-lite", q_lora_rank=None, topk_method="greedy", attention_bias=True, hidden_act="gelu"),
+    _glm("glm4-moe", use_qk_norm=True),
+    _glm("glm4-moe-odd", attention_bias=True, n_group=1, topk_group=1, n_shared_experts=1, norm_topk_prob=False),
+    _lite("glm4-moe-lite", mlp_layer_types=["sparse", "dense", "sparse"]),
+    _lite("glm4-moe-lite-usual", n_group=1, topk_group=1, rope_interleave=False, tie_word_embeddings=True),
 ]

@@ -18,6 +18,7 @@ from openbook.models.load import load, save
 from openbook.nn.routing import Routed
 from tests.families import Case, tokens
 from tests.laws.classic_draws import DRAWS as CLASSIC
+from tests.laws.encoder_draws import DRAWS as ENCODERS
 from tests.laws.modern_draws import DRAWS as MODERN
 
 Draw = Callable[[random.Random], tuple[str, str, dict[str, Any], str]]
@@ -183,7 +184,7 @@ def mamba(draw: random.Random) -> tuple[str, str, dict[str, Any], str]:
     return "MambaConfig", "MambaForCausalLM", values, "decoder"
 
 
-DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC, *MODERN]
+DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC, *ENCODERS, *MODERN]
 
 
 @torch.no_grad()

@@ -43,7 +43,14 @@ fit(run)
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw"},
     "muon, dropout, accumulation": {"optimizer": "muon", "dropout": 0.2, "micro_rows": 3},
-    "experts, growing batch": {"experts": 4, "rows": [[0, 4], [7, 9]], "micro_rows": 4},
+    "experts, growing batch": {
+        "experts": 4,
+        "rows": [[0, 4], [7, 9]],
+        "micro_rows": 4,
+        "moe": {"capacity": 1.0, "z_loss": 0.01, "jitter": 0.01},
+        "routing": {"correction": True, "score": "sigmoid"},
+        "plan": {"correction": 0.01},
+    },
 }
 STEPS = 60
 

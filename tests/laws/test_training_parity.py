@@ -15,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openbook.data.batch import Batch
 from openbook.models.load import load
 from openbook.models.names import locate, publish
 from openbook.models.registry import family_of
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 from openbook.nn.routing import Routed, balance_loss, route
-from tests.families import ALL, Case, each, tokens
+from openbook.train.objectives import Language
+from tests.families import ALL, DECODERS, Case, each, tokens
 
 BOUND = 1e-5
-MIXTURES = [case for case in ALL if "router_aux_loss_coef" in case.values or "mixtral" in case.name]
+MIXTURES = [case for case in DECODERS if "num_experts_per_tok" in case.values]
 ROWS = [case for case in ALL if case.kind != "encoder-decoder"]
 
 
@@ -59,9 +61,9 @@ def published_gradients(case: Case, model: LanguageModel) -> dict[str, Tensor]:
 
 
 def reference_gradients(case: Case, expected: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    """The reference's gradients under the names, and in the layout, that it is published with."""
+    """The reference's gradients under the names, and in the layout, that it is published with; 0 where it has none."""
     every = case.reference().named_parameters(remove_duplicate=False)  # a tied one under all its names
-    found = {name: p.grad for name, p in every if p.grad is not None}
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in every}
     published = case.published(found)
     return {name: published.get(name) for name in expected}
 
@@ -85,8 +87,10 @@ def backward_both(case: Case, model: LanguageModel) -> tuple[Tensor, Tensor]:
         ours = model(target, source=ids, source_segments=mask)
     else:
         goal = tokens(case, 3, 12, seed=2).masked_fill(mask == 0, -100)
-        theirs = reference(input_ids=ids, attention_mask=mask).logits
-        ours = model(ids, segments=mask)
+        marks = case.marks(ids)
+        more = {} if marks is None else {"global_attention_mask": marks}
+        theirs = reference(input_ids=ids, attention_mask=mask, **more).logits
+        ours = model(ids, segments=mask, marks=marks)
     losses = loss_of(ours, goal), loss_of(theirs, goal)
     for loss in losses:
         loss.backward()
@@ -146,6 +150,30 @@ def test_balance_loss_equals_the_reference(case: Case, root: Path) -> None:
         expected = reference_gradients(case, found)
         assert len(found) == len(routers)
         assert all(close(found[name], expected[name]) for name in found)
+
+
+SWITCH = [case for case in ALL if case.name == "switch"]
+
+
+@each(SWITCH)
+def test_losses_of_switch_equal_the_reference(case: Case, root: Path) -> None:
+    """Balance and z-loss, each of either side. One row: the reference balances each row by itself."""
+    model, ids = own(case, root).train(), tokens(case, 1, 12)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Module):
+            module.training = False
+    model.training = True  # the objective's terms of training, without dropout, noise and capacity
+    theirs = case.reference()(input_ids=ids, decoder_input_ids=ids[:, :7], labels=ids[:, :7], output_router_logits=True)
+    batch = Batch(ids=ids[:, :7], source=ids, targets={"language": ids[:, :7]})
+    terms, counts = Language()(model, batch), Language().counts(batch)
+    for ours, expected in {
+        "balance": theirs.decoder_aux_loss,
+        "router_z": theirs.decoder_z_loss,
+        "source_balance": theirs.encoder_aux_loss,
+        "source_router_z": theirs.encoder_z_loss,
+    }.items():
+        assert close(terms[ours].total / counts[ours], expected)
+        assert terms[ours].weight == pytest.approx(0.03 if "router_z" in ours else 0.04)
 
 
 def routed(*layers: Tensor, top_k: int = 2) -> list[Routed]:

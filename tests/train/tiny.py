@@ -27,12 +27,23 @@ VOCAB, BLOCK = 61, 24
 
 
 def tiny_spec(
-    *, dim: int = 16, layers: int = 2, dropout: float = 0.0, experts: int = 0, tied: bool = True, **head: Any
+    *,
+    dim: int = 16,
+    layers: int = 2,
+    dropout: float = 0.0,
+    experts: int = 0,
+    moe: dict[str, Any] | None = None,
+    routing: dict[str, Any] | None = None,
+    tied: bool = True,
+    **head: Any,
 ) -> spec.Model:
-    """A small pre-norm decoder; with `experts`, a mixture in every block."""
+    """A small pre-norm decoder; with `experts`, a mixture in every block, of these values."""
     attention = spec.Attention(heads=4, kv_heads=2, head_dim=dim // 4, rope=spec.Rope(dim=dim // 4))
     mlp = spec.MLP(hidden=2 * dim)
-    ffn = spec.MoE(experts=experts, top_k=2, expert=mlp, balance=0.01) if experts else mlp
+    ffn: spec.MLP | spec.MoE = mlp
+    if experts:
+        more = {"balance": 0.01} | (moe or {})
+        ffn = spec.MoE(experts=experts, top_k=2, expert=mlp, routing=spec.Routing(**(routing or {})), **more)
     block = spec.Block(
         branches=tuple(spec.Branch(layer=layer, norm=spec.Norm(), dropout=dropout) for layer in (attention, ffn))
     )

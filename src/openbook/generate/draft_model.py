@@ -128,8 +128,5 @@ def _size(model: LanguageModel) -> int:
 
 def share_of(draft: LanguageModel, model: LanguageModel) -> float:
     """The draft model's share of the memory: by what a token costs in each."""
-    own, other = (
-        sum(s.kv_heads * (s.key_dim + s.value_dim) for s in one.states if isinstance(s, PerToken))
-        for one in (draft, model)
-    )
+    own, other = (sum(state.numbers for state in one.states if isinstance(state, PerToken)) for one in (draft, model))
     return min(0.5, own / max(1, own + other))  # a recurrent model keeps nothing by the token, and yet it keeps

@@ -13,14 +13,15 @@ from typing import Any
 from openbook.errors import ConfigError
 from openbook.models.config import Config, magnitude, read_rope, spell_activation, write_rope
 from openbook.models.experts import expert_names
-from openbook.models.family import SIZES, CannotSay, layers_of
+from openbook.models.family import SIZES, CannotSay, Heads, language, layers_of
 from openbook.models.names import Name
 from openbook.models.parts import BASE, BLOCK, GATED, PRE_NORMS, Shape, decoder, write_labels
 from openbook.nn import spec
 
 LATENT_NORM = spec.Norm(eps=1e-6)  # whatever a config.json says of the other norms
 # What tells a trainer or a sharded server something, and changes no number.
-INERT = ("aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers")
+CONTEXT = 4096  # where a config.json is silent
+INERT = ("aux_loss_alpha", "seq_aux", "ep_size")
 LATENT_SIZES: Mapping[str, str] = {key: name for key, name in SIZES.items() if key not in ("kv_heads", "head_dim")}
 
 LATENT = (
@@ -42,12 +43,71 @@ LATENT = (
 FFN = PRE_NORMS + GATED + expert_names("model.layers.{i}.mlp", shared="shared_experts")
 
 
+# A hub folder keeps copies of the embedding and the head beside every module that predicts further ahead.
+COPIES = (r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight",)
+AHEAD = "num_nextn_predict_layers"
+
+
+# ------------------------------------------------------------------------------------------------ further ahead
+
+
+def with_ahead(to_spec: Callable[[Config], spec.Model], default: bool = False) -> Callable[[Config], Heads]:
+    """The language head and, where the config.json says so, one that predicts further ahead.
+
+    Its blocks are those that would come next in the stack. `default`: whether the language head is tied.
+    """
+
+    def heads(config: Config) -> Heads:
+        depth, layers = config.get(AHEAD, 0), config.layers("num_hidden_layers")
+        if depth < 0:
+            raise ConfigError(f"`{AHEAD}` must not be negative: got {depth} ({config.where}).")
+        if not depth:
+            return language(config, default)
+        more = {**config.data, "num_hidden_layers": layers + 1}
+        if isinstance(kinds := more.get("mlp_layer_types"), list):
+            more["mlp_layer_types"] = [*kinds, "sparse"]
+        block = to_spec(Config(more, config.where)).stack.blocks[-1]
+        norm = block.branches[-1].norm
+        assert norm is not None
+        return (*language(config, default), spec.MultiToken(depth=depth, block=block, norm=norm))
+
+    return heads
+
+
+def ahead_names(model: spec.Model, table: tuple[Name, ...]) -> tuple[Name, ...]:
+    """The names of a model whose modules for tokens further ahead are published as layers after the last."""
+    if model.ahead is None:
+        return table
+    found: list[Name] = []
+    for number in range(model.ahead.depth):
+        theirs, ours = f"model.layers.{len(model.stack.blocks) + number}.", f"heads.ahead.steps.{number}."
+        own = (("enorm", "embed_norm"), ("hnorm", "hidden_norm"), ("eh_proj", "join"), ("shared_head.norm", "norm"))
+        found += [Name(theirs + one, ours + other) for one, other in own]
+        found += [
+            replace(
+                entry,
+                theirs=entry.theirs.replace("model.layers.{i}.", theirs),
+                ours=entry.ours.replace("stack.blocks.{i}.", f"{ours}block."),
+            )
+            for entry in table
+            if entry.ours.startswith("stack.blocks.{i}.")
+        ]
+    return (*found, *table)
+
+
+def write_ahead(model: spec.Model) -> dict[str, Any]:
+    """The key that `with_ahead` reads."""
+    return {AHEAD: 0 if model.ahead is None else model.ahead.depth}
+
+
 # ------------------------------------------------------------------------------------------------ attention
 
 
-def read_latent(config: Config, defaults: Mapping[str, int | None], neighbours: bool = True) -> spec.LatentAttention:
+def read_latent(
+    config: Config, defaults: Mapping[str, int], neighbours: bool = True, context: int = CONTEXT
+) -> spec.LatentAttention:
     """Latent attention; `defaults` are the family's sizes where a config.json is silent."""
-    heads, context = config.size("num_attention_heads"), config.size("max_position_embeddings", 4096)
+    heads, context = config.size("num_attention_heads"), config.size("max_position_embeddings", context)
     turned = config.size("qk_rope_head_dim", 64)
     nope = config.size("qk_nope_head_dim", defaults["qk_nope_head_dim"])
     config.fixed("num_key_value_heads", heads, heads)
@@ -56,14 +116,15 @@ def read_latent(config: Config, defaults: Mapping[str, int | None], neighbours: 
     rope = replace(read_rope(config, turned, context), neighbours=neighbours)
     if rope.dim != turned:
         raise ConfigError(f"All of the turned part of a head is turned: `partial_rotary_factor` is 1 ({config.where}).")
-    low = defaults["q_lora_rank"] if "q_lora_rank" not in config.data else config.get("q_lora_rank", None, int)
+    null = config.raw("q_lora_rank") is None and "q_lora_rank" in config.data  # silence means the family's own
+    low = None if null else defaults["q_lora_rank"]
     return spec.LatentAttention(
         heads=heads,
         kv_rank=config.size("kv_lora_rank", 512),
         nope_dim=nope,
         value_dim=config.size("v_head_dim", defaults["v_head_dim"]),
         rope=rope,
-        q_rank=low if low is None else config.size("q_lora_rank", low),
+        q_rank=low and config.size("q_lora_rank", low),
         norm=LATENT_NORM,
         bias=config.get("attention_bias", False),
         out_bias=config.get("attention_bias", False),
@@ -124,7 +185,7 @@ def _write_rope(layer: spec.LatentAttention) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ feed-forward
 
 
-def read_routed(config: Config, routing: spec.Routing, defaults: Mapping[str, int]) -> spec.MoE:
+def read_routed(config: Config, routing: spec.Routing, defaults: Mapping[str, int], scale: float = 1.0) -> spec.MoE:
     """The experts of the sparse blocks, and the shared one of `n_shared_experts` times their width."""
     activation = config.activation("hidden_act", "silu")
     hidden = config.size("moe_intermediate_size", defaults["moe_intermediate_size"])
@@ -133,7 +194,7 @@ def read_routed(config: Config, routing: spec.Routing, defaults: Mapping[str, in
         experts=config.size("n_routed_experts", config.size("num_local_experts", defaults["n_routed_experts"])),
         top_k=config.size("num_experts_per_tok", defaults["num_experts_per_tok"]),
         expert=spec.MLP(hidden=hidden, activation=activation),
-        routing=replace(routing, scale=config.get("routed_scaling_factor", routing.scale)),
+        routing=replace(routing, scale=config.get("routed_scaling_factor", scale)),
         shared=spec.MLP(hidden=hidden * shared, activation=activation) if shared else None,
         balance=config.get("router_aux_loss_coef", 0.0),
     )
@@ -154,17 +215,20 @@ def read_groups(config: Config, groups: int, top_groups: int) -> spec.Routing:
 
 
 def read_decoder(
-    config: Config, attention: spec.Attention | spec.LatentAttention, moe: spec.MoE, dense: int, eps: float = 1e-6
+    config: Config,
+    attention: spec.Attention | spec.LatentAttention,
+    moe: spec.MoE,
+    dense: int,
+    eps: float = 1e-6,
+    context: int = CONTEXT,
 ) -> spec.Model:
     """The model without heads: the first `dense` blocks (where `first_k_dense_replace` is silent) have no experts."""
-    for key in INERT:
-        config.raw(key)
     config.fixed("moe_layer_freq", 1, 1)
     first = config.get("first_k_dense_replace", dense)
     if first < 0:
         raise ConfigError(f"`first_k_dense_replace` must not be negative: got {first} ({config.where}).")
     mlp = spec.MLP(hidden=config.size("intermediate_size"), activation=moe.expert.activation)
-    return build(config, attention, lambda number: mlp if number < first else moe, eps)
+    return build(config, attention, lambda number: mlp if number < first else moe, eps, context)
 
 
 def build(
@@ -172,8 +236,11 @@ def build(
     attention: spec.Attention | spec.LatentAttention,
     ffn: Callable[[int], spec.MLP | spec.MoE],
     eps: float = 1e-6,
+    context: int = CONTEXT,
 ) -> spec.Model:
     """The model of one attention and these feed-forward layers."""
+    for key in INERT:
+        config.raw(key)
     shape = Shape(
         vocab=config.size("vocab_size"),
         dim=config.size("hidden_size"),
@@ -182,7 +249,7 @@ def build(
         kv_heads=attention.heads,
         head_dim=attention.rope.dim if attention.rope else 1,
         hidden=config.size("intermediate_size"),
-        context=config.size("max_position_embeddings", 4096),
+        context=config.size("max_position_embeddings", context),
     )
     return decoder(shape, spec.Norm(eps=config.get("rms_norm_eps", eps)), lambda _: attention, ffn)
 

@@ -105,7 +105,8 @@ def matrices(model: LanguageModel, kind: str) -> dict[str, Choice]:
             case HeadMaps():
                 found[path] = Choice("bf16" if kind == "int8" else kind)
             case Linear():
-                found.setdefault(path, Choice("fp32" if path.startswith("heads.") else kind))
+                small = path.startswith("heads.") and not path.startswith("heads.ahead.")
+                found.setdefault(path, Choice("fp32" if small else kind))
             case _:
                 pass
     return found

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openbook.errors import ConfigError
 from openbook.nn import spec
+from openbook.nn.build import AHEAD
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Mixture
 from openbook.nn.routing import Decision, Routed, balance_loss, z_loss
@@ -84,13 +85,28 @@ def with_experts(model: spec.Model, part: ExpertPart, *, whole: bool = True) -> 
     blocks = tuple(map(block, model.stack.blocks))
     if not any(isinstance(branch.layer, spec.MoE) for its in blocks for branch in its.branches):
         raise ConfigError("`experts` says how experts are trained, but this model has none.")
-    return replace(model, stack=replace(model.stack, blocks=blocks))
+    heads = tuple(
+        replace(head, block=block(head.block)) if isinstance(head, spec.MultiToken) else head for head in model.heads
+    )
+    return replace(model, stack=replace(model.stack, blocks=blocks), heads=heads)
 
 
-def mixtures(model: LanguageModel, source: bool = False) -> dict[str, Mixture]:
-    """The mixtures of the stack (or of the encoder's) by name, in the order in which they decide."""
-    stack, prefix = (model.source.stack, "source.stack.") if source and model.source else (model.stack, "stack.")
-    return {prefix + name: layer for name, layer in stack.named_modules() if isinstance(layer, Mixture)}
+def mixtures(model: LanguageModel, source: bool = False, ahead: bool = False) -> dict[str, Mixture]:
+    """The mixtures of the stack (or of the encoder's) by name, in the order in which they decide.
+
+    With `ahead` those of a multi-token head come after them.
+    """
+    parts: dict[str, nn.Module] = {"stack.": model.stack}
+    if source and model.source:
+        parts = {"source.stack.": model.source.stack}
+    if ahead and AHEAD in model.heads:
+        parts[f"heads.{AHEAD}."] = model.heads[AHEAD]
+    return {
+        prefix + name: layer
+        for prefix, part in parts.items()
+        for name, layer in part.named_modules()
+        if isinstance(layer, Mixture)
+    }
 
 
 def weights_of(layers: Mapping[str, Mixture]) -> tuple[float, float]:
@@ -118,7 +134,7 @@ def loads(layers: Mapping[str, Mixture], decisions: Decisions, real: Tensor) -> 
 @torch.no_grad()
 def correct(model: LanguageModel, found: Mapping[str, Sequence[float]], speed: float) -> None:
     """Move each mixture's correction towards even loads; `found` are the loads of a whole step."""
-    for name, layer in (mixtures(model) | mixtures(model, source=True)).items():
+    for name, layer in (mixtures(model, ahead=True) | mixtures(model, source=True)).items():
         if layer.correction is None or name not in found:
             continue
         counts = torch.tensor(found[name][:-2], dtype=torch.float64)

@@ -39,7 +39,7 @@ def evaluate(model: LanguageModel, objective: Objective, heldout: Texts) -> dict
     was_training = model.training
     model.eval()
     if isinstance(objective, Language):
-        objective = replace(objective, label_smoothing=0.0, z_loss=0.0)
+        objective = replace(objective, label_smoothing=0.0, z_loss=0.0, ahead=None)
     totals: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = {}
     for number, batch in enumerate(heldout):

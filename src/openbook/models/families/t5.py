@@ -103,13 +103,12 @@ def _side(theirs: str, ours: str, last: int) -> tuple[Name, ...]:
         *(Name(f"{layer}.0.SelfAttention.{n}", f"{block}.0.layer.{n}") for n in "qkv"),
         Name(f"{layer}.0.SelfAttention.o", f"{block}.0.layer.out"),
         *(Name(f"{layer}.{n}.layer_norm", f"{block}.{n}.norm") for n in range(last + 1)),
-        Name(f"{layer}.{last}.DenseReluDense.wo", f"{block}.{last}.layer.down"),
     )
 
 
-def names(model: spec.Model) -> tuple[Name, ...]:
-    gated = layers_of(model.stack, spec.MLP)[0].gated
-    table = [
+def attention_names() -> tuple[Name, ...]:
+    """Everything but the feed-forward layers."""
+    return (
         Name("shared", "embed.tokens"),
         Name("lm_head", "heads.language"),
         *_side("encoder", "source.stack", 1),
@@ -119,11 +118,17 @@ def names(model: spec.Model) -> tuple[Name, ...]:
             for n in "qkv"
         ),
         Name("decoder.block.{i}.layer.1.EncDecAttention.o", "stack.blocks.{i}.branches.1.layer.out"),
-    ]
+    )
+
+
+def names(model: spec.Model) -> tuple[Name, ...]:
+    gated = layers_of(model.stack, spec.MLP)[0].gated
+    table = [*attention_names()]
     for theirs, ours, last in (("encoder", "source.stack", 1), ("decoder", "stack", 2)):
         dense, mlp = f"{theirs}.block.{{i}}.layer.{last}.DenseReluDense", f"{ours}.blocks.{{i}}.branches.{last}.layer"
         table.append(Name(f"{dense}.wi_1" if gated else f"{dense}.wi", f"{mlp}.up"))
         table.append(Name(f"{dense}.wi_0", f"{mlp}.gate"))
+        table.append(Name(f"{dense}.wo", f"{mlp}.down"))
     return tuple(table)
 
 
