@@ -35,6 +35,7 @@ SWITCH = {
     "router_aux_loss_coef": 0.04,
     "dropout_rate": 0.2,
 }
+OLMOE = {"intermediate_size": 22, "num_experts": 5, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.03}
 
 
 def dbrx(experts: int, top: int, **inner: Any) -> dict[str, Any]:
@@ -158,5 +159,19 @@ CASES: list[Case] = [
         "DbrxConfig",
         "DbrxForCausalLM",
         dbrx(4, 3, clip_qkv=9.0, moe_normalize_expert_weights=None, ffn_act_fn={"name": "gelu"}, moe_jitter_eps=0.02),
+    ),
+    Case("olmoe", "OlmoeConfig", "OlmoeForCausalLM", {**LLAMA, **OLMOE}),
+    Case(
+        "olmoe-odd",
+        "OlmoeConfig",
+        "OlmoeForCausalLM",
+        {
+            **LLAMA,
+            **OLMOE,
+            "num_key_value_heads": 3,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
     ),
 ]
