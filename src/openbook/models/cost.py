@@ -393,8 +393,13 @@ def _matrices(shapes: Shapes) -> int:
 
 def _seen(pattern: spec.Pattern, context: int) -> tuple[float, float]:
     """How many tokens one sees, itself included: the mean over a row, and the row's last."""
-    reach = context if pattern.window is None else min(pattern.window, context)
-    causal = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
+
+    def pairs(tokens: int) -> float:  # of a stretch: how many its tokens see in all, if causal
+        reach = tokens if pattern.window is None else min(pattern.window, tokens)
+        return reach * (reach + 1) / 2 + (tokens - reach) * reach
+
+    whole, left = divmod(context, pattern.chunk or context)
+    causal = (whole * pairs(pattern.chunk or context) + pairs(left)) / context
     if pattern.causal:
-        return causal, reach
-    return (context, context) if pattern.window is None else (2 * causal - 1, 2 * causal - 1)
+        return causal, min(left or pattern.chunk or context, pattern.window or context)
+    return 2 * causal - 1, 2 * causal - 1

@@ -135,7 +135,7 @@ def _bias_says(rule: spec.Relative | spec.Alibi | spec.RelativeVectors) -> str:
 
 
 NORMS = {"rms": "RMSNorm", "layer": "LayerNorm"}
-PLACES = {"pre": "before", "post": "after", "both": "before and after", "plain": "before"}
+PLACES = {"pre": "before", "post": "after", "both": "before and after", "after": "of what is added", "plain": "before"}
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -256,14 +256,23 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [f"{layer.kv_heads} kv"] if layer.kv_heads != layer.heads else []
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
+    said += [f"chunks of {layer.pattern.chunk:,}"] if layer.pattern.chunk else []
     said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
     said += ["position bias"] if layer.relative else []
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
-    said += ["q and k normalised"] if layer.norm else []
+    said += [_norm_says(layer.norm)] if layer.norm else []
+    said += [f"sharper every {layer.temperature.every:,} tokens"] if layer.temperature else []
     said += ["sinks"] if layer.sinks else []
     said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
+
+
+def _norm_says(norm: spec.Norm | spec.QueryKeyNorm) -> str:
+    if isinstance(norm, spec.Norm):
+        return "q and k normalised"
+    how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[norm.over]
+    return f"q and k normalised{how}" + (", once turned" if norm.rotated else "")
 
 
 def _disentangled_says(layer: spec.DisentangledAttention) -> str:
@@ -295,6 +304,12 @@ def _rope_says(rope: spec.Rope, head_dim: int) -> str:
             how = f", yarn × {factor:g} of {original:,}"
         case spec.WavelengthScaling(factor=factor, original=original):
             how = f", by wavelength × {factor:g} of {original:,}"
+        case spec.LongRopeScaling(original=original):
+            how = f", longrope beyond {original:,}"
+        case spec.NtkScaling(factor=factor):
+            how = f", ntk × {factor:g}"
+        case spec.ProportionalScaling(share=share, factor=factor):
+            how = f", {share:.0%} of the frequencies × {factor:g}"
     return f"rope{part} θ {rope.theta:,.0f}{how}"
 
 
