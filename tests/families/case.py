@@ -21,6 +21,7 @@ class Case:
     architecture: str
     values: dict[str, Any] = field(hash=False)
     kind: str = "decoder"  # decoder | encoder | encoder-decoder
+    marked: bool = False  # has patterns in which some tokens are global
     attention: str = "eager"  # which of the reference's implementations is held to
     idle: tuple[str, ...] = ()  # tensors of the reference that compute nothing
     core: bool = False  # every law runs on it in the quick gate; on the others only parity does
@@ -28,6 +29,13 @@ class Case:
     def reference(self) -> Any:
         """The reference model: random weights, none of them at its default (norms, biases, decays included)."""
         return _reference(self)
+
+    def marks(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """Global tokens for rows of ids: none in the first, more and more in the others."""
+        if not self.marked:
+            return None
+        chance = torch.arange(len(ids)).unsqueeze(1) / (2 * len(ids))
+        return (torch.rand(ids.shape, generator=torch.Generator().manual_seed(5)) < chance).long()
 
     def published(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors under the names and in the layout that the reference is saved with."""

@@ -97,7 +97,6 @@ CASES = [
         rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0, "partial_rotary_factor": 1.0},
     ),
     Case("bloom", "BloomConfig", "BloomForCausalLM", BLOOM),
-    Case("bloom-eight", "BloomConfig", "BloomForCausalLM", {**BLOOM, "hidden_size": 56, "n_head": 8}),
     Case("bloom-untied", "BloomConfig", "BloomForCausalLM", {**BLOOM, "n_head": 5, "tie_word_embeddings": False}),
     Case("openai-gpt", "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {**GPT, "n_head": 5}),
     Case(

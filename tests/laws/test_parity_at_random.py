@@ -18,6 +18,7 @@ from openbook.models.load import load, save
 from openbook.nn.routing import Routed
 from tests.families import Case, tokens
 from tests.laws.classic_draws import DRAWS as CLASSIC
+from tests.laws.encoder_draws import DRAWS as ENCODERS
 
 Draw = Callable[[random.Random], tuple[str, str, dict[str, Any], str]]
 ACTIVATIONS = ["silu", "gelu", "gelu_new", "relu", "gelu_pytorch_tanh", "quick_gelu", "tanh", "relu2", "sigmoid"]
@@ -182,7 +183,7 @@ def mamba(draw: random.Random) -> tuple[str, str, dict[str, Any], str]:
     return "MambaConfig", "MambaForCausalLM", values, "decoder"
 
 
-DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC]
+DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC, *ENCODERS]
 
 
 @torch.no_grad()

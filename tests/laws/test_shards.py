@@ -9,6 +9,7 @@ from __future__ import annotations
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,8 +19,11 @@ from openbook.models.load import load
 from openbook.nn import spec
 from openbook.nn.attention import SelfAttention, SourceAttention
 from openbook.nn.build import build
+from openbook.nn.disentangled import DisentangledSelfAttention
 from openbook.nn.embed import LinearBias, RelativeBias
+from openbook.nn.globals import WindowAndGlobal
 from openbook.nn.latent import LatentAttention
+from openbook.nn.marks import mark
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts, Mixture
@@ -28,7 +32,15 @@ from openbook.nn.state import Context, Dense, Source, count_positions
 from tests.families import ALL, Case, each
 
 BOUND = 1e-5
-SHARDED = (SelfAttention, LatentAttention, SourceAttention, FeedForward, Mixture)  # what a shard of is a smaller layer
+Special = DisentangledSelfAttention | WindowAndGlobal
+SHARDED = (
+    SelfAttention,
+    LatentAttention,
+    SourceAttention,
+    FeedForward,
+    Mixture,
+    *get_args(Special),
+)  # a shard is a smaller one
 Span = tuple[int, int]
 
 
@@ -63,8 +75,17 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
     cut(layer.k, keys[0] * size, keys[1] * size, 0)
     cut(layer.v, keys[0] * size, keys[1] * size, 0)
     cut(layer.out, heads[0] * size, heads[1] * size, 1, heads[0] == 0)
+    if isinstance(layer, SelfAttention) and layer.gate is not None:
+        cut(layer.gate, heads[0] * size, heads[1] * size, 0)
     if isinstance(layer, SelfAttention) and layer.sinks is not None:
         layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
+
+
+def cut_special(layer: Special, heads: Span) -> None:
+    """Keep these heads of every map."""
+    size = layer.spec.head_dim
+    for name, part in layer.named_children():
+        cut(part, heads[0] * size, heads[1] * size, int(name == "out"), name != "out" or heads[0] == 0)
 
 
 def cut_latent(layer: LatentAttention, heads: Span) -> None:
@@ -112,15 +133,18 @@ def spans(count: int, parts: int, step: int = 1) -> list[Span]:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def context(tower: Tower, source: Tensor | None, bias: RelativeBias | LinearBias | None, segmented: bool) -> Context:
+def context(tower: Tower, source: Tensor | None, bias: nn.Module | None, segmented: bool) -> Context:
     count = 9
     segments = torch.tensor([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2]) if segmented else None
     positions = count_positions(torch.ones(2, count, dtype=torch.int64) if segments is None else segments)
-    state = Dense(positions, segments, tower.patterns, count)
-    if bias is not None:
-        state.bias(bias, 0)
+    marks = mark(torch.arange(count).expand(2, count) % 4 == 1, segments)
+    state = Dense(positions, segments, tower.patterns, count, marks=marks)
     rotary = tuple(table.rows(positions, 64, 64, torch.float32) for table in tower.tables)
-    return Context(state, rotary, None if source is None else Source(source, None))
+    ctx = Context(state, rotary, None if source is None else Source(source, None), marks=marks)
+    if isinstance(bias, RelativeBias | LinearBias):
+        state.bias(bias, 0)
+        return ctx
+    return tower.prepare(ctx, torch.float32)
 
 
 def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
@@ -132,6 +156,11 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
             for span in spans(layer.spec.heads, parts, group if layer.spec.kv_heads > 1 else 1):
                 shard = deepcopy(layer)
                 cut_attention(shard, span)
+                found.append((shard, span))
+        case DisentangledSelfAttention() | WindowAndGlobal():
+            for span in spans(layer.spec.heads, parts):
+                shard = deepcopy(layer)
+                cut_special(shard, span)
                 found.append((shard, span))
         case LatentAttention():
             for span in spans(layer.spec.heads, parts):
@@ -157,7 +186,7 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
 def run(tower: Tower, layer: nn.Module, heads: Span, x: Tensor, source: Tensor | None, segmented: bool) -> Tensor:
     """One layer on its own, with the position bias of its heads."""
     bias = tower.relative
-    if bias is not None and heads[1]:
+    if isinstance(bias, RelativeBias | LinearBias) and heads[1]:
         bias = deepcopy(bias)
         if isinstance(bias, LinearBias):
             bias.span = heads

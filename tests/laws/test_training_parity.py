@@ -88,8 +88,10 @@ def backward_both(case: Case, model: LanguageModel) -> tuple[Tensor, Tensor]:
         ours = model(target, source=ids, source_segments=mask)
     else:
         goal = tokens(case, 3, 12, seed=2).masked_fill(mask == 0, -100)
-        theirs = reference(input_ids=ids, attention_mask=mask).logits
-        ours = model(ids, segments=mask)
+        marks = case.marks(ids)
+        more = {} if marks is None else {"global_attention_mask": marks}
+        theirs = reference(input_ids=ids, attention_mask=mask, **more).logits
+        ours = model(ids, segments=mask, marks=marks)
     losses = loss_of(ours, goal), loss_of(theirs, goal)
     for loss in losses:
         loss.backward()

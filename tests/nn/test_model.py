@@ -80,7 +80,7 @@ def test_padding_starts_at_zero() -> None:
 def test_every_family_starts_finite(case: Case) -> None:
     model = make(read(case.reference().config.to_dict())[1], seed=0)
     ids = tokens(case, 2, 9)
-    out = model(ids, source=ids) if model.source is not None else model(ids)
+    out = model(ids, source=ids) if model.source is not None else model(ids, marks=case.marks(ids))
     assert out.isfinite().all()
     out.sum().backward()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -17,7 +17,6 @@ from openbook.generate.live import Live
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 
-MEAN = Pooling()
 Pair = tuple[str, str]
 
 
@@ -28,8 +27,11 @@ class Reads:
     model: LanguageModel
     tokenizer: Tokenizer
 
-    async def embed(self, texts: Sequence[str], *, pooling: Pooling = MEAN, exact: bool = False) -> list[list[float]]:
-        """A vector for each text: the mean of its hidden states, its first or its last; see `Pooling`.
+    async def embed(
+        self, texts: Sequence[str], *, pooling: Pooling | None = None, exact: bool = False
+    ) -> list[list[float]]:
+        """A vector for each text: as the model's own sentence head does (that of a sentence encoder's folder), or as
+        `pooling` says; without either the normalised mean of its hidden states.
 
         `exact`: each text is read alone, so that its vector is the same to the last bit whatever comes with it.
         """

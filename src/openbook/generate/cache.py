@@ -20,17 +20,20 @@ Symbols: B rows, T new tokens, C columns, S visible columns, L layers of a lane,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from openbook.errors import InputError
-from openbook.nn.attend import mix
+from openbook.generate.lanes import START, Lane
+from openbook.nn.attend import Order, mix
+from openbook.nn.band import Band, band, fits
 from openbook.nn.spec import Pattern
 from openbook.nn.state import (
     Declaration,
+    Memory,
     PerSequence,
     PerToken,
     PositionBias,
@@ -42,8 +45,6 @@ from openbook.nn.state import (
 )
 
 HOLE = 1 << 30  # the position of a column that holds no token: after every query, hence never seen
-START = 256  # columns of a lane's first block
-SLACK = 128  # columns a windowed lane may fill before it moves
 
 
 class Keeper(Protocol):
@@ -55,71 +56,6 @@ class Keeper(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
-
-
-class Lane:
-    """Keys and values of the layers of one kind; `start` is the number of the first column that is still held."""
-
-    def __init__(self, kind: PerToken, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.kind = kind
-        self.layers = 0
-        self.start = 0
-        self.first = 0  # the first column seen in this step
-        self.keys = torch.empty(0, rows, 0, kind.kv_heads, kind.key_dim, dtype=dtype, device=device)
-        values = 0 if kind.latent else kind.value_dim  # a latent value is a part of its key
-        self.values = torch.empty(0, rows, 0, kind.kv_heads, values, dtype=dtype, device=device)
-        self.write: list[tuple[Tensor, ...]] = []
-        self.seen: list[tuple[Tensor, ...]] = []
-
-    def open(self, used: int, tokens: int, first: int, capacity: int) -> None:
-        """Makes room for `tokens` columns after `used`, of which those from `first` on are seen."""
-        self.first = max(first, self.start)
-        size = self.keys.shape[2]
-        need = used + tokens - self.first
-        if self.kind.window is None:
-            if need > size:
-                self._move(used, min(capacity, max(need, 2 * size, START)))
-        elif used + tokens - self.start > size or size > 2 * need + 2 * SLACK:
-            self._move(used, need + SLACK)
-        at, end = used - self.start, used + tokens - self.start
-        low = self.first - self.start
-        # One unbind makes the views of all layers: cheaper than a slice in every layer.
-        self.write = [block[:, :, at:end].unbind(0) for block in (self.keys, self.values)]
-        values = self.keys[..., : self.kind.value_dim] if self.kind.latent else self.values
-        self.seen = [block[:, :, low:end].unbind(0) for block in (self.keys, values)]
-
-    def _move(self, used: int, size: int) -> None:
-        low, high = self.first - self.start, used - self.start
-        self.keys = self._moved(self.keys, low, high, size)
-        self.values = self._moved(self.values, low, high, size)
-        self.start = self.first
-
-    def _moved(self, block: Tensor, low: int, high: int, size: int) -> Tensor:
-        moved = _empty(block, self.layers, block.shape[1], size)
-        if high > low:
-            moved[:, :, : high - low] = block[:, :, low:high]
-        return moved
-
-    def reorder(self, rows: Tensor, used: int) -> None:
-        """Row i becomes what row `rows[i]` was."""
-        high = used - self.start
-        self.keys, self.values = (self._gather(block, rows, high) for block in (self.keys, self.values))
-
-    def _gather(self, block: Tensor, rows: Tensor, high: int) -> Tensor:
-        moved = _empty(block, block.shape[0], len(rows), block.shape[2])
-        if high > 0:
-            torch.index_select(block[:, :, :high], 1, rows, out=moved[:, :, :high])
-        return moved
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are allocated."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-def _empty(block: Tensor, layers: int, rows: int, columns: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not be written outside it
-        return torch.empty(layers, rows, columns, *block.shape[3:], dtype=block.dtype, device=block.device)
 
 
 @dataclass(frozen=True)
@@ -191,8 +127,15 @@ class Contiguous:
         kept = [t for group in (*self.slots.values(), *self.sources.values()) for t in group]
         return sum(lane.nbytes for lane in self.lanes.values()) + sum(t.nbytes for t in kept)
 
-    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> Step:
-        """Opens a step of `tokens` new columns: segment 0 leaves a hole, any other number is the row's one sequence."""
+    def step(
+        self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None, marks: Tensor | None = None
+    ) -> Step:
+        """Opens a step of `tokens` new columns: segment 0 leaves a hole, any other number is the row's one sequence.
+
+        `marks` [B,T] are the tokens of a prefix: they see later ones, so that they must all be in the first step.
+        """
+        if marks is not None and self.used:
+            raise InputError("A prefix is read both ways: it must be whole in a cache's first step.")
         if rows != self.rows:
             raise InputError(f"This cache has {self.rows} rows: got {rows}.")
         if self.used + tokens > self.capacity:
@@ -211,7 +154,7 @@ class Contiguous:
             window = lane.kind.window
             # A token's position is never beyond its column, so no query can see a column before this one.
             lane.open(self.used, tokens, 0 if window is None else max(0, least - window + 1), self.capacity)
-        state = Step(self, counted, segments, self.bounds[1], self.used, tokens)
+        state = Step(self, counted, segments, self.bounds[1], self.used, tokens, marks)
         self.used += tokens
         return state
 
@@ -299,7 +242,14 @@ class Step:
     keeps = True
 
     def __init__(
-        self, cache: Contiguous, positions: Tensor, segments: Tensor | None, longest: int, used: int, tokens: int
+        self,
+        cache: Contiguous,
+        positions: Tensor,
+        segments: Tensor | None,
+        longest: int,
+        used: int,
+        tokens: int,
+        marks: Tensor | None = None,
     ) -> None:
         self.cache = cache
         self.positions = positions
@@ -308,7 +258,9 @@ class Step:
         self.length: int | tuple[int, ...] = cache.length
         self.used = used
         self.tokens = tokens
+        self.marks = marks
         self._masks: dict[tuple[int, Pattern], tuple[Tensor | None, bool]] = {}
+        self._bands: dict[Pattern, Band] = {}
         self._module: PositionBias | None = None
         self._biases: dict[tuple[int, Pattern], Tensor] = {}
 
@@ -319,6 +271,8 @@ class Step:
         lane.write[0][place].copy_(k)
         if not lane.kind.latent:
             lane.write[1][place].copy_(v)
+        if not scores.bias and self._whole(lane.first) and fits(scores.pattern, self.tokens):
+            return self._in_blocks(q, k, v, scores)
         key = (lane.first, scores.pattern)
         found = self._masks.get(key)
         if found is None:
@@ -326,6 +280,18 @@ class Step:
         bias = self._bias(key, found) if scores.bias else None
         k, v = lane.seen[0][place], lane.seen[1][place]
         return mix(q, k, v, *found, scores.scale, scores.softcap, 0.0, bias, sinks=scores.sinks)
+
+    def _whole(self, first: int) -> bool:
+        """Whether what is seen is what is written: the first step of rows that are all alike."""
+        return self.used == first == 0 and self.cache.held is None and self.marks is None
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        pattern = scores.pattern
+        if pattern not in self._bands:
+            self._bands[pattern] = band(pattern, self.tokens, None, None, q.device)
+        order = Order(pattern.causal, pattern.window, None)
+        blocks, scale = self._bands[pattern], scores.scale
+        return mix(q, k, v, blocks, False, scale, scores.softcap, order=order, sinks=scores.sinks)
 
     def _keys(self, first: int) -> Tensor:
         """Positions of the seen columns, [B or 1,S]."""
@@ -337,6 +303,9 @@ class Step:
     def _mask(self, first: int, pattern: Pattern) -> tuple[Tensor | None, bool]:
         """What is seen, [B or 1,1,T,S], and whether plain causality says it. Padding sees all, so no row is empty."""
         alike = self.cache.held is None
+        marked = None if pattern.marked is None else self.marks
+        if marked is not None:
+            alike = False  # what is below is not all
         if alike and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
             return None, False
         if alike and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
@@ -350,7 +319,12 @@ class Step:
             return None, True
         query = self.positions[:1] if alike else self.positions
         keys = self._keys(first)
-        seen = visible(pattern, query, keys) & (keys < HOLE).unsqueeze(1)
+        seen = visible(pattern, query, keys)
+        if marked is not None:  # the first step: its keys are its queries
+            seen = seen | (
+                visible(replace(pattern, causal=False), query, keys) & marked.unsqueeze(1) & marked.unsqueeze(2)
+            )
+        seen = seen & (keys < HOLE).unsqueeze(1)
         if self.segments is not None:
             seen = seen | (self.segments == 0).unsqueeze(2)
         return seen.unsqueeze(1), False
@@ -387,9 +361,15 @@ class Step:
     def look(
         self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
     ) -> Tensor:
+        k, v = self._source(index, source, keys)
+        return mix(q, k, v, None if source is None else source.visible, False, scale, dropout=dropout)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        return Memory.of(*self._source(index, source, keys), None if source is None else source.visible)
+
+    def _source(self, index: int, source: Source | None, keys: SourceKeys) -> tuple[Tensor, Tensor]:
         assert source is not None, "an encoder-decoder runs with a source"
         if index not in self.cache.sources:
             k, v = keys(source.hidden)
             self.cache.sources[index] = (k.detach(), v.detach())
-        k, v = self.cache.sources[index]
-        return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+        return self.cache.sources[index]

@@ -1,7 +1,7 @@
 """What is read in one pass: embeddings, classes, scores of pairs. Texts are lists of ids.
 
     by_length     texts of alike length share a pass, within a budget of tokens; at most 1/8 of a pass is padding
-    embed         hidden states → one vector per text: mean | cls | last, cut, normalised
+    embed         hidden states → one vector per text: as the model's sentence head does, or pooled, cut, normalised
     classify      logits of a class head: one row per text, or one per token
     score         a head with one label: a number per text (or pair: one text, with `types` 0 and 1)
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,9 @@ from torch import Tensor
 from openbook.errors import InputError, Refusal
 from openbook.generate.feed import padded, quiet
 from openbook.generate.requests import check_ids
-from openbook.nn.heads import ClassHead
+from openbook.nn.heads import ClassHead, SentenceHead, pooled
 from openbook.nn.model import LanguageModel
+from openbook.nn.spec import Pooled
 
 BUDGET = 8192  # tokens of a pass
 SPARE = 8  # a text is padded by at most 1/8 of its length
@@ -41,17 +42,17 @@ Texts = Sequence[Sequence[int]]
 class Pooling:
     """How the hidden states of a text become one vector.
 
-    by: "mean" of all tokens, the first ("cls"), or the "last". dimensions: only the first so many; None: all.
-    normalise: to length 1 (after the cut).
+    by: "mean" of all tokens, the first ("cls"), the "last", or another of `spec.Sentence`. dimensions: only the first
+    so many; None: all. normalise: to length 1 (after the cut).
     """
 
-    by: Literal["mean", "cls", "last"] = "mean"
+    by: Pooled = "mean"
     normalise: bool = True
     dimensions: int | None = None
 
     def __post_init__(self) -> None:
-        if self.by not in ("mean", "cls", "last"):
-            raise InputError(f"`by` must be 'mean', 'cls' or 'last': got {self.by!r}.")
+        if self.by not in get_args(Pooled):
+            raise InputError(f"`by` must be one of {', '.join(map(repr, get_args(Pooled)))}: got {self.by!r}.")
         count = self.dimensions
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise InputError(f"`dimensions` must be a whole number, at least 1: got {count!r}.")
@@ -81,13 +82,20 @@ def by_length(
 def embed(
     model: LanguageModel,
     texts: Texts,
-    pooling: Pooling = Pooling(),
+    pooling: Pooling | None = None,
     *,
     types: Texts | None = None,
     budget: int = BUDGET,
     exact: bool = False,
 ) -> Tensor:
-    """One vector per text, float32 [N, D or `dimensions`] on the host."""
+    """One vector per text, float32 [N, D or `dimensions`] on the host.
+
+    Without `pooling` it is what the model's sentence head makes of a text; where it has none, the normalised mean.
+    """
+    head = model.heads["sentence"] if pooling is None and "sentence" in model.heads else None
+    if isinstance(head, SentenceHead):
+        return _by_head(model, head, texts, types, budget, exact)
+    pooling = pooling or Pooling()
     width = model.spec.stack.width
     if pooling.dimensions is not None and pooling.dimensions > width:
         raise InputError(f"`dimensions` must be at most {width}, what this model has: got {pooling.dimensions}.")
@@ -96,22 +104,29 @@ def embed(
     found = torch.empty(len(texts), pooling.dimensions or width)
 
     def take(places: list[int], hidden: Tensor, lengths: list[int]) -> None:
-        found[places] = _normalised(pool(hidden.float(), lengths, pooling.by), pooling).cpu()
+        found[places] = _normalised(pooled(hidden.float(), _real(hidden, lengths), pooling.by), pooling).cpu()
 
     _read(model, texts, types, budget, exact, take)
     return found
 
 
-def pool(hidden: Tensor, lengths: Sequence[int], by: str) -> Tensor:
-    """Hidden states [B,T,D] of texts of `lengths` → [B,D]."""
-    if by == "cls":
-        return hidden[:, 0]
-    counts = torch.tensor(lengths, device=hidden.device)
-    if by == "last":
-        return hidden[torch.arange(len(hidden), device=hidden.device), counts - 1]
-    if min(lengths) < hidden.shape[1]:
-        hidden = torch.where(_real(hidden, lengths).unsqueeze(2), hidden, 0.0)
-    return hidden.sum(1) / counts.unsqueeze(1)
+def _by_head(
+    model: LanguageModel, head: SentenceHead, texts: Texts, types: Texts | None, budget: int, exact: bool
+) -> Tensor:
+    """What the sentence head makes of each text, float32 [N,W]."""
+    found, most = torch.empty(len(texts), head.width), head.spec.longest
+    for number, text in enumerate(texts):
+        if most is not None and len(text) > most:
+            raise InputError(
+                f"Text {number} has {len(text)} tokens and this sentence encoder takes {most}: shorten it by "
+                f"{len(text) - most}, or split it."
+            )
+
+    def take(places: list[int], hidden: Tensor, lengths: list[int]) -> None:
+        found[places] = head(hidden.float(), _real(hidden, lengths)).cpu()
+
+    _read(model, texts, types, budget, exact, take)
+    return found
 
 
 def _real(hidden: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -70,6 +70,11 @@ class Engine:
         draft: LanguageModel | None = None,
     ) -> None:
         self.settings = settings or Settings()
+        if model.spec.prefixed:
+            raise Refusal(
+                "This model reads its prompt both ways, hence whole, and an engine reads prompts in parts and shares "
+                "them: write with `generate_ids` (openbook.generate.loop)."
+            )
         self.model = self._formed(model)
         self.eos, self.start = tuple(eos), tuple(start)
         self.token_bytes = token_bytes

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from openbook.errors import InputError
 from openbook.generate.cache import Contiguous
 from openbook.generate.requests import Request
 from openbook.nn.model import LanguageModel
@@ -72,6 +73,13 @@ def score(model: LanguageModel, hidden: Tensor, row: int, start: int, listener: 
         start += len(part)
 
 
+def prefix(model: LanguageModel, ids: Tensor, segments: Tensor | None) -> Tensor | None:
+    """The tokens of prompts [B,T] that see each other both ways: all, if the model has such a pattern; else None."""
+    if not model.spec.prefixed:
+        return None
+    return torch.ones_like(ids, dtype=torch.bool) if segments is None else segments != 0
+
+
 class Feed:
     """Reads with a `Contiguous` cache of `capacity` tokens a row. `chunk`: prompt columns read at once; None: all."""
 
@@ -98,7 +106,10 @@ class Feed:
         last: list[Tensor | None] = [None] * len(self.prompts)
         for start in range(0, width, chunk):
             end = min(start + chunk, width)
-            hidden = self._read(ids[:, start:end], None if segments is None else segments[:, start:end])
+            marks = prefix(self.model, ids, segments)
+            if marks is not None and end - start < width:
+                raise InputError(f"This model reads its prompt both ways, hence whole: not {chunk} columns at once.")
+            hidden = self._read(ids[:, start:end], None if segments is None else segments[:, start:end], marks)
             for row, prompt in enumerate(self.prompts):
                 if start < len(prompt) <= end:
                     last[row] = hidden[row, len(prompt) - 1 - start]
@@ -109,9 +120,9 @@ class Feed:
     def next(self, tokens: Tensor) -> Tensor:
         return self.model.head(self._read(tokens.unsqueeze(1), None)[:, 0])
 
-    def _read(self, ids: Tensor, segments: Tensor | None) -> Tensor:
+    def _read(self, ids: Tensor, segments: Tensor | None, marks: Tensor | None = None) -> Tensor:
         if self.source is None:
-            return self.model.hidden(ids, segments=segments, cache=self.cache)
+            return self.model.hidden(ids, segments=segments, cache=self.cache, marks=marks)
         return self.model.hidden(
             ids,
             segments=segments,
@@ -142,14 +153,17 @@ class SlowFeed:
     ) -> None:
         self.model = model
         self.texts = [list(prompt) for prompt in prompts]
+        self.prefixes = [len(prompt) if model.spec.prefixed else 0 for prompt in prompts]
         self.length = length
         self.source = source
 
     def first(self, listener: Listener | None = None) -> Tensor:
         ids, segments = padded(self.texts, self.model.device)
+        ends = torch.tensor(self.prefixes, device=ids.device).unsqueeze(1)
         hidden = self.model.hidden(
             ids,
             segments=segments,
+            marks=torch.arange(ids.shape[1], device=ids.device) < ends if any(self.prefixes) else None,
             length=self.length,
             encoded=None if self.source is None else self.source.encoded,
             source_segments=None if self.source is None else self.source.segments,
@@ -166,6 +180,7 @@ class SlowFeed:
 
     def select(self, places: Sequence[int]) -> None:
         self.texts = [list(self.texts[place]) for place in places]
+        self.prefixes = [self.prefixes[place] for place in places]
         if self.source is not None:
             self.source.select(torch.tensor(places, device=self.model.device))
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from openbook.errors import ConfigError
-from openbook.models.config import Config
-from openbook.models.family import CannotSay, Heads, classes_of_last, labels, language, layers_of, none
+from openbook.models.config import Config, share_of, spell_activation, write_rope
+from openbook.models.family import CannotSay, Heads, branches_of, classes_of_last, labels, language, layers_of, none
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK, write_labels
 from openbook.nn import spec
@@ -46,6 +46,32 @@ class Sizes(NamedTuple):
     hidden: int
     context: int | None
 
+    @property
+    def attention(self) -> spec.Attention:
+        """A key and value for each head, no biases, no positions."""
+        return spec.Attention(heads=self.heads, kv_heads=self.heads, head_dim=self.head_dim)
+
+    def mlp(self, activation: str, bias: bool = True) -> spec.MLP:
+        """The plain feed-forward layer."""
+        return spec.MLP(hidden=self.hidden, activation=activation, gated=False, bias=bias)
+
+    def embed(self, dropout: float = 0.0, learned: bool = False) -> spec.Embed:
+        """Token vectors, with `learned` positions for the whole context."""
+        positions = spec.Learned(count=self.context) if learned and self.context else None
+        return spec.Embed(vocab=self.vocab, dim=self.dim, positions=positions, dropout=dropout)
+
+    def model(
+        self,
+        blocks: spec.Block | tuple[spec.Block, ...],
+        norm: spec.Norm | None,
+        embed: spec.Embed | None = None,
+        relative: spec.Alibi | None = None,
+    ) -> spec.Model:
+        """A decoder without heads of these blocks, or of this one for every layer, and `norm` after the last."""
+        blocks = (blocks,) * self.layers if isinstance(blocks, spec.Block) else blocks
+        stack = spec.Stack(dim=self.dim, blocks=blocks, final_norm=norm, relative=relative)
+        return spec.Model(embed=embed or self.embed(), stack=stack, heads=(), context=self.context)
+
 
 def read_sizes(config: Config, keys: Keys, context: int | None = None) -> Sizes:
     """Read the sizes under the family's `keys`; `context` is its default."""
@@ -76,6 +102,39 @@ def write_sizes(model: spec.Model, keys: Keys) -> dict[str, Any]:
         "tied": model.language is None or model.language.tied,
     }
     return {keys[word]: value for word, value in values.items() if word in keys} | write_heads(model)
+
+
+class Rates(NamedTuple):
+    """What is dropped in training, as the configurations that follow GPT-2's say it."""
+
+    residual: float
+    embed: float
+    attention: float
+
+
+def read_rates(config: Config, default: float) -> Rates:
+    """Of branches, of the embedding, of the attention weights."""
+    return Rates(*(config.get(key, default) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")))
+
+
+def write_gpt(model: spec.Model, keys: Keys = GPT) -> dict[str, Any]:
+    """Sizes, activation, norm and rates under GPT-2's keys."""
+    return write_sizes(model, keys) | {
+        "activation_function": spell_activation(layers_of(model.stack, spec.MLP)[0].activation),
+        "layer_norm_epsilon": norm_of(model).eps,
+        "resid_pdrop": branches_of(model.stack)[0].dropout,
+        "embd_pdrop": model.embed.dropout,
+        "attn_pdrop": layers_of(model.stack, spec.Attention)[0].dropout,
+    }
+
+
+def write_turned(model: spec.Model) -> dict[str, Any]:
+    """`rope_parameters` with the share of a head that is turned, whatever the family takes it for by default."""
+    attention = layers_of(model.stack, spec.Attention)[0]
+    if attention.rope is None:
+        raise CannotSay("it needs rotary positions")
+    share = {"partial_rotary_factor": share_of(attention.rope, attention.head_dim)}
+    return {"rope_parameters": write_rope(attention.rope, attention.head_dim) | share}
 
 
 def layer_norm(config: Config, key: str = "layer_norm_epsilon", default: float = 1e-5, bias: bool = True) -> spec.Norm:

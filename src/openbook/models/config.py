@@ -41,6 +41,7 @@ INERT = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "output_past",
         "return_dict",
         "return_dict_in_generate",
         "torchscript",

@@ -30,6 +30,8 @@ PARTS = (
     "experts",
     "routers",
     "state space",
+    "recurrent",
+    "convolutions",
     "norms",
     "heads",
     "further tokens",
@@ -64,6 +66,11 @@ class Run:
     block: spec.Block
     branches: tuple[Shapes, ...]
     norms: Shapes
+
+    @property
+    def members(self) -> tuple[spec.Branch, ...]:
+        """Its branches, and the one aside."""
+        return self.block.branches + (() if self.block.aside is None else (self.block.aside,))
 
     @property
     def parameters(self) -> int:
@@ -164,7 +171,8 @@ def _side(tower: Tower, stack: spec.Stack, groups: Mapping[spec.Block, list[int]
     for (face, numbers), block in zip(groups.items(), tower.blocks, strict=True):
         assert isinstance(block, ResidualBlock)
         norms = {name: shape for name, shape in _shapes(block).items() if ".layer." not in name}
-        branches = tuple(_shapes(branch.get_submodule("layer")) for branch in block.branches)
+        members = [*block.branches, *([] if block.aside is None else [block.aside])]
+        branches = tuple(_shapes(branch.get_submodule("layer")) for branch in members)
         runs.append(
             Run(numbers=tuple(numbers), steps=_steps(stack, numbers), block=face, branches=branches, norms=norms)
         )
@@ -195,11 +203,16 @@ def _kept(
 
 LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.Attention: "attention",
+    spec.GlobalAttention: "attention",
+    spec.DisentangledAttention: "attention",
     spec.LatentAttention: "attention",
     spec.CrossAttention: "cross attention",
+    spec.Convolution: "convolutions",
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
+    spec.Recurrent: "recurrent",
+    spec.Attentive: "recurrent",
     spec.StateSpaceDual: "state space",
     spec.Structured: "state space",
     spec.GatedDelta: "state space",
@@ -220,7 +233,7 @@ def _items(main: Side, source: Side | None, heads: Mapping[str, Shapes], model: 
         yield Item(part="norms", shapes={**norms, **{f"final.{n}": s for n, s in side.final.items()}})
         for run in side.runs:
             yield Item(part="norms", shapes=run.norms, times=len(run.numbers))
-            for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+            for branch, shapes in zip(run.members, run.branches, strict=True):
                 yield from _layer_items(branch.layer, shapes, run, from_source)
         yield Item(part="heads", shapes=side.out, source=from_source, products=count(side.out))
     for name, shapes in heads.items():
@@ -316,6 +329,14 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += _matrices(item.shapes)
                 widths = layer.heads * layer.head_dim
                 first, final = _seen(layer.pattern, context)
+            case spec.GlobalAttention() as layer if mine:
+                weights += _matrices({n: s for n, s in item.shapes.items() if n != "global_q.weight"})
+                widths = layer.heads * layer.head_dim
+                first, final = _seen(layer.pattern, context)
+            case spec.DisentangledAttention() as layer if mine:
+                weights += _matrices({n: s for n, s in item.shapes.items() if not n.startswith("position_")})
+                widths, first, final = layer.heads * layer.head_dim, context, context
+                weights += _distances(layer, found.source if source and found.source else found.main, context)
             case spec.LatentAttention() as layer if mine:  # expanded over whole rows; absorbed when one is decoded
                 weights += _matrices(item.shapes)
                 rank, turned, seen = layer.kv_rank, layer.rope.dim, _seen(layer.pattern, context)
@@ -328,7 +349,12 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 else:
                     weights += _matrices(item.shapes) - _matrices(per_source)
                     widths, first, final = layer.heads * layer.head_dim, context, context
-            case spec.MLP() if mine:
+            case spec.Attentive():
+                key, once = (item.shapes.get(f"{name}.weight", (0,)) for name in ("memory.key", "bridge"))
+                weights += prod(key) if source else _matrices(item.shapes) - prod(key) - prod(once)
+                if not source:  # scores of half the keys' width and as much of the values', each done twice
+                    widths, first, final = _memory(found) // 2, context, context
+            case spec.MLP() | spec.Recurrent() | spec.Convolution() if mine:
                 weights += _matrices(item.shapes)
             case spec.MoE() as layer if mine:
                 weights += count(item.shapes) * layer.top_k // layer.experts
@@ -345,6 +371,20 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
         last += int(4 * widths * final) * runs
         mean += 4 * widths * first * runs
     return Work(context=context, products=products, attention_last=last, attention_mean=mean)
+
+
+def _memory(found: Inventory) -> int:
+    """Width of the keys and values that a recurrent decoder looks at, together."""
+    return next(kept.key_dim + kept.value_dim for kept, _ in found.kept if isinstance(kept, PerSource))
+
+
+def _distances(layer: spec.DisentangledAttention, side: Side, context: int) -> int:
+    """Products with the vectors of relative positions: made for a row, then met by each token."""
+    if not isinstance(side.stack.relative, spec.RelativeVectors):
+        return 0
+    vectors, width = 2 * side.stack.relative.span, layer.heads * layer.head_dim
+    terms = layer.content_to_position + layer.position_to_content
+    return terms * (vectors * width + vectors * width * side.stack.dim // context)
 
 
 def _matrices(shapes: Shapes) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from openbook.errors import ConfigError, InputError
 from openbook.models.cost import Inventory, Work, active, inventory, parameters, work
 from openbook.models.folder import INDEX, WEIGHTS, Weights, read_config, resolve
-from openbook.models.load import as_held
+from openbook.models.load import settled
 from openbook.models.memory import BYTES, Serving, StateSize, Training, serving, state, training
 from openbook.models.page import render
 from openbook.models.registry import read
@@ -88,7 +88,7 @@ def describe(name: str | Path | Mapping[str, Any], *, context: int | None = None
     family, model = read(config, "config.json" if folder is None else f"'{label}'")
     files = () if folder is None else tuple(sorted(folder.glob("*.safetensors")))
     if folder is not None and any((folder / one).is_file() for one in (WEIGHTS, INDEX)):
-        model = as_held(model, family, Weights(folder))
+        model = settled(model, family, config, Weights(folder))
     length = _length(model, context)
     if rows < 1:
         raise InputError(f"`rows` must be at least 1: got {rows}.")

@@ -37,7 +37,9 @@ class Family:
 
     `to_spec` gives the model without heads; `heads` maps each architecture it is published as to the heads it has, the
     usual one first. `prefix` stands before the base model's tensors and is missing where the bare base is published.
-    `ignore` are patterns of published tensors that hold nothing to load. `sizes`: see `SIZES`.
+    `ignore` are patterns of published tensors that hold nothing to load; `respelled` are patterns of other names that a
+    tensor of the table is published under, and what it is there. `sizes`: see `SIZES`; `before`: by how many rows the
+    published number of positions is larger than the context.
     """
 
     model_type: str
@@ -47,7 +49,9 @@ class Family:
     heads: Mapping[str, Callable[[Config], Heads]]
     prefix: str = ""
     ignore: tuple[str, ...] = ()
+    respelled: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=lambda: SIZES)
+    before: int = 0
 
 
 def none(config: Config) -> Heads:  # noqa: ARG001

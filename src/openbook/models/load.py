@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from openbook.errors import CheckpointError, ConfigError, OpenbookWarning, nearest
 from openbook.files import explain_os_error, write_json
+from openbook.models.config import Config
 from openbook.models.family import Family
 from openbook.models.folder import INDEX, WEIGHTS, Weights, read_config, resolve
 from openbook.models.names import Place, locate, publish
 from openbook.models.registry import read, say
+from openbook.models.sentences import HEAD as SENTENCE
+from openbook.models.sentences import dense_tensor, read_sentence, write_sentence
 from openbook.models.staging import staged
 from openbook.nn import spec
 from openbook.nn.build import build
@@ -57,7 +60,7 @@ def load(
     config = read_config(folder)
     family, model_spec = read(config, f"'{folder / 'config.json'}'")
     weights = Weights(folder)
-    model_spec = as_held(model_spec, family, weights)
+    model_spec = settled(model_spec, family, config, weights)
     with torch.device("meta"):
         model = build(model_spec)
     model.config = config
@@ -65,6 +68,9 @@ def load(
     for parameter, place in places.items():
         tensor = _fitting(parameter, model.get_parameter(parameter), place, weights, target)
         _assign(model, parameter, tensor.to(device=where))
+    for parameter in [name for name, _ in model.named_parameters() if name.startswith(SENTENCE)]:
+        tensor = dense_tensor(folder, parameter, model.get_parameter(parameter).shape)
+        _assign(model, parameter, tensor.to(device=where, dtype=target or tensor.dtype))
     return model.eval()
 
 
@@ -91,11 +97,36 @@ def _holds(model: spec.Model, family: Family, weights: Weights, ours: str) -> bo
     return place.theirs[0] in weights.files
 
 
+def settled(model: spec.Model, family: Family, config: Mapping[str, Any], weights: Weights) -> spec.Model:
+    """The spec as the folder's tensors and modules have it: its head tied or not; a sentence encoder's head.
+
+    A sentence encoder's folder often names the architecture that it was made of and holds the encoder alone: of the
+    family's architectures, the named one first, it then is the first whose tensors are all there.
+    """
+    model = as_held(model, family, weights)
+    sentence = read_sentence(weights.folder)
+    if sentence is None:
+        return model
+    options = [model.heads, *(heads(Config(config)) for heads in family.heads.values()), ()]
+    heads = next(heads for heads in options if not heads or _heads_there(replace(model, heads=heads), family, weights))
+    return replace(model, heads=(*heads, sentence))
+
+
+def _heads_there(model: spec.Model, family: Family, weights: Weights) -> bool:
+    with torch.device("meta"):
+        heads = build(model).heads
+    shapes = {f"heads.{name}": parameter.shape for name, parameter in heads.named_parameters()}
+    alias = _aliases(weights, family)
+    theirs = (one for place in locate(family.names(model), shapes).values() for one in place.theirs)
+    return all(alias.get(one, one) in weights.files for one in theirs)
+
+
 def _places(model: LanguageModel, family: Family, weights: Weights) -> dict[str, Place]:
     """Where each parameter is in the folder; missing tensors are an error, left-over ones a warning."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    named = model.named_parameters()
+    shapes = {name: parameter.shape for name, parameter in named if not name.startswith(SENTENCE)}
     places = locate(family.names(model.spec), shapes)
-    alias = _aliases(weights, family.prefix)
+    alias = _aliases(weights, family)
     found = {name: Place(p.entry, tuple(alias.get(one, one) for one in p.theirs)) for name, p in places.items()}
     missing = sorted({one for p in found.values() for one in p.theirs if one not in weights.files})
     if missing:
@@ -115,7 +146,7 @@ def _places(model: LanguageModel, family: Family, weights: Weights) -> dict[str,
     return found
 
 
-def _aliases(weights: Weights, prefix: str) -> dict[str, str]:
+def _aliases(weights: Weights, family: Family) -> dict[str, str]:
     """Table name → name in the files, for folders published without (or with) the base's prefix or with old names."""
     alias = {}
     for name in weights.files:
@@ -123,7 +154,8 @@ def _aliases(weights: Weights, prefix: str) -> dict[str, str]:
         head = re.sub(
             r"^(cls\.predictions|predictions|lm_head)\.bias$", r"\1.decoder.bias", name
         )  # once the same tensor
-        for spelled in {modern, prefix + modern, head}:
+        other = next((re.sub(p, to, name) for p, to in family.respelled.items() if re.fullmatch(p, name)), name)
+        for spelled in {modern, family.prefix + modern, head, other}:
             if spelled != name and spelled not in weights.files:
                 alias[spelled] = name
     return alias
@@ -176,9 +208,12 @@ def save(
     target = pick_dtype(dtype)
     if shard < 1:
         raise ConfigError(f"`shard` is the most bytes in one file: got {shard}.")
-    family, config = say(model.spec, model.config.get("model_type"), model.config)
+    sentence = next((head for head in model.spec.heads if isinstance(head, spec.Sentence)), None)
+    said = replace(model.spec, heads=tuple(head for head in model.spec.heads if head is not sentence))
+    family, config = say(said, model.config.get("model_type"), model.config)
     parameters = logical(model)
-    places = locate(family.names(model.spec), {name: parameters.shape(name) for name in parameters})
+    shapes = {name: parameters.shape(name) for name in parameters if not name.startswith(SENTENCE)}
+    places = locate(family.names(said), shapes)
     makers = publish(places, parameters)
     stored = target or model.embed.tokens.weight.dtype
     config = {**config, "dtype": str(stored).removeprefix("torch.")}
@@ -194,6 +229,9 @@ def save(
             raise explain_os_error(cause, folder, "write the weights to") from error
         except OSError as error:
             raise explain_os_error(error, folder, "write the weights to") from error
+        if sentence is not None:
+            dense = {name: parameters[name] for name in parameters if name.startswith(SENTENCE)}
+            write_sentence(part, sentence, said.stack.dim, {n: t.to(stored) for n, t in dense.items()})
         write_json(part / "config.json", config)
 
 

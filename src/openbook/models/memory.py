@@ -17,6 +17,7 @@ from openbook.nn.scan import BORDER
 from openbook.nn.state import PerSequence, PerSource, PerToken
 
 BYTES = {"bf16": 2, "fp32": 4}
+RECURRENT = 14  # numbers of each hidden feature that a recurrent cell saves: gates before and after, state, output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def _cast(run: Run) -> int:
 def _saved_by(run: Run, side: Side, context: int) -> int:
     """Bytes that a block saves for each token."""
     dim, total = side.stack.dim, 0
-    for branch in run.block.branches:
+    for branch in run.members:
         norms = 0 if branch.norm is None else 2 if branch.place == "both" else 1
         total += norms * 6 * dim + (4 * dim if branch.dropout else 0)  # a norm's input in fp32, its output in bf16
         total += _saved(branch.layer, dim, context)
@@ -140,6 +141,12 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             total += 0 if layer.norm is None else 6 * (size + kv)
             whole = layer.dropout > 0 or layer.softcap is not None or layer.relative
             return total + (12 * layer.heads * context if whole else 0)  # the scores themselves
+        case spec.GlobalAttention():
+            return 2 * 6 * layer.heads * layer.head_dim + 4 * layer.heads
+        case spec.DisentangledAttention():
+            return 8 * layer.heads * layer.head_dim + 24 * layer.heads * context
+        case spec.Convolution():
+            return 2 * (layer.kernel + 3) * dim
         case spec.LatentAttention():
             size, low = layer.heads * (layer.nope_dim + layer.rope.dim), layer.kv_rank + (layer.q_rank or 0)
             total = 2 * (2 * size + 2 * layer.heads * layer.value_dim) + 4 * layer.heads
@@ -163,3 +170,9 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             return 40 * layer.value_heads * CHUNK + 60 * size + layer.value_heads * layer.key_dim * layer.value_dim // 4
         case spec.Structured():
             return 32 * dim
+        case spec.Recurrent():
+            ways = 1 if layer.direction == "forward" else 2
+            return ways * RECURRENT * 4 * layer.hidden
+        case spec.Attentive():
+            scores = (8 * (layer.align or layer.hidden) if layer.score == "additive" else 0) + 16
+            return layer.layers * RECURRENT * 4 * layer.hidden + 20 * dim + context * scores

@@ -97,7 +97,8 @@ def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
     if side.embed:
         yield from _entry(f"{prefix}embed", _embed_says(this.model.embed), side.embed)
     if side.stack.relative is not None:
-        yield from _entry(f"{prefix}bias", _bias_says(side.stack.relative), side.relative)
+        label = "positions" if isinstance(side.stack.relative, spec.RelativeVectors) else "bias"
+        yield from _entry(prefix + label, _bias_says(side.stack.relative), side.relative)
     for run in side.runs:
         yield from _run(run, prefix)
     if side.final and side.stack.final_norm is not None:
@@ -116,19 +117,23 @@ def _run(run: Run, prefix: str) -> Iterator[str]:
     times += "" if run.steps == number else f" · run {run.steps} times"
     each = "" if number == 1 else " each"
     title = f"{prefix}block{'s' * (number > 1)} {ranges(run.numbers)}"
-    title = (
-        textwrap.shorten(title, WIDTH - 40, placeholder=" …") + times + (" · parallel" if run.block.parallel else "")
-    )
+    beside = " · parallel" if run.block.parallel else ""
+    beside += f" after {NORMS[run.block.norm.kind]}" if run.block.norm else ""
+    title = textwrap.shorten(title, WIDTH - 40 - len(beside), placeholder=" …") + times + beside
     yield f"  {title:<{WIDTH - 23}}{f'{run.parameters:,}{each}':>21}".rstrip()
-    for branch, shapes in zip(run.block.branches, run.branches, strict=True):
+    for branch, shapes in zip(run.members, run.branches, strict=True):
         name = LAYER_PARTS[type(branch.layer)]
         place = "" if branch.norm is None else f"{NORMS[branch.norm.kind]} {PLACES[branch.place]} · "
         yield from _entry(name, place + layer_says(branch.layer), shapes, indent=4)
 
 
-def _bias_says(rule: spec.Relative | spec.Alibi) -> str:
+def _bias_says(rule: spec.Relative | spec.Alibi | spec.RelativeVectors) -> str:
     if isinstance(rule, spec.Relative):
         return f"{rule.buckets} buckets up to distance {rule.distance}"
+    if isinstance(rule, spec.RelativeVectors):
+        says = f"{2 * rule.span:,} vectors of relative positions"
+        says += "" if rule.distance is None else f" · buckets up to distance {rule.distance:,}"
+        return says + (f" · {NORMS[rule.norm.kind]}" if rule.norm else "")
     return f"ALiBi · slopes down to 2^-{rule.most:g}" + (f" · × {rule.scale:.4g}" if rule.scale != 1.0 else "")
 
 
@@ -204,6 +209,12 @@ def layer_says(layer: spec.Layer) -> str:
     match layer:
         case spec.Attention():
             return _attention_says(layer)
+        case spec.GlobalAttention():
+            return f"{layer.heads} heads of {layer.head_dim} · both ways · window {layer.window:,} and global tokens"
+        case spec.DisentangledAttention():
+            return _disentangled_says(layer)
+        case spec.Convolution():
+            return f"{layer.kernel} tokens wide · {layer.activation}" + f" · {layer.groups} groups" * (layer.groups > 1)
         case spec.LatentAttention():
             return _latent_says(layer)
         case spec.CrossAttention():
@@ -214,6 +225,13 @@ def layer_says(layer: spec.Layer) -> str:
             return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.Recurrent():
+            ways = {"forward": "", "both": " · both ways", "apart": " · both ways apart"}[layer.direction]
+            to = f" · projected to {layer.projection:,}" if layer.projection else ""
+            return f"{layer.cell} of {layer.hidden:,}{to}{ways}"
+        case spec.Attentive():
+            cells = f"{layer.layers} × {layer.cell}" if layer.layers > 1 else layer.cell
+            return f"{cells} of {layer.hidden:,} · looks at the source {layer.look} · {layer.score} score"
         case spec.StateSpaceDual():
             shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
             return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
@@ -251,6 +269,12 @@ def _attention_says(layer: spec.Attention) -> str:
     return " · ".join(said)
 
 
+def _disentangled_says(layer: spec.DisentangledAttention) -> str:
+    terms = ["content to position"] * layer.content_to_position + ["position to content"] * layer.position_to_content
+    said = [f"{layer.heads} heads of {layer.head_dim}", "both ways", *terms]
+    return " · ".join(said + ["positions through q and k"] * layer.shared)
+
+
 def _latent_says(layer: spec.LatentAttention) -> str:
     said = [f"{layer.heads} heads of {layer.nope_dim} + {layer.rope.dim}, values of {layer.value_dim}"]
     said += [f"latent of {layer.kv_rank:,}"]
@@ -262,6 +286,7 @@ def _latent_says(layer: spec.LatentAttention) -> str:
 
 def _rope_says(rope: spec.Rope, head_dim: int) -> str:
     part = "" if rope.dim == head_dim else f" on {rope.dim}"
+    part += " in neighbours" if rope.neighbours else ""
     match rope.scaling:
         case None:
             how = ""
@@ -283,12 +308,16 @@ def _head_says(head: spec.Head) -> str:
             return ("tied to the embedding" if head.tied else "a matrix of its own") + cap
         case spec.Pooler():
             return "tanh of the first token"
+        case spec.Sentence(by=by, longest=longest):
+            return f"the vector of a row, by {', '.join(by)}" + (f", of {longest:,} tokens" if longest else "")
         case spec.Classes():
             return f"{head.count} labels of " + ("each token" if head.over == "tokens" else "a row")
         case spec.MultiToken():
             tokens = "the token" if head.depth == 1 else f"the {head.depth} tokens"
             layers = " and ".join(LAYER_PARTS[type(branch.layer)] for branch in head.block.branches)
             return f"{tokens} after the next · {layers} each"
+        case spec.Mix():
+            return "a weighted mean of all layers"
 
 
 def _parameters(this: Description) -> Iterator[str]:

@@ -14,11 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from openbook.errors import ConfigError, OpenbookWarning, alike
+from openbook.errors import ConfigError, InputError, OpenbookWarning, Refusal, alike
 from openbook.models.config import INERT, Config
 from openbook.models.family import CannotSay, Family
 from openbook.nn import spec
 from openbook.nn.build import check
+from openbook.nn.prune import pruned
 
 FILES = Path(__file__).parent / "families"
 _ADDED: dict[str, Family] = {}
@@ -76,11 +77,26 @@ def read(data: Mapping[str, Any], where: str = "config.json") -> tuple[Family, s
         for heads in family.heads.values():  # what another architecture's heads would read is known too
             heads(config)
     try:
+        model = _without_heads(model, config)
         check(model)
     except ConfigError as error:
         raise ConfigError(f"{error} (in {where})") from error
     config.warn_unread()
     return family, model
+
+
+def _without_heads(model: spec.Model, config: Config) -> spec.Model:
+    """`pruned_heads`, {layer: [head, …]}: heads that the folder's tensors lack (as transformers 4 saved them)."""
+    said = config.raw("pruned_heads")
+    if not said:
+        return model
+    numbers = said.items() if isinstance(said, Mapping) else ()
+    if not numbers or not all(str(n).isdecimal() and isinstance(h, list) for n, h in numbers):
+        raise ConfigError(f"`pruned_heads` must be an object of layers and lists of heads: got {said!r}")
+    try:
+        return pruned(model, {int(n): h for n, h in numbers})
+    except (InputError, Refusal) as error:
+        raise ConfigError(f"`pruned_heads`: {error}") from error
 
 
 def _architecture(family: Family, config: Config) -> str:
@@ -126,7 +142,8 @@ def say(
 
 
 def _inert(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kept.items() if key in INERT and key not in ("model_type", "architectures")}
+    own = ("model_type", "architectures", "pruned_heads")
+    return {key: value for key, value in kept.items() if key in INERT and key not in own}
 
 
 def _say_as(family: Family, model: spec.Model, kept: Mapping[str, Any]) -> dict[str, Any]:

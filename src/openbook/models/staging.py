@@ -27,11 +27,13 @@ def staged(folder: Path) -> Iterator[Path]:
         raise explain_os_error(error, folder, "write to") from error
     try:
         yield part
-        names = sorted((path.name for path in part.iterdir()), key=lambda name: name == "config.json")
+        files = (str(path.relative_to(part)) for path in part.rglob("*") if path.is_file())
+        names = sorted(files, key=lambda name: name == "config.json")
         for name in names:
             os.chmod(part / name, 0o644)
             sync_file(part / name)
         for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
             os.replace(part / name, folder / name)
         for pattern in STALE if any(name.endswith(".safetensors") for name in names) else ():
             for path in folder.glob(pattern):

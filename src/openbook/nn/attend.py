@@ -2,7 +2,7 @@
 
 `mix_reference` is the definition (Vaswani et al. 2017, eq. 1, with soft-capped scores as in Gemma 2, §2); `mix` is the
 same through a fused operator where one can say it: ours for bf16 on the CPU (flash.py), else
-`scaled_dot_product_attention`. Symbols: see shapes.py.
+`scaled_dot_product_attention`; and in blocks where a window is short beside its row (band.py). Symbols: see shapes.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openbook.nn.band import Band, cut, join
 from openbook.nn.flash import flash, suits
 
 
@@ -68,7 +69,7 @@ def mix(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    seen: Tensor | None,
+    seen: Tensor | Band | None,
     causal: bool,
     scale: float,
     softcap: float | None = None,
@@ -77,13 +78,23 @@ def mix(
     order: Order | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap or sinks)."""
-    if softcap is not None or sinks is not None:
-        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias, sinks)
+    """The same as `mix_reference`, through a fused operator where one can say it (none has a soft cap or sinks).
+
+    Where `bias` is given, it says what is seen. A `Band` says it in blocks.
+    """
+    if bias is not None and isinstance(seen, Band):
+        seen = None
     if seen is None:
         order = Order(causal, None, None)
-    if order is not None and bias is None and not dropout and suits(q, k, v, scale):
+    plain = bias is None and softcap is None and sinks is None and not dropout
+    if plain and order is not None and suits(q, k, v, scale):
         return flash(q, k, v, causal=order.causal, scale=scale, window=order.window, segments=order.segments)
+    if isinstance(seen, Band):
+        queries, keys, values, near = cut(q, k, v, seen)
+        mixed = mix(queries, keys, values, None, False, scale, softcap, dropout, near, None, sinks)
+        return join(mixed, q.shape[0], q.shape[1])
+    if softcap is not None or sinks is not None:
+        return mix_reference(q, k, v, seen, causal, scale, softcap, dropout, bias, sinks)
     mask = seen if bias is None else bias.to(q.dtype)
     mixed = F.scaled_dot_product_attention(
         q.transpose(1, 2),

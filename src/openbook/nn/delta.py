@@ -18,7 +18,7 @@ from openbook.native import scan as native
 from openbook.nn import rows, spec
 from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.causal import convolve, marks
-from openbook.nn.dual import padded, spans
+from openbook.nn.dual import cut, padded, spans
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise, normalise
 from openbook.nn.scan import chain
@@ -64,9 +64,7 @@ def blocks(
 ) -> tuple[Tensor, Tensor]:
     """The same as `recurrence`, chunk by chunk."""
     tokens, size = v.shape[1], v.shape[2] // k.shape[2]
-    if not torch.compiler.is_compiling():  # there a short row is padded, so that no length is special
-        chunk = min(chunk, tokens)
-    extra = -tokens % chunk
+    chunk, extra = cut(tokens, chunk)
     if mark is not None:
         real = (mark != 0).unsqueeze(-1)
         log_decay, rate = log_decay * real, rate * real

@@ -44,9 +44,20 @@ def spans(log_decay: Tensor, mark: Tensor | None, chunk: int) -> tuple[Tensor, T
     return between, into, out, into[..., -1]
 
 
+def cut(tokens: int, chunk: int) -> tuple[int, int]:
+    """How a row is cut: tokens of a chunk, and how many are missing behind.
+
+    For the compiler there are always two chunks at least, so that no length is a special one.
+    """
+    if torch.compiler.is_compiling():
+        return chunk, -tokens % chunk + chunk
+    chunk = min(chunk, tokens)
+    return chunk, -tokens % chunk
+
+
 def padded(tensor: Tensor, extra: int) -> Tensor:
     """[B,T,..] with `extra` zeros behind."""
-    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], extra, *tensor.shape[2:])], dim=1) if extra else tensor
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], extra, *tensor.shape[2:])], dim=1)
 
 
 def blocks(
@@ -64,9 +75,7 @@ def blocks(
     x [B,T,H,P], step [B,T,H], write and read [B,T,G,N], decay [H] below zero, start [B,H,P,N]; marks as in scan.py.
     """
     tokens, groups = x.shape[1], write.shape[2]
-    if not torch.compiler.is_compiling():  # there a short row is padded, so that no length is special
-        chunk = min(chunk, tokens)
-    size, extra = x.shape[2] // groups, -tokens % chunk
+    size, (chunk, extra) = x.shape[2] // groups, cut(tokens, chunk)
     if mark is not None:
         step = step * (mark != 0).unsqueeze(-1)
         mark = torch.cat([mark, mark.new_ones(len(mark), extra)], dim=1)

@@ -21,7 +21,7 @@ class TransformLayer(nn.Module):
         self.spec = transform
         self.width = transform.dim or dim
         self.linear = Linear(dim, self.width, transform.bias)
-        self.act = ACTIVATIONS[transform.activation]
+        self.act = ACTIVATIONS[transform.activation] if transform.activation else nn.Identity()
         self.norm = Normalise(transform.norm, self.width) if transform.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,11 +32,15 @@ class TransformLayer(nn.Module):
 
 
 class LanguageHead(nn.Module):
-    """Hidden [..,D] → logits [..,V]. weight [V,D] is its own, or the token embedding that is handed in when tied."""
+    """Hidden [..,D] → logits [..,V], or [..,2,V] of two directions.
+
+    weight [V,D] is its own, or the token embedding that is handed in when tied.
+    """
 
     def __init__(self, head: spec.Language, vocab: int, dim: int) -> None:
         super().__init__()
         self.spec = head
+        dim //= head.directions
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
         width = dim if self.transform is None else self.transform.width
         self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, width))
@@ -50,7 +54,9 @@ class LanguageHead(nn.Module):
         return tied if self.weight is None else self.weight
 
     def before(self, hidden: Tensor) -> Tensor:
-        """What comes before the matrix: transform and scale."""
+        """What comes before the matrix: one state for each direction, transform and scale."""
+        if self.spec.directions > 1:
+            hidden = hidden.unflatten(-1, (self.spec.directions, -1))
         if self.transform is not None:
             hidden = self.transform(hidden)
         return hidden if self.spec.scale == 1.0 else hidden * self.spec.scale
@@ -82,6 +88,20 @@ class PoolerHead(nn.Module):
         return activate("tanh", self.linear(hidden[:, 0]))
 
 
+class MixHead(nn.Module):
+    """scale · Σ softmax(weights)_l · h_l of all layers (Peters et al. 2018, eq. 1): weights [L+1], scale [1]."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.empty(layers))
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        shares = self.weights.float().softmax(0)
+        mixed = sum((share * layer.float() for share, layer in zip(shares, layers, strict=True)), start=torch.zeros(()))
+        return (self.scale.float() * mixed).to(layers[0].dtype)
+
+
 class ClassHead(nn.Module):
     """Logits over labels; what it reads (a pooled row, every token, one token) is its spec's `over`."""
 
@@ -97,3 +117,44 @@ class ClassHead(nn.Module):
         if self.spec.dropout and self.training:
             features = F.dropout(features, self.spec.dropout)
         return self.linear(features)
+
+
+def pooled(hidden: Tensor, real: Tensor | None, by: spec.Pooled) -> Tensor:
+    """The tokens of each row, [B,T,D], as one vector [B,D]; `real` [B,T] says which are no padding, None: all."""
+    if by == "cls":
+        return hidden[:, 0]
+    if real is None:
+        real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+    if by == "last":
+        last = torch.where(real, places, 1).amax(dim=1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    seen = real.unsqueeze(2)  # [B,T,1]
+    if by == "max":
+        return torch.where(seen, hidden, float("-inf")).amax(dim=1)
+    kept = torch.where(seen, hidden, 0.0)
+    if by == "weighted":
+        weights = places.to(hidden.dtype).unsqueeze(1)  # [T,1]
+        return (kept * weights).sum(dim=1) / (seen * weights).sum(dim=1)
+    count = seen.sum(dim=1)
+    return kept.sum(dim=1) / (count.sqrt() if by == "root" else count)
+
+
+class SentenceHead(nn.Module):
+    """The vector of each row: hidden [B,T,D] → [B,W]."""
+
+    def __init__(self, head: spec.Sentence, dim: int) -> None:
+        super().__init__()
+        self.spec = head
+        width, layers = dim * len(head.by), []
+        for layer in head.dense:
+            layers.append(TransformLayer(layer, width))
+            width = layers[-1].width
+        self.width = width
+        self.dense = nn.ModuleList(layers)
+
+    def forward(self, hidden: Tensor, real: Tensor | None = None) -> Tensor:
+        x = torch.cat([pooled(hidden, real, way) for way in self.spec.by], dim=-1)
+        for layer in self.dense:
+            x = layer(x)
+        return F.normalize(x, dim=-1) if self.spec.normalise else x

@@ -20,10 +20,10 @@ SIZE = 2**31 - 1
 MATRIX = 2**40  # numbers in one matrix
 LAYERS = 20_000  # branches of one stack
 EXPERTS = 1_000_000  # matrices of experts in one stack
-FROM_ZERO = {"types", "padding", "rank", "offset"}
+FROM_ZERO = {"types", "padding", "rank", "offset", "token"}
 POSITIVE = {"theta", "factor", "softcap", "beta_fast", "beta_slow", "attention", "low", "high", "base", "most", "clip"}
 POSITIVE |= {"limit", "capacity"}  # of experts
-RATES = {"dropout", "jitter"}
+RATES = {"dropout", "jitter", "position_dropout"}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -41,6 +41,7 @@ def check_values(model: spec.Model) -> None:
         if branches > LAYERS:
             raise ConfigError(f"A stack has at most {LAYERS:,} layers: got {branches:,}.")
         layers = [branch.layer for block in blocks for branch in block.branches]
+        layers += [block.aside.layer for block in blocks if block.aside]
         experts = sum(layer.experts for layer in layers if isinstance(layer, spec.MoE))
         if experts > EXPERTS:
             raise ConfigError(f"A stack has at most {EXPERTS:,} experts: got {experts:,}.")
@@ -99,6 +100,12 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.heads, layer.kv_heads) * layer.head_dim * dim
             if layer.scale is not None and layer.scale <= 0:
                 raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.GlobalAttention() | spec.DisentangledAttention():
+            size = layer.heads * layer.head_dim * dim
+            if isinstance(layer, spec.DisentangledAttention) and layer.factor <= 0:
+                raise ConfigError(f"The `scale` of scores must be above 0: got {layer.scale:g}.")
+        case spec.Convolution():
+            size = dim * dim * layer.kernel // layer.groups
         case spec.LatentAttention():
             head = layer.nope_dim + max(layer.rope.dim, layer.value_dim)
             size = max(layer.heads * head, layer.kv_rank + layer.rope.dim) * max(dim, layer.kv_rank, layer.q_rank or 1)
@@ -110,12 +117,25 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+        case spec.Recurrent():
+            size = 4 * layer.hidden * max(dim, layer.hidden)
+        case spec.Attentive():
+            size = max(4, layer.layers) * layer.hidden * max(2 * dim, 2 * layer.hidden)
         case spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             size = check_state(layer, dim)
     if size > MATRIX:
         raise ConfigError(f"A {type(layer).__name__} would hold a matrix of {size:,} numbers; {MATRIX:,} can be.")
+    if isinstance(layer, spec.Attention | spec.LatentAttention):
+        _check_pattern(layer.pattern)
     if isinstance(layer, spec.Attention | spec.LatentAttention) and layer.rope is not None:
         _check_scaling(layer.rope)
+
+
+def _check_pattern(pattern: spec.Pattern) -> None:
+    if pattern.marked == "global":
+        raise ConfigError("A pattern with global tokens is that of GlobalAttention, which has q, k and v for them.")
+    if pattern.marked == "prefix" and not pattern.causal:
+        raise ConfigError("A prefix is read both ways in a causal pattern; in the others everything is.")
 
 
 def _check_scaling(rope: spec.Rope) -> None:
@@ -146,6 +166,15 @@ def _check_relative(stack: spec.Stack) -> None:
     rule = stack.relative
     if rule is None:
         return
+    if isinstance(rule, spec.RelativeVectors):
+        if rule.span * 2 * stack.dim > MATRIX:
+            raise ConfigError(f"`span` of relative vectors is too large: got {rule.span}.")
+        if rule.distance is not None and (rule.span < 4 or rule.distance <= rule.span // 2 + 1):
+            raise ConfigError(
+                "Buckets of distance need a `span` of 4 or more and a `distance` beyond the exact ones: "
+                f"got span={rule.span}, distance={rule.distance}."
+            )
+        return
     if isinstance(rule, spec.Alibi):
         if rule.scale <= 0:
             raise ConfigError(f"The `scale` of ALiBi must be above 0: got {rule.scale:g}.")
@@ -170,14 +199,14 @@ def _check_widths(model: spec.Model) -> None:
         if embed is None or (embed.vocab, embed.dim) != (model.embed.vocab, model.embed.dim):
             raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
-        sides = {"the decoder": (model.embed.dim, model.stack.dim)}
-        sides["the encoder"] = ((model.source.embed or model.embed).dim, model.source.stack.dim)
-        for side, (width, dim) in sides.items():
-            if width != dim:
+        sides = {"the decoder": (model.embed, model.stack.dim)}
+        sides["the encoder"] = (model.source.embed or model.embed, model.source.stack.dim)
+        for side, (embed, dim) in sides.items():
+            if (width := embed.dim * embed.copies) != dim:
                 raise ConfigError(f"The embedding of {side} must have its `dim`: got {width} and {dim}.")
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
-        if any(isinstance(layer, spec.CrossAttention) for layer in layers):
-            raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
+        if any(isinstance(layer, spec.CrossAttention | spec.Attentive) for layer in layers):
+            raise ConfigError("An encoder has no source of its own to look at: no cross attention there.")
         inner = [model.embed.inner, model.source.embed.inner if model.source.embed else None]
         if any(size is not None for size in (*inner, model.source.stack.out, model.stack.out)):
             raise ConfigError("`inner` of an embedding and `out` of a stack are not for encoder-decoders.")

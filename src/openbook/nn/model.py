@@ -16,8 +16,9 @@ from openbook.errors import InputError, Refusal
 from openbook.nn import spec
 from openbook.nn.ahead import AheadHead, AheadStep, shifted
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead
+from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead, pooled
 from openbook.nn.linear import Linear
+from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
 from openbook.nn.routing import Decision, expert_choice
 from openbook.nn.stack import Tower
@@ -65,7 +66,8 @@ class LanguageModel(nn.Module):
         self.spec = model
         self.embed = embed
         width = model.stack.dim
-        self.widen = Linear(model.embed.dim, width, bias=True) if model.embed.dim != width else None
+        narrow = model.embed.dim * model.embed.copies
+        self.widen = Linear(narrow, width, bias=True) if narrow != width else None
         self.source = source
         self.stack = stack
         self.heads = nn.ModuleDict(heads)
@@ -108,13 +110,16 @@ class LanguageModel(nn.Module):
         rows: Tensor | None = None,
         length: int | None = None,
         routers: list[Decision] | None = None,
+        marks: Tensor | None = None,
     ) -> Tensor:
         """Ids [B,T] int64 → logits [B,T,V]; with `rows` [N], indices into the flattened B·T tokens, → [N,V].
 
         `segments` [B,T]: 0 is padding, tokens see only their own number; None: each row is one text without padding.
         `positions` [B,T] default to counting from 0 in each segment. An encoder-decoder takes `source` ids [B,S] or
         `encoded` [B,S,D] from `encode_source`, and `source_segments` [B,S]. `length` fixes length-dependent rotary
-        scaling. A list given as `routers` is filled with what the router of each MoE layer decided.
+        scaling. A list given as `routers` is filled with what the router of each MoE layer decided. `marks` [B,T] is
+        true for the tokens that a pattern treats by themselves: its prefix, or its global tokens; None: what the task
+        marks.
         """
         if source is not None:
             encoded = self.encode_source(source, source_segments, routers)
@@ -128,6 +133,7 @@ class LanguageModel(nn.Module):
             cache=cache,
             length=length,
             routers=routers,
+            marks=marks,
         )
         if rows is not None:
             hidden = hidden.flatten(0, 1)[rows]
@@ -145,15 +151,20 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         length: int | None = None,
         routers: list[Decision] | None = None,
+        marks: Tensor | None = None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
-        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
-        self._check(ids, segments=segments, positions=positions, types=types)
+        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`.
+
+        A list given as `layers` is filled with the embedding and each block's output, [B,T,D] each.
+        """
+        self._check(ids, segments=segments, positions=positions, types=types, marks=marks)
         if cache is not None and self.trains_only:
             raise Refusal(UNSERVED)
         if cache is None:
-            state: State = _dense(ids, positions, segments, self.stack, length)
+            state: State = _dense(ids, positions, segments, self.stack, length, self._marks(ids, segments, marks))
         else:
-            state = cache.step(ids.shape[0], ids.shape[1], positions, segments)
+            state = cache.step(ids.shape[0], ids.shape[1], positions, segments, marks)
         seen = None
         if self.source is not None:
             if encoded is None and (cache is None or not cache.brings_sources):
@@ -162,7 +173,7 @@ class LanguageModel(nn.Module):
         elif encoded is not None:
             raise InputError("This model has no encoder: `source` and `encoded` mean nothing to it.")
         memory = None if encoded is None else Source(encoded, seen)
-        return self._run(self.embed, self.stack, ids, types, state, memory, routers)
+        return self._run(self.embed, self.stack, ids, types, state, memory, routers, layers)
 
     def ahead(
         self,
@@ -192,11 +203,27 @@ class LanguageModel(nn.Module):
             found.append(hidden)
         return found
 
-    def encode(self, ids: Tensor, *, segments: Tensor | None = None, types: Tensor | None = None) -> Tensor:
-        """An encoder's hidden states, ids [B,T] → [B,T,D]."""
+    def encode(
+        self,
+        ids: Tensor,
+        *,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        marks: Tensor | None = None,
+    ) -> Tensor:
+        """An encoder's hidden states, ids [B,T] → [B,T,D]; of a model with a Mix, what that makes of all layers.
+
+        `marks`: as in `forward`.
+        """
         if self.source is not None:
             return self.encode_source(ids, segments)
-        return self.hidden(ids, segments=segments, types=types)
+        if "mix" in self.heads:
+            layers: list[Tensor] = []
+            self.hidden(ids, segments=segments, types=types, marks=marks, layers=layers)
+            mixed = self.heads["mix"]
+            assert isinstance(mixed, MixHead)
+            return mixed(layers)
+        return self.hidden(ids, segments=segments, types=types, marks=marks)
 
     def encode_source(
         self, ids: Tensor, segments: Tensor | None = None, routers: list[Decision] | None = None
@@ -231,17 +258,8 @@ class LanguageModel(nn.Module):
                 return head(self.pool(hidden))
             case "first":
                 return head(hidden[:, 0])
-            case "mean":
-                if segments is None:
-                    return head(hidden.mean(dim=1))
-                real = (segments != 0).unsqueeze(2)  # [B,T,1]
-                return head(torch.where(real, hidden, 0.0).sum(dim=1) / real.sum(dim=1))
-            case "last":
-                if segments is None:
-                    return head(hidden[:, -1])
-                places = torch.arange(segments.shape[1], device=segments.device)
-                last = torch.where(segments != 0, places, 0).amax(dim=1)
-                return head(hidden[torch.arange(len(hidden), device=last.device), last])
+            case "mean" | "last" as way:
+                return head(pooled(hidden, None if segments is None else segments != 0, way))
 
     def pool(self, hidden: Tensor) -> Tensor:
         """The pooler's vector of each row, [B,T,D] → [B,D]."""
@@ -260,8 +278,10 @@ class LanguageModel(nn.Module):
         state: State,
         memory: Source | None,
         routers: list[Decision] | None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
-        return stack(self._embedded(embed, ids, types, state), self._context(stack, state, memory, routers))
+        ctx = self._context(stack, state, memory, routers)._replace(layers=layers)
+        return stack(self._embedded(embed, ids, types, state), ctx)
 
     def _embedded(self, embed: Embedding, ids: Tensor, types: Tensor | None, state: State) -> Tensor:
         x = embed(ids, state.positions, state.longest, types, self.dtype)  # [B,T,D]
@@ -269,7 +289,15 @@ class LanguageModel(nn.Module):
 
     def _context(self, stack: Tower, state: State, memory: Source | None, routers: list[Decision] | None) -> Context:
         rotary = tuple(table.rows(state.positions, state.longest, state.length, self.dtype) for table in stack.tables)
-        return Context(state, rotary, memory, routers)
+        marks = state.marks if isinstance(state, Dense) else None
+        return Context(state, rotary, memory, routers, marks)
+
+    def _marks(self, ids: Tensor, segments: Tensor | None, flags: Tensor | None) -> Marks | None:
+        """The marked tokens: those that the caller names, else those that the task does."""
+        if flags is None and self.spec.marks is not None:
+            whole = torch.ones_like(ids) if segments is None else segments
+            flags = usual(self.spec.marks, ids, count_positions(whole))
+        return None if flags is None else mark(flags, segments)
 
     def _check(self, ids: Tensor, **beside: Tensor | None) -> None:
         if ids.ndim != 2 or ids.is_floating_point():
@@ -279,7 +307,14 @@ class LanguageModel(nn.Module):
                 raise InputError(f"`{name}` must have the shape of `ids` {tuple(ids.shape)}: got {tuple(value.shape)}.")
 
 
-def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack: Tower, length: int | None) -> Dense:
+def _dense(
+    ids: Tensor,
+    positions: Tensor | None,
+    segments: Tensor | None,
+    stack: Tower,
+    length: int | None,
+    marks: Marks | None = None,
+) -> Dense:
     if positions is not None:
         longest = int(positions.max()) + 1
     else:
@@ -288,7 +323,7 @@ def _dense(ids: Tensor, positions: Tensor | None, segments: Tensor | None, stack
             positions = torch.arange(longest, device=ids.device).expand(ids.shape)
         else:
             positions = count_positions(segments)
-    return Dense(positions, segments, stack.patterns, longest, length)
+    return Dense(positions, segments, stack.patterns, longest, length, marks)
 
 
 def _source_visible(source: Tensor | None, target: Tensor | None) -> Tensor | None:

@@ -28,8 +28,8 @@ BORDER = 32  # tokens from one kept state to the next, for the backward pass
 def scan_reference(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
     """All states of h_t = decay_t · h_{t-1} + inputs_t. decay and inputs [B,T,C,N], start [B,C,N] → [B,T,C,N]."""
     state, states = start, []
-    for step in range(decay.shape[1]):
-        state = decay[:, step] * state + inputs[:, step]
+    for kept, new in zip(decay.unbind(1), inputs.unbind(1), strict=True):
+        state = kept * state + new
         states.append(state)
     return torch.stack(states, dim=1)
 
@@ -141,15 +141,16 @@ def selective(
     x and step [B,T,C]; write and read [B,T,G,N]; decay [N,C], or [1,C] where all states of a channel decay alike, below
     zero; skip [C]; start [B,N,C]. mark [B,T]: 0 leaves the state as it is, 1 goes on, 2 starts from nothing.
     """
-    floats = (x.float(), step.float(), write.float(), read.float(), decay.float(), skip.float())
+    given = x, step, write, read, decay, skip, start
+    x, step, write, read, decay, skip, start = (one.float() for one in given)
     if x.device.type != "cpu" or not _compiled():
-        return selective_reference(*floats, mark, start.float())
+        return selective_reference(x, step, write, read, decay, skip, mark, start)
     flags = None if mark is None else mark.to(torch.int8)
-    learns = torch.is_grad_enabled() and any(one.requires_grad for one in (*floats, start))
+    learns = torch.is_grad_enabled() and any(one.requires_grad for one in given)
     if learns or torch.compiler.is_compiling():
-        y, last, _ = _selective(*floats, flags, start.float())
+        y, last, _ = _selective(x, step, write, read, decay, skip, flags, start)
         return y, last
-    return _forward(*floats, flags, start.float(), None)
+    return _forward(x, step, write, read, decay, skip, flags, start, None)
 
 
 def selective_reference(

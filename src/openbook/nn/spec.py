@@ -8,8 +8,8 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
-            Attention · LatentAttention · CrossAttention · MLP · MoE
-            Selective · StateSpaceDual · Structured · GatedDelta
+            Attention · GlobalAttention · DisentangledAttention · LatentAttention · CrossAttention · MLP · MoE
+            Selective · StateSpaceDual · Structured · GatedDelta · Convolution · Recurrent · Attentive
 """
 
 from __future__ import annotations
@@ -17,30 +17,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openbook.nn.spec_local import Convolution as Convolution
+from openbook.nn.spec_local import DisentangledAttention as DisentangledAttention
+from openbook.nn.spec_local import GlobalAttention as GlobalAttention
+from openbook.nn.spec_local import MarkBefore as MarkBefore
+from openbook.nn.spec_local import MarkFirst as MarkFirst
+from openbook.nn.spec_local import Pattern as Pattern
 from openbook.nn.spec_positions import Alibi as Alibi
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
 from openbook.nn.spec_positions import Norm as Norm
 from openbook.nn.spec_positions import Relative as Relative
+from openbook.nn.spec_positions import RelativeVectors as RelativeVectors
 from openbook.nn.spec_positions import Rope as Rope
 from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_recurrent import Attentive as Attentive
+from openbook.nn.spec_recurrent import Cell as Cell
+from openbook.nn.spec_recurrent import Mix as Mix
+from openbook.nn.spec_recurrent import Recurrent as Recurrent
 from openbook.nn.spec_states import GatedDelta as GatedDelta
 from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
 from openbook.nn.spec_states import Structured as Structured
 
 Place = Literal["pre", "post", "both", "plain"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pattern:
-    """Which tokens see which. `window` w: a token sees itself and the w - 1 before it (and after it, if not causal)."""
-
-    causal: bool = True
-    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,9 @@ class Selective:
     norm: Norm | None = None  # of the step, of what is written and of what is read, each (Lieber et al. 2024, §6)
 
 
-Layer = Attention | LatentAttention | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta
+Mixer = Attention | LatentAttention | GlobalAttention | DisentangledAttention
+StateMixer = Selective | StateSpaceDual | Structured | GatedDelta | Recurrent | Attentive
+Layer = Mixer | CrossAttention | MLP | MoE | StateMixer | Convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +187,15 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Branches in order, or, if `parallel`, x + their sum, all plain (Wang & Komatsuzaki 2021)."""
+    """Branches in order, or, if `parallel`, x + their sum, all plain (Wang & Komatsuzaki 2021).
+
+    `aside` reads what the block reads, and its step is taken after all others.
+    """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
     norm: Norm | None = None  # the one norm that parallel branches share
+    aside: Branch | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +209,7 @@ class Stack:
     blocks: tuple[Block, ...]
     order: tuple[int, ...] | None = None  # None: each block once
     final_norm: Norm | None = None
-    relative: Relative | Alibi | None = None
+    relative: Relative | Alibi | RelativeVectors | None = None
     dropout: float = 0.0  # after the final norm
     out: int | None = None  # after all of that, a matrix to this width
 
@@ -227,6 +236,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    copies: int = 1  # of the vector side by side, for a stack that reads both ways apart
     inner: int | None = None  # width of the token vectors, which a matrix brings to `dim` before positions are added
 
     @property
@@ -239,7 +249,7 @@ class Embed:
 class Transform:
     """The small network before a head: dropout, linear, activation, norm (Devlin et al. 2018)."""
 
-    activation: str
+    activation: str | None
     norm: Norm | None = None
     dim: int | None = None  # what it makes of the stack's width; None: the same
     bias: bool = True
@@ -248,13 +258,18 @@ class Transform:
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Logits over the vocabulary. Tied: the token embedding is the weight."""
+    """Logits over the vocabulary. Tied: the token embedding is the weight.
+
+    directions 2: of a stack that reads both ways apart; the first half of a state says the next token, the second half
+    the one before, with the same weights (Peters et al. 2018 §3.1); logits are [..,2,V].
+    """
 
     tied: bool = True
     bias: bool = False
     transform: Transform | None = None
     scale: float = 1.0  # of the hidden state
     softcap: float | None = None
+    directions: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +287,7 @@ class Classes:
     bias: bool = True
     dropout: float = 0.0
     name: str = "classes"
+    marks: MarkFirst | MarkBefore | None = None  # what its task marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +299,24 @@ class MultiToken:
     depth: int = 1
 
 
-Head = Language | Pooler | Classes | MultiToken
+Pooled = Literal["mean", "cls", "last", "max", "weighted", "root"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """The vector of a row (Reimers & Gurevych 2019, §3): its tokens pooled, `dense` maps after it, length 1.
+
+    by: their mean, the first, the last, the largest of each feature, the mean weighted by position (1, 2, …), or their
+    sum over the root of their number; several stand one after the other.
+    """
+
+    by: tuple[Pooled, ...] = ("mean",)
+    dense: tuple[Transform, ...] = ()
+    normalise: bool = True
+    longest: int | None = None  # tokens of a row it was made for
+
+
+Head = Language | Pooler | Classes | Sentence | MultiToken | Mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,5 +359,21 @@ class Model:
     @property
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
-        mixers = [branch.layer for block in self.stack.blocks for branch in block.branches]
-        return all(layer.pattern.causal for layer in mixers if isinstance(layer, Attention | LatentAttention))
+        layers = {branch.layer for block in dict.fromkeys(self.stack.blocks) for branch in block.branches}
+        forward = all(layer.direction == "forward" for layer in layers if isinstance(layer, Recurrent))
+        return forward and all(pattern.causal for pattern in self._patterns)
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether tokens marked as a prefix see each other both ways, so that a prompt must be read whole."""
+        return any(pattern.marked == "prefix" for pattern in self._patterns)
+
+    @property
+    def marks(self) -> MarkFirst | MarkBefore | None:
+        """What is marked where the caller marks nothing: what the task of its class head marks."""
+        return next((head.marks for head in self.heads if isinstance(head, Classes) and head.marks), None)
+
+    @property
+    def _patterns(self) -> set[Pattern]:
+        mixers = {branch.layer for block in dict.fromkeys(self.stack.blocks) for branch in block.branches}
+        return {layer.pattern for layer in mixers if isinstance(layer, Mixer)}

@@ -96,6 +96,19 @@ class Relative:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelativeVectors:
+    """A learned vector of the stack's `dim` for each relative distance, shared by its layers (He et al. 2021, §3.1).
+
+    `span` to either side: 2 · span vectors. With `distance` they are buckets: exact up to span / 2, then widening
+    logarithmically up to `distance` (He et al. 2021b, §3.2); without, every distance below `span` has its own.
+    """
+
+    span: int
+    distance: int | None = None
+    norm: Norm | None = None  # of each vector
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alibi:
     """A bias that grows with the distance, at a slope for each head; no parameters (Press et al. 2022, §3).
 

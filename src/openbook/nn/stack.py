@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openbook.nn import lean, served, spec
-from openbook.nn.embed import position_bias
+from openbook.nn.disentangled import DistanceTable
+from openbook.nn.embed import LinearBias, RelativeBias, position_bias
 from openbook.nn.lean import Plan
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
@@ -34,8 +36,15 @@ class ResidualBranch(nn.Module):
         self.post_norm = Normalise(branch.norm, dim) if branch.norm and branch.place == "both" else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        return self.step(x, self.read(x, ctx))
+
+    def read(self, x: Tensor, ctx: Context) -> Tensor:
+        """What the layer says to x."""
+        return self.layer(x if self.norm is None or self.spec.place == "post" else self.norm(x), ctx)
+
+    def step(self, x: Tensor, step: Tensor) -> Tensor:
+        """The residual step from x by what the layer said."""
         place = self.spec.place
-        step = self.layer(x if self.norm is None or place == "post" else self.norm(x), ctx)
         if self.post_norm is not None:
             step = self.post_norm(step)
         if self.spec.dropout and self.training:
@@ -49,17 +58,24 @@ class ResidualBranch(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Branches one after the other; or parallel, x + Σ f(norm x), each branch plain."""
+    """Branches one after the other, or parallel, x + Σ f(norm x), each branch plain; then the one that stands aside."""
 
-    def __init__(self, block: spec.Block, branches: list[ResidualBranch], dim: int) -> None:
+    def __init__(
+        self, block: spec.Block, branches: list[ResidualBranch], dim: int, aside: ResidualBranch | None = None
+    ) -> None:
         super().__init__()
         self.spec = block
         self.norm = Normalise(block.norm, dim) if block.norm else None
         self.branches = nn.ModuleList(branches)
+        self.aside = aside
         self.lean: tuple[list[nn.Module | None], Plan | None] | None = None  # what lean.py knows of this block
         self.served: served.Plan | None = None  # what served.py knows of it
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        out = self._run(x, ctx)
+        return out if self.aside is None else self.aside.step(out, self.aside.read(x, ctx))
+
+    def _run(self, x: Tensor, ctx: Context) -> Tensor:
         if (out := served.run(self, x, ctx)) is not None:
             return out
         if lean.few(x) and (out := lean.run(self, x, ctx)) is not None:
@@ -86,7 +102,14 @@ class Tower(nn.Module):
         self.spec = stack
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = Normalise(stack.final_norm, stack.dim) if stack.final_norm else None
-        self.relative = position_bias(stack.relative) if stack.relative else None
+        self.relative: LinearBias | RelativeBias | DistanceTable | None = None
+        match stack.relative:
+            case None:
+                pass
+            case spec.RelativeVectors():
+                self.relative = DistanceTable(stack.relative, stack.dim)
+            case _:
+                self.relative = position_bias(stack.relative)
         self.out = None if stack.out is None else Linear(stack.dim, stack.out)
         self.patterns = patterns
         self.tables = [RotaryTable(rope) for rope in ropes]
@@ -116,17 +139,30 @@ class Tower(nn.Module):
         """The number of the block that each step runs."""
         return range(len(self.blocks)) if self.spec.order is None else self.spec.order
 
+    def prepare(self, ctx: Context, dtype: torch.dtype) -> Context:
+        """With what all layers share: the position bias is handed to the state, vectors of positions to the layers."""
+        match self.relative:
+            case DistanceTable():
+                alike = ctx.state.segments is None
+                return ctx._replace(vectors=self.relative(ctx.state.positions, alike, dtype))
+            case LinearBias() | RelativeBias():
+                ctx.state.bias(self.relative, 0)
+        return ctx
+
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        if self.relative is not None:
-            ctx.state.bias(self.relative, 0)
+        ctx = self.prepare(ctx, x.dtype)
         for number, shift in zip(self.order, self.shifts, strict=True):
             block = self.blocks[number]
+            if ctx.layers is not None:
+                ctx.layers.append(x)
             again = shift and not isinstance(ctx.state, Dense)  # which keeps nothing
             now = ctx._replace(state=Later(ctx.state, shift)) if again else ctx
             if self.checkpoints and self.training:
                 x = checkpoint(block, x, now, use_reentrant=False)
             else:
                 x = block(x, now)
+        if ctx.layers is not None:
+            ctx.layers.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.spec.dropout and self.training:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from openbook.nn.attend import Order, mix
+from openbook.nn.band import Band, band, fits
+from openbook.nn.marks import Marks
 from openbook.nn.routing import Decision
 from openbook.nn.spec import Pattern
 
@@ -65,6 +67,7 @@ class Scores(NamedTuple):
     softcap: float | None = None
     dropout: float = 0.0
     bias: bool = False  # add the stack's position bias
+    added: Tensor | None = None  # what a layer of a whole row adds of its own, [B,H,T,S]
     sinks: Tensor | None = None  # [H]: one more score of each head, without a value
 
 
@@ -110,6 +113,13 @@ class State(Protocol):
         """Attention of q [B,T,H,K] over the source → [B,T,H,V]; its keys and values are made once for each source."""
         ...
 
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        """What the source says to the rows that run now, for layers that weigh it themselves; made once for a source.
+
+        Inside `recur` the rows are those that it was called with.
+        """
+        ...
+
     def bias(self, module: PositionBias, mask: int) -> None:
         """Take the stack's position bias for this step; `attend` adds it where `scores.bias` says so."""
         ...
@@ -122,6 +132,26 @@ class Source(NamedTuple):
     visible: Tensor | None
 
 
+class Memory(NamedTuple):
+    """The keys [B,S,K] and values [B,S,V] of a source; which may be seen: [B,1 or T,S] boolean, None: all."""
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, visible: Tensor | None) -> Memory:
+        """From keys and values of one head and the mask that `look` takes."""
+        return cls(keys.squeeze(2), values.squeeze(2), None if visible is None else visible.squeeze(1))
+
+
+class Distances(NamedTuple):
+    """The stack's vectors of relative distances [R,D], and which of them each query and key has, [B or 1,T,T]."""
+
+    vectors: Tensor
+    which: Tensor
+
+
 class Context(NamedTuple):
     """Everything a layer may know beside its input."""
 
@@ -129,6 +159,9 @@ class Context(NamedTuple):
     rotary: tuple[tuple[Tensor, Tensor], ...]  # cos and sin, [B,T,1,K] each, one pair for each distinct Rope
     source: Source | None = None
     routers: list[Decision] | None = None  # filled by MoE layers with what their routers decided, when there is a list
+    marks: Marks | None = None  # the tokens that the caller marks
+    vectors: Distances | None = None  # the stack's vectors of relative positions
+    layers: list[Tensor] | None = None  # filled with the embedding and each block's output [B,T,D] when a list is given
 
 
 def count_positions(segments: Tensor) -> Tensor:
@@ -149,6 +182,17 @@ def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
     return seen
 
 
+def _marked(pattern: Pattern, flags: Tensor, order: Tensor) -> Tensor:
+    """What marks add to a pattern, [B,1,T,T]: a prefix that sees itself both ways, or keys that every token sees."""
+    keys = flags[:, None, None]  # [B,1,1,T]
+    if pattern.marked == "global":
+        return keys
+    both = keys & flags[:, None, :, None]
+    if pattern.window is not None:
+        both = both & ((order.unsqueeze(1) - order).abs() < pattern.window)
+    return both
+
+
 class Dense:
     """The state of a forward pass over whole rows: keys and values are those of this batch, nothing is kept."""
 
@@ -161,22 +205,34 @@ class Dense:
         patterns: tuple[Pattern, ...],
         longest: int,
         length: int | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.positions = positions
         self.segments = segments
         self.longest = longest
         self.length: int | tuple[int, ...] = longest if length is None else length
         self.patterns = patterns
-        self.masks = tuple(self._mask(pattern) for pattern in patterns)
+        self.marks = marks
+        self.masks = tuple(self._seen(pattern) for pattern in patterns)
         self.biases: Tensor | None = None
 
-    def _mask(self, pattern: Pattern) -> Tensor | None:
-        """[B or 1,1,T,T] boolean; None where the pattern alone says it (plain causal, or everything)."""
+    def _seen(self, pattern: Pattern) -> Tensor | Band | None:
+        """None where the pattern alone says it (plain causal, or everything); blocks, or a mask as `_mask`."""
         tokens = self.positions.shape[1]
-        if self.segments is None and (pattern.window is None or pattern.window >= tokens):
+        marked = self.marks is not None and pattern.marked is not None
+        if self.segments is None and not marked and (pattern.window is None or pattern.window >= tokens):
             return None
+        if fits(pattern, tokens):
+            return band(pattern, tokens, self.segments, self.marks if marked else None, self.positions.device)
+        return self._mask(pattern)
+
+    def _mask(self, pattern: Pattern) -> Tensor:
+        """[B or 1,1,T,T] boolean."""
+        tokens = self.positions.shape[1]
         order = torch.arange(tokens, device=self.positions.device)
         seen = visible(pattern, order, order)[None, None]
+        if self.marks is not None and pattern.marked is not None:
+            seen = seen | _marked(pattern, self.marks.flags, order)
         if self.segments is None:
             return seen
         same = self.segments[:, None, :, None] == self.segments[:, None, None, :]
@@ -184,12 +240,18 @@ class Dense:
         # Padding sees itself, so that no row of scores is empty and no gradient is NaN.
         return (seen & same & real) | torch.eye(tokens, dtype=torch.bool, device=seen.device)
 
+    def _mask_at(self, scores: Scores) -> Tensor:
+        seen = self.masks[scores.mask]
+        return seen if isinstance(seen, Tensor) else self._mask(scores.pattern)
+
     def bias(self, module: PositionBias, mask: int) -> None:
         if self.segments is None:  # every row has the same distances
             bias = module(self.positions[:1], self.positions[:1])
         else:
             bias = module(self.positions, self.positions)
         seen = self.masks[mask]
+        if isinstance(seen, Band):
+            seen = self._mask(self.patterns[mask])
         if seen is None and self.patterns[mask].causal:
             seen = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
         self.biases = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
@@ -198,7 +260,12 @@ class Dense:
         seen = self.masks[scores.mask]
         causal = seen is None and scores.pattern.causal
         bias = self.biases if scores.bias else None
-        order = Order(scores.pattern.causal, scores.pattern.window, self.segments)
+        if scores.added is not None:
+            bias = scores.added
+            if self.segments is not None:
+                bias = bias.masked_fill(~self._mask_at(scores), -torch.inf)
+        marked = self.marks is not None and scores.pattern.marked is not None
+        order = None if marked else Order(scores.pattern.causal, scores.pattern.window, self.segments)
         return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002
@@ -216,6 +283,10 @@ class Dense:
         assert source is not None, "an encoder-decoder runs with a source"
         k, v = keys(source.hidden)
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:  # noqa: ARG002
+        assert source is not None, "an encoder-decoder runs with a source"
+        return Memory.of(*keys(source.hidden), source.visible)
 
 
 class Later:
@@ -238,6 +309,9 @@ class Later:
     ) -> Tensor:
         return self.state.look(index + self.shift, q, source, keys, scale, dropout)
 
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        return self.state.recall(index + self.shift, source, keys)
+
     def bias(self, module: PositionBias, mask: int) -> None:
         self.state.bias(module, mask)
 
@@ -247,8 +321,13 @@ class Cache(Protocol):
 
     brings_sources: bool  # whether the state knows what encoders said, so that nobody has to hand it in
 
-    def step(self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None) -> State:
-        """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`."""
+    def step(
+        self, rows: int, tokens: int, positions: Tensor | None, segments: Tensor | None, marks: Tensor | None = None
+    ) -> State:
+        """Open a step of `tokens` new tokens for each of `rows` rows; its masks are made for the model's `patterns`.
+
+        `marks` [B,T]: the tokens of a prefix, which is read whole in the first step.
+        """
         ...
 
 

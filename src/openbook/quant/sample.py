@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 
 ROWS, LENGTH, PASSES = 8, 48, 4
@@ -22,9 +21,9 @@ def written(model: LanguageModel, rows: int = ROWS, length: int = LENGTH, seed: 
     chance = torch.Generator().manual_seed(seed)
     length = length if model.spec.context is None else min(length, model.spec.context)
     ids = torch.randint(model.spec.embed.vocab, (rows, length), generator=chance).to(model.device)
-    if "language" not in model.heads:
+    if model.spec.language is None or model.spec.language.directions > 1:
         return ids
-    causal = is_causal(model)
+    causal = model.spec.causal
     for _ in range(PASSES):
         logits = model(ids, source=ids if model.source is not None else None).float()  # [B,T,V]
         spread = -torch.empty(logits.shape).exponential_(generator=chance).log()  # Gumbel noise
@@ -35,8 +34,7 @@ def written(model: LanguageModel, rows: int = ROWS, length: int = LENGTH, seed: 
 
 def is_causal(model: LanguageModel) -> bool:
     """Whether a token sees only what is before it."""
-    layers = [branch.layer for block in model.spec.stack.blocks for branch in block.branches]
-    return all(layer.pattern.causal for layer in layers if isinstance(layer, spec.Attention | spec.LatentAttention))
+    return model.spec.causal
 
 
 def rows_of(texts: list[list[int]], context: int | None = None, most: int = ROWS * LENGTH) -> Tensor:

@@ -90,15 +90,17 @@ class Tokenizer:
         specials: Sequence[str] = SPECIALS,
         *,
         chat_template: str | None = CHAT_TEMPLATE,
+        closed: bool = False,
     ) -> Tokenizer:
         """Train byte-level BPE on `texts`: every string can be encoded, and decodes to itself.
 
         `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0); a small text may
         give fewer. Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat
         template is used where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a
-        model that only continues text should have. The same texts give the same tokenizer.
+        model that only continues text should have. `closed` puts the end token after a text, as encoders read them. The
+        same texts give the same tokenizer.
         """
-        backend = train_bpe(texts, vocab, specials)
+        backend = train_bpe(texts, vocab, specials, closed)
         usable = chat_template is not CHAT_TEMPLATE or set(CHAT_SPECIALS) <= set(specials)
         templates = {"default": chat_template} if chat_template is not None and usable else {}
         return cls(backend, Settings(roles=roles_of(specials), templates=templates))

@@ -38,8 +38,10 @@ _ROLE_NAMES = {
 }
 
 
-def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str]) -> tokenizers.Tokenizer:
+def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed: bool = False) -> tokenizers.Tokenizer:
     """A byte-level BPE with at most `vocab` ids, `specials` first, and the bos token, if any, before a prompt.
+
+    With `closed`, the eos token stands after it.
 
     TokenizerError: too small a vocabulary, no text.
     """
@@ -71,12 +73,13 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str]) -> toke
     backend.train_from_iterator(counted, trainer)
     if counted.characters == 0:
         raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
-    bos = roles_of(specials).get("bos")
-    if bos is not None:  # a text begins as the documents of training do
-        pair = (bos.content, backend.token_to_id(bos.content))
-        backend.post_processor = processors.TemplateProcessing(
-            single=[f"{bos.content}:0", "$A:0"], special_tokens=[pair]
-        )
+    roles = roles_of(specials)
+    bos, eos = roles.get("bos"), roles.get("eos") if closed else None
+    ends = [role.content for role in (bos, eos) if role is not None]
+    if ends:  # a text begins (and ends) as the documents of training do
+        single = [*([f"{bos.content}:0"] if bos else []), "$A:0", *([f"{eos.content}:0"] if eos else [])]
+        pairs = [(content, backend.token_to_id(content)) for content in ends]
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=pairs)
     return backend
 
 

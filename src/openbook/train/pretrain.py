@@ -6,6 +6,7 @@ OUT/text/                              the text as memory-mapped ids
 OUT/plan.json                          the number of steps, once it is fixed
 OUT/checkpoints/ metrics.jsonl         the run so far
 OUT/config.json model.safetensors …    the finished model, a Hugging Face folder
+OUT/generator/                         the generator it was trained against, where it was
 OUT/curve.png                          its loss
 """
 
@@ -28,28 +29,26 @@ from openbook.data.loader import Loader
 from openbook.data.prepare import Progress as Reading
 from openbook.data.prepare import prepare
 from openbook.data.shards import Shards
-from openbook.errors import CheckpointError, ConfigError, MissingExtra, OpenbookError
+from openbook.errors import CheckpointError, MissingExtra, OpenbookError
 from openbook.files import read_json, write_json
 from openbook.generate.loop import generate_ids
 from openbook.generate.sampling import Sampling
 from openbook.log import caution, note, status
 from openbook.models.cost import inventory, work
 from openbook.models.load import save as save_model
-from openbook.models.make import make, spec_of
-from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 from openbook.train.budget import measure_pace, plan_for
 from openbook.train.checkpoint import Checkpoints, differences, only_one, put_weights, require_space
 from openbook.train.curve import losses, png_curve, text_curve
 from openbook.train.display import View, watch
-from openbook.train.experts import with_experts
 from openbook.train.guard import Guard
+from openbook.train.learning import ENCODER_SPECIALS, check_model, learning, make_model
 from openbook.train.loop import fit
 from openbook.train.metrics import Journal, TensorBoard, Watcher, read_journal
-from openbook.train.objectives import Ahead, Language
 from openbook.train.optim import Optimizer
 from openbook.train.recipe import Recipe, identity
+from openbook.train.replaced import Pair, ReplacedToken, generator_of
 from openbook.train.run import Plan, Run, resume
 from openbook.train.speed import compile_blocks, recompute_blocks
 
@@ -83,6 +82,10 @@ class Stages:
         return self.out / "checkpoints"
 
     @property
+    def generator(self) -> Path:
+        return self.out / "generator"
+
+    @property
     def journal(self) -> Path:
         return self.out / "metrics.jsonl"
 
@@ -108,48 +111,6 @@ def pretrain(recipe: Recipe, *, watchers: Sequence[Watcher] | None = None) -> Pa
             fit(run)
         export(recipe, stages, run, tokenizer)
     return stages.out
-
-
-def check_model(recipe: Recipe, vocab: int | None = None, *, training: bool = True) -> spec.Model:
-    """The spec that the recipe says, whole; with a tokenizer's `vocab`, the two must fit.
-
-    Without `training`, as it is when training has ended: no dropout, nothing that was asked of experts for its time.
-    """
-    part = recipe.model
-    if part.vocab is not None and vocab is not None and part.vocab < vocab:
-        raise ConfigError(
-            f"`model.vocab` is {part.vocab}, but the tokenizer has {vocab} ids. Leave `model.vocab` out, "
-            f"or make it {vocab} or more."
-        )
-    model = spec_of(part.family, part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block), part.more)
-    model = with_experts(with_dropout(model, part.dropout if training else 0.0), recipe.experts, whole=training)
-    if model.language is None or not model.causal or model.source is not None:
-        raise ConfigError(f"`openbook pretrain` trains models that write from left to right; '{part.family}' does not.")
-    return model
-
-
-def with_dropout(model: spec.Model, rate: float) -> spec.Model:
-    """The same model with this dropout of embeddings, attention weights and branches, and no other."""
-
-    def layer(its: spec.Layer) -> spec.Layer:
-        if isinstance(its, spec.Attention | spec.LatentAttention | spec.CrossAttention):
-            return replace(its, dropout=rate)
-        return replace(its, dropout=0.0) if isinstance(its, spec.MLP) else its
-
-    def block(its: spec.Block) -> spec.Block:
-        return replace(its, branches=tuple(replace(b, layer=layer(b.layer), dropout=rate) for b in its.branches))
-
-    stack = replace(model.stack, blocks=tuple(map(block, model.stack.blocks)), dropout=0.0)
-    heads = tuple(
-        replace(one, block=block(one.block)) if isinstance(one, spec.MultiToken) else one for one in model.heads
-    )
-    return replace(model, embed=replace(model.embed, dropout=rate), stack=stack, heads=heads)
-
-
-def objective_of(recipe: Recipe, model: spec.Model) -> Language:
-    """The loss that the recipe says, for this model."""
-    ahead = None if model.ahead is None else Ahead(depth=model.ahead.depth, weight=recipe.loss.ahead)
-    return Language(label_smoothing=recipe.loss.label_smoothing, z_loss=recipe.loss.z_loss, ahead=ahead)
 
 
 def refuse_other(recipe: Recipe, stages: Stages) -> None:
@@ -183,9 +144,13 @@ def prepare_tokenizer(recipe: Recipe, stages: Stages) -> Tokenizer:
     if mark.exists() and read_json(mark) == made:
         return Tokenizer.load(stages.tokenizer)
     status("making the tokenizer")
-    tokenizer = Tokenizer.train(_texts(recipe), part.vocab)
+    if recipe.objective == "next":
+        tokenizer = Tokenizer.train(_texts(recipe), part.vocab)
+    else:
+        tokenizer = Tokenizer.train(_texts(recipe), part.vocab, ENCODER_SPECIALS, closed=True)
     if part.chat != "turns":
-        tokenizer = tokenizer.with_chat_template(CONTINUE if part.chat == "continue" else None)
+        writes = part.chat == "continue" and recipe.objective == "next"
+        tokenizer = tokenizer.with_chat_template(CONTINUE if writes else None)
     mark.unlink(missing_ok=True)
     tokenizer.save(stages.tokenizer)
     write_json(mark, made)  # last: the folder is whole
@@ -198,7 +163,9 @@ def _mark(recipe: Recipe) -> dict[str, Any]:
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in find_files(recipe.data.text)]
     text = hashlib.sha256(repr(facts).encode()).hexdigest()
     part = recipe.tokenizer
+    made = {} if recipe.objective == "next" else {"specials": ENCODER_SPECIALS}
     return {
+        **made,
         "text": text,
         "field": recipe.data.field,
         "vocab": part.vocab,
@@ -240,10 +207,12 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
     """The run, resumed where its newest checkpoint stands."""
     part = recipe.train
     device = runtime.pick_device(part.device)
-    model = make(check_model(recipe, tokenizer.vocab), part.seed, device)
+    model = make_model(recipe, tokenizer, device)
     dtype = runtime.pick_dtype(part.dtype, device)
-    model.compute_dtype = None if dtype == torch.float32 else dtype
-    model.config = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    for one in (model, *([model.generator] if isinstance(model, Pair) else [])):
+        one.compute_dtype = None if dtype == torch.float32 else dtype
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    model.config = {"model_type": recipe.model.family, **ends}
     loader = Loader(
         shards,
         block=recipe.data.block,
@@ -253,6 +222,7 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
         pad=tokenizer.pad or 0,
     )
     held = loader.held_out(max(1, min(part.rows, part.micro_rows or part.rows)), limit=recipe.data.held_out_tokens)
+    rows, heldout, objective = learning(recipe, model.spec, tokenizer, loader, held if len(held) else None)
     require_space(stages.checkpoints, model, recipe.checkpoint)
     if part.recompute:
         recompute_blocks(model)
@@ -265,8 +235,8 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
     }
     run = Run(
         model=model,
-        objective=objective_of(recipe, model.spec),
-        rows=loader,
+        objective=objective,
+        rows=rows,
         optimizer=Optimizer(model, recipe.optimizer),
         schedule=recipe.schedule,
         plan=Plan(
@@ -279,11 +249,11 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
             improvement=part.improvement,
             correction=recipe.experts.correction,
         ),
-        heldout=held if len(held) else None,
+        heldout=heldout,
         store=Checkpoints(stages.checkpoints, who, recipe.checkpoint),
         journal=Journal(stages.journal),
-        sample=sampler(tokenizer, part.prompt) if part.prompt else None,
-        guard=Guard(tolerance=part.divergence),
+        sample=sampler(tokenizer, part.prompt) if part.prompt and model.spec.causal else None,
+        guard=Guard(tolerance=part.divergence * (objective.weight if isinstance(objective, ReplacedToken) else 1.0)),
     )
     fix_plan(recipe, stages, run)
     resume(run)
@@ -344,6 +314,7 @@ def closing(run: Run, watchers: Sequence[Watcher] | None, recipe: Recipe) -> Ite
 def view_of(run: Run, recipe: Recipe) -> View:
     """What the display knows of the run before it begins."""
     model = run.model
+    models = [model, *([model.generator] if isinstance(model, Pair) else [])]
     parameters = sum(p.numel() for p in model.parameters())
     peak = 0.0
     if model.device.type == "cpu":
@@ -352,7 +323,7 @@ def view_of(run: Run, recipe: Recipe) -> View:
     return View(
         steps=run.plan.steps,
         name=f"{recipe.out.name} · {parameters / 1e6:.1f} M parameters",
-        flops=work(inventory(model.spec), recipe.data.block).training,
+        flops=sum(work(inventory(one.spec), recipe.data.block).training for one in models),
         peak=peak,
     )
 
@@ -365,9 +336,14 @@ def export(recipe: Recipe, stages: Stages, run: Run, tokenizer: Tokenizer) -> No
             note(f"The weights are those of step {run.progress.best_step:,}, the best on held-out text.")
             put_weights(run.model, best)
     run.model.eval()
-    run.model.spec = check_model(recipe, tokenizer.vocab, training=False)  # few families could say the rest
-    save_model(run.model, stages.out, dtype=recipe.export_dtype)
-    tokenizer.save(stages.out)
+    models, done = {stages.out: run.model}, check_model(recipe, tokenizer.vocab, training=False)
+    if isinstance(run.model, Pair):
+        models[stages.out], models[stages.generator] = run.model.apart()
+        models[stages.generator].spec = generator_of(done, recipe.generator.share)
+    models[stages.out].spec = done  # few families could say the rest
+    for folder, model in models.items():
+        save_model(model, folder, dtype=recipe.export_dtype)
+        tokenizer.save(folder)
     records = read_journal(stages.journal)
     try:
         png_curve(records, stages.out / "curve.png", title=recipe.out.name)

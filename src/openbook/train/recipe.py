@@ -5,6 +5,8 @@
 [model]      a family and its sizes                          [schedule]    the learning rate over the run
 [train]      how long, how large a step, on what             [checkpoint]  how often to save
 [experts]    how a mixture of experts is kept balanced
+
+`objective` says what is learned: the next word, hidden words ([masking]), or which words were replaced ([generator]).
 """
 
 from __future__ import annotations
@@ -61,10 +63,10 @@ class ModelPart:
     """A family and its sizes; what is None is the family's own rule."""
 
     family: str
-    """A `model_type`, as in config.json."""
-    dim: int
-    layers: int
-    heads: int
+    """A `model_type`, as in config.json; openbook: what `spec` says."""
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
     hidden: int | None = None
@@ -79,14 +81,25 @@ class ModelPart:
     """While training: of embeddings, attention weights and what layers add; many passes over little text need it."""
     more: dict[str, float | int | bool | str] = field(default_factory=dict)
     """Further keys of the family's config.json."""
+    spec: dict[str, Any] = field(default_factory=dict)
+    """A whole model of your own, for family openbook: see recipes/lstm.toml. `embed.vocab` may be left out."""
 
     def __post_init__(self) -> None:
+        if (self.family == "openbook") != bool(self.spec):
+            raise ConfigError("A model of your own is family = 'openbook' and a table [model.spec]: give both.")
+        absent = [name for name in ("dim", "layers", "heads") if getattr(self, name) is None]
+        if absent and not self.spec:
+            names = " and ".join(f"`model.{name}`" for name in absent)
+            raise ConfigError(f"{names} must be given for a '{self.family}'.")
+        if self.spec and (len(absent) < 3 or self.dropout or self.more):
+            raise ConfigError("[model.spec] says all sizes and the dropout itself: leave them out of [model].")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"`model.dropout` must be from 0 to below 1: got {self.dropout}.")
 
     def sizes(self, vocab: int, block: int) -> dict[str, Any]:
         """The sizes in our words, open ones settled."""
-        given = {name: value for name, value in asdict(self).items() if name not in ("family", "more", "dropout")}
+        other = ("family", "more", "dropout", "spec")
+        given = {name: value for name, value in asdict(self).items() if name not in other}
         return {**given, "vocab": self.vocab or vocab, "context": self.context or block}
 
 
@@ -157,16 +170,56 @@ class LossPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskingPart:
+    """How words are hidden: of those chosen, `random` become any word, `keep` stay, the rest become the mask."""
+
+    rate: float = 0.15
+    random: float | None = None
+    """None: 0.1, and 0 for replaced words."""
+    keep: float | None = None
+    """None: 0.1, and 0 for replaced words."""
+
+    def __post_init__(self) -> None:
+        random, keep = self.random or 0.0, self.keep or 0.0
+        if not 0 < self.rate < 1 or min(random, keep) < 0 or random + keep > 1:
+            raise ConfigError(
+                "`masking.rate` is between 0 and 1, and `masking.random` and `masking.keep` are shares of it: got "
+                f"{self.rate}, {random} and {keep}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorPart:
+    """The generator that a discriminator is trained against."""
+
+    share: float = 0.25
+    """Of the discriminator's heads and hidden features."""
+    weight: float = 50.0
+    """Of the discriminator's loss, beside the generator's."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or not 0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"`generator.share` is above 0 to 1 and `generator.weight` above 0: got {self.share} and {self.weight}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A pretraining run."""
 
     out: Path
     """Folder that the run works in and that becomes the model."""
+    objective: Literal["next", "masked", "replaced"] = "next"
+    """next: the next word, for models that write; masked: hidden words (Devlin et al. 2018); replaced: which words a
+    generator put in the place of others (Clark et al. 2020)."""
     data: DataPart
     model: ModelPart
     train: TrainPart
     tokenizer: TokenizerPart = field(default_factory=TokenizerPart)
     loss: LossPart = field(default_factory=LossPart)
+    masking: MaskingPart = field(default_factory=MaskingPart)
+    generator: GeneratorPart = field(default_factory=GeneratorPart)
     experts: ExpertPart = field(default_factory=ExpertPart)
     optimizer: Optimisation = field(default_factory=Optimisation)
     schedule: Schedule = field(default_factory=Schedule)
@@ -195,4 +248,9 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         for name in names:
             del place[name]
     tree["data"]["text"] = list(recipe.data.text)
+    for name, objectives in (("masking", ("masked", "replaced")), ("generator", ("replaced",))):
+        if recipe.objective not in objectives:
+            del tree[name]
+    if recipe.objective == "next":  # as runs from before there were others
+        del tree["objective"]
     return tree

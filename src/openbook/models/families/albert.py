@@ -14,9 +14,12 @@ from openbook.models.names import Name
 from openbook.nn import spec
 
 KEYS = Keys(classes="classifier_dropout_prob")
+INERT = ("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")  # of the first implementation
 
 
 def to_spec(config: Config) -> spec.Model:
+    for key in INERT:
+        config.raw(key)
     model = encoders.read_encoder(config, KEYS, narrow="embedding_size", activation="gelu_new", dropout=0.0)
     if model.embed.dim == model.stack.dim:
         raise ConfigError(f"`embedding_size` must not be `hidden_size` here: got {model.embed.dim} ({config.where}).")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.classic import QKV, block, head_names, heads_of, layer_norm, norm_of, read_sizes, write_sizes
+from openbook.models import classic
 from openbook.models.config import Config
-from openbook.models.family import CannotSay, Family, branches_of, layers_of
+from openbook.models.family import Family, branches_of, layers_of
 from openbook.models.names import Name, fused
 from openbook.models.parts import BLOCK
 from openbook.nn import spec
@@ -29,38 +30,22 @@ INERT = (
 
 def to_spec(config: Config) -> spec.Model:
     keys = KEYS | {word: key for word, key in OLD.items() if config.has(key)}
-    size = read_sizes(config, keys)
+    size = classic.read_sizes(config, keys)
     config.fixed("apply_residual_connection_post_layernorm", False, False)
     if config.get("n_inner", 4 * size.dim) != 4 * size.dim:
         raise ConfigError(f"`n_inner` must be four times `hidden_size`, as all BLOOM's are ({config.where}).")
     for inert in INERT:
         config.raw(inert)
-    attention = spec.Attention(
-        heads=size.heads,
-        kv_heads=size.heads,
-        head_dim=size.head_dim,
-        relative=True,
-        bias=True,
-        out_bias=True,
-        dropout=config.get("attention_dropout", 0.0),
-    )
-    mlp = spec.MLP(hidden=size.hidden, activation="gelu_tanh", gated=False, bias=True)
-    norm = layer_norm(config)
-    one = block(attention, mlp, norm, dropout=config.get("hidden_dropout", 0.0))
-    return spec.Model(
-        embed=spec.Embed(vocab=size.vocab, dim=size.dim, norm=norm),
-        stack=spec.Stack(
-            dim=size.dim, blocks=(one,) * size.layers, final_norm=norm, relative=spec.Alibi(heads=size.heads)
-        ),
-        heads=(),
-    )
+    rates = config.get("attention_dropout", 0.0), config.get("hidden_dropout", 0.0)
+    attention = replace(size.attention, relative=True, bias=True, out_bias=True, dropout=rates[0])
+    norm = classic.layer_norm(config)
+    block = classic.block(attention, size.mlp("gelu_tanh"), norm, dropout=rates[1])
+    return size.model(block, norm, replace(size.embed(), norm=norm), spec.Alibi(heads=size.heads))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    if model.stack.relative is None or model.embed.norm is None:
-        raise CannotSay("it needs ALiBi and a norm after the embedding")
-    return write_sizes(model, KEYS) | {
-        "layer_norm_epsilon": norm_of(model).eps,
+    return classic.write_sizes(model, KEYS) | {
+        "layer_norm_epsilon": classic.norm_of(model).eps,
         "hidden_dropout": branches_of(model.stack)[0].dropout,
         "attention_dropout": layers_of(model.stack, spec.Attention)[0].dropout,
     }
@@ -77,11 +62,11 @@ def names(model: spec.Model) -> tuple[Name, ...]:
         Name("transformer.ln_f", "stack.final_norm"),
         Name(f"{L}input_layernorm", f"{BLOCK}.0.norm"),
         Name(f"{L}post_attention_layernorm", f"{BLOCK}.1.norm"),
-        *fused(f"{L}self_attention.query_key_value", QKV, (1, 1, 1), heads),
+        *fused(f"{L}self_attention.query_key_value", classic.QKV, (1, 1, 1), heads),
         Name(f"{L}self_attention.dense", f"{BLOCK}.0.layer.out"),
         Name(f"{L}mlp.dense_h_to_4h", f"{BLOCK}.1.layer.up"),
         Name(f"{L}mlp.dense_4h_to_h", f"{BLOCK}.1.layer.down"),
-        *head_names(model),
+        *classic.head_names(model),
     )
 
 
@@ -90,7 +75,7 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads=heads_of("Bloom"),
+    heads=classic.heads_of("Bloom"),
     prefix="transformer.",
     sizes=KEYS,
 )

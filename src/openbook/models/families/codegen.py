@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openbook.errors import ConfigError
-from openbook.models.classic import GPT, QKV, biased_language, head_names
+from openbook.models import classic
 from openbook.models.config import Config
 from openbook.models.families import gptj
 from openbook.models.family import Family, none
@@ -11,7 +11,7 @@ from openbook.models.names import fused
 from openbook.nn import spec
 
 MACHINES = 4
-FUSED = fused("transformer.h.{i}.attn.qkv_proj", (QKV[0], QKV[2], QKV[1]), (1, 1, 1), MACHINES)
+FUSED = fused("transformer.h.{i}.attn.qkv_proj", (classic.QKV[0], classic.QKV[2], classic.QKV[1]), (1, 1, 1), MACHINES)
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -24,9 +24,9 @@ FAMILY = Family(
     model_type="codegen",
     to_spec=to_spec,
     from_spec=gptj.from_spec,
-    names=lambda model: gptj.BODY + FUSED + head_names(model),
-    heads={"CodeGenForCausalLM": biased_language, "CodeGenModel": none},
+    names=lambda model: gptj.BODY + FUSED + classic.head_names(model),
+    heads={"CodeGenForCausalLM": classic.biased_language, "CodeGenModel": none},
     prefix="transformer.",
     ignore=(r".*attn\.causal_mask",),
-    sizes=GPT,
+    sizes=classic.GPT,
 )

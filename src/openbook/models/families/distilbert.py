@@ -27,7 +27,8 @@ KEYS = Keys(
 
 
 def to_spec(config: Config) -> spec.Model:
-    config.raw("sinusoidal_pos_embds")  # how the positions began; the published tensor holds them
+    for key in ("sinusoidal_pos_embds", "tie_weights_"):  # how the positions began; the published tensor holds them
+        config.raw(key)
     return encoders.read_encoder(config, KEYS)
 
 

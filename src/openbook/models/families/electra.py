@@ -24,7 +24,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
     summary = next((head for head in model.heads if isinstance(head, spec.Classes) and head.name == "choice"), None)
     if summary is None or summary.transform is None:
         return said
-    act = spell_activation(summary.transform.activation)
+    act = summary.transform.activation and spell_activation(summary.transform.activation)
     del said["classifier_dropout"]
     return said | {"summary_activation": act, "summary_last_dropout": summary.dropout}
 
@@ -48,7 +48,8 @@ def classes(config: Config) -> Heads:
 
 def choice(config: Config) -> Heads:
     """One number for each row."""
-    transform = spec.Transform(activation=config.activation("summary_activation", "gelu"))
+    silent = "summary_activation" in config.data and config.raw("summary_activation") is None  # null means none
+    transform = spec.Transform(activation=None if silent else config.activation("summary_activation", "gelu"))
     drop = config.get("summary_last_dropout", 0.1)
     return (spec.Classes(count=1, over="first", transform=transform, dropout=drop, name="choice"),)
 

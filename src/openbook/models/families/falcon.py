@@ -6,21 +6,11 @@ precision it computes; here they are not rounded.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.classic import (
-    QKV,
-    Way,
-    block,
-    head_names,
-    heads_of,
-    layer_norm,
-    norm_of,
-    read_sizes,
-    way_of,
-    write_sizes,
-)
+from openbook.models import classic
 from openbook.models.config import Config, read_rope, spell_activation, write_rope
 from openbook.models.family import SIZES, Family, branches_of, layers_of
 from openbook.models.names import Name, fused
@@ -31,7 +21,7 @@ from openbook.nn.build import check_heads
 KEYS = {**SIZES, "hidden": "ffn_hidden_size", "kv_heads": "num_kv_heads"}
 
 
-def read_layout(config: Config, heads: int) -> tuple[int, Way]:
+def read_layout(config: Config, heads: int) -> tuple[int, classic.Way]:
     """How many key/value heads there are, and how the branches stand."""
     grouped = config.size("num_kv_heads", heads)
     many, beside = config.get("multi_query", True), config.get("parallel_attn", True)
@@ -50,42 +40,34 @@ def read_layout(config: Config, heads: int) -> tuple[int, Way]:
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = read_sizes(config, KEYS | ({"dim": "n_embed"} if config.has("n_embed") else {}), context=2048)
+    size = classic.read_sizes(config, KEYS | ({"dim": "n_embed"} if config.has("n_embed") else {}), context=2048)
     config.fixed("apply_residual_connection_post_layernorm", False, False)
     config.raw("classifier_dropout")
     kv_heads, way = read_layout(config, size.heads)
     bias, alibi = config.get("bias", False), config.get("alibi", False)
     rope = read_rope(config, size.head_dim, size.context or 2048)
-    attention = spec.Attention(
-        heads=size.heads,
+    attention = replace(
+        size.attention,
         kv_heads=kv_heads,
-        head_dim=size.head_dim,
         rope=None if alibi else rope,
         relative=alibi,
         bias=bias,
         out_bias=bias,
         dropout=config.get("attention_dropout", 0.0),
     )
-    mlp = spec.MLP(hidden=size.hidden, activation=config.activation("activation", "gelu"), gated=False, bias=bias)
-    norm = layer_norm(config)
+    norm, mlp = classic.layer_norm(config), size.mlp(config.activation("activation", "gelu"), bias)
     drop = config.get("hidden_dropout", 0.0)
-    one = block(attention, mlp, norm, way, drop, attention.dropout if way == "pre" else drop)
-    relative = spec.Alibi(heads=size.heads, scale=size.head_dim**-0.5) if alibi else None
-    return spec.Model(
-        embed=spec.Embed(vocab=size.vocab, dim=size.dim),
-        stack=spec.Stack(dim=size.dim, blocks=(one,) * size.layers, final_norm=norm, relative=relative),
-        heads=(),
-        context=size.context,
-    )
+    block = classic.block(attention, mlp, norm, way, drop, attention.dropout if way == "pre" else drop)
+    return size.model(block, norm, relative=spec.Alibi(heads=size.heads, scale=size.head_dim**-0.5) if alibi else None)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
-    way, kv_heads = way_of(model), attention.kv_heads
+    way, kv_heads = classic.way_of(model), attention.kv_heads
     new = way == "each" or (way == "shared" and kv_heads not in (1, attention.heads))
     said = {} if attention.rope is None else {"rope_parameters": write_rope(attention.rope, attention.head_dim)}
     return (
-        write_sizes(model, KEYS)
+        classic.write_sizes(model, KEYS)
         | said
         | {
             "new_decoder_architecture": new,
@@ -96,7 +78,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
             "alibi": attention.relative,
             "bias": attention.bias,
             "activation": spell_activation(mlp.activation),
-            "layer_norm_epsilon": norm_of(model).eps,
+            "layer_norm_epsilon": classic.norm_of(model).eps,
             "attention_dropout": attention.dropout,
             "hidden_dropout": branches_of(model.stack)[-1].dropout,
         }
@@ -104,7 +86,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
 
 
 L = "transformer.h.{i}."
-NORMS: dict[Way, tuple[Name, ...]] = {
+NORMS: dict[classic.Way, tuple[Name, ...]] = {
     "shared": (Name(f"{L}input_layernorm", "stack.blocks.{i}.norm"),),
     "each": (Name(f"{L}ln_attn", f"{BLOCK}.0.norm"), Name(f"{L}ln_mlp", f"{BLOCK}.1.norm")),
     "pre": (
@@ -120,12 +102,12 @@ def names(model: spec.Model) -> tuple[Name, ...]:
     return (
         Name("transformer.word_embeddings", "embed.tokens"),
         Name("transformer.ln_f", "stack.final_norm"),
-        *NORMS[way_of(model)],
-        *fused(f"{L}self_attention.query_key_value", QKV, (group, 1, 1), attention.kv_heads),
+        *NORMS[classic.way_of(model)],
+        *fused(f"{L}self_attention.query_key_value", classic.QKV, (group, 1, 1), attention.kv_heads),
         Name(f"{L}self_attention.dense", f"{BLOCK}.0.layer.out"),
         Name(f"{L}mlp.dense_h_to_4h", f"{BLOCK}.1.layer.up"),
         Name(f"{L}mlp.dense_4h_to_h", f"{BLOCK}.1.layer.down"),
-        *head_names(model),
+        *classic.head_names(model),
     )
 
 
@@ -134,7 +116,7 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads=heads_of("Falcon"),
+    heads=classic.heads_of("Falcon"),
     prefix="transformer.",
     ignore=(r".*rotary_emb\.inv_freq",),
     sizes=KEYS,

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from openbook.models.classic import (
-    GPT,
-    QKV,
-    SUMMARY,
-    block,
-    head_names,
-    heads_of,
-    layer_norm,
-    norm_of,
-    read_sizes,
-    write_sizes,
-)
-from openbook.models.config import Config, spell_activation
-from openbook.models.family import CannotSay, Family, branches_of, layers_of
+from openbook.models import classic
+from openbook.models.config import Config
+from openbook.models.family import Family, layers_of
 from openbook.models.names import Name, fused
 from openbook.models.parts import BLOCK
 from openbook.nn import spec
@@ -26,50 +16,32 @@ from openbook.nn import spec
 INERT = (
     *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "num_key_value_heads", "inference_runner"),
     *("max_batch_size", "max_sequence_length", "pad_key_length", "pre_allocate_kv_cache", "validate_runner_input"),
-    *("classifier_dropout", *SUMMARY),
+    *("classifier_dropout", *classic.SUMMARY),
 )
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = read_sizes(config, GPT, context=1024)
+    size, rates = classic.read_sizes(config, classic.GPT, context=1024), classic.read_rates(config, 0.1)
     config.fixed("add_cross_attention", False, False)
     for inert in INERT:
         config.raw(inert)
-    attention = spec.Attention(
-        heads=size.heads,
+    attention = replace(
+        size.attention,
         kv_heads=1 if config.get("multi_query", True) else size.heads,
-        head_dim=size.head_dim,
         bias=True,
         out_bias=True,
         scale=None if config.get("scale_attn_weights", True) else 1.0,
-        dropout=config.get("attn_pdrop", 0.1),
+        dropout=rates.attention,
     )
-    activation = config.activation("activation_function", "gelu_pytorch_tanh")
-    mlp = spec.MLP(hidden=size.hidden, activation=activation, gated=False, bias=True)
-    norm = layer_norm(config)
-    one = block(attention, mlp, norm, dropout=config.get("resid_pdrop", 0.1))
-    positions, drop = spec.Learned(count=size.context or 1024), config.get("embd_pdrop", 0.1)
-    return spec.Model(
-        embed=spec.Embed(vocab=size.vocab, dim=size.dim, positions=positions, dropout=drop),
-        stack=spec.Stack(dim=size.dim, blocks=(one,) * size.layers, final_norm=norm),
-        heads=(),
-        context=size.context,
-    )
+    norm, mlp = classic.layer_norm(config), size.mlp(config.activation("activation_function", "gelu_pytorch_tanh"))
+    block = classic.block(attention, mlp, norm, dropout=rates.residual)
+    return size.model(block, norm, size.embed(rates.embed, learned=True))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
-    if model.embed.positions is None:
-        raise CannotSay("it needs learned positions")
-    return write_sizes(model, GPT) | {
-        "multi_query": attention.kv_heads == 1,
-        "scale_attn_weights": attention.scale is None,
-        "activation_function": spell_activation(mlp.activation),
-        "layer_norm_epsilon": norm_of(model).eps,
-        "resid_pdrop": branches_of(model.stack)[0].dropout,
-        "embd_pdrop": model.embed.dropout,
-        "attn_pdrop": attention.dropout,
-    }
+    attention = layers_of(model.stack, spec.Attention)[0]
+    said = {"multi_query": attention.kv_heads == 1, "scale_attn_weights": attention.scale is None}
+    return classic.write_gpt(model) | said
 
 
 H = "transformer.h.{i}."
@@ -88,7 +60,7 @@ BODY = (
 def names(model: spec.Model) -> tuple[Name, ...]:
     attention = layers_of(model.stack, spec.Attention)[0]
     shares, groups = ((attention.heads, 1, 1), 1) if attention.kv_heads == 1 else ((1, 1, 1), attention.heads)
-    return (*BODY, *fused(f"{H}attn.c_attn", QKV, shares, groups), *head_names(model))
+    return (*BODY, *fused(f"{H}attn.c_attn", classic.QKV, shares, groups), *classic.head_names(model))
 
 
 FAMILY = Family(
@@ -96,8 +68,8 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads=heads_of("GPTBigCode", spans=False),
+    heads=classic.heads_of("GPTBigCode", spans=False),
     prefix="transformer.",
     ignore=(r".*attn\.(bias|masked_bias)",),
-    sizes=GPT,
+    sizes=classic.GPT,
 )

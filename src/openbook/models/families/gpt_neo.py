@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.classic import SUMMARY, block, head_names, heads_of, layer_norm, norm_of, read_sizes, write_sizes
+from openbook.models import classic
 from openbook.models.config import Config, spell_activation
-from openbook.models.family import SIZES, CannotSay, Family, branches_of, layers_of
+from openbook.models.family import SIZES, Family, branches_of, layers_of
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK
 from openbook.nn import spec
@@ -33,44 +34,28 @@ def kinds(config: Config, layers: int) -> list[str]:
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = read_sizes(config, KEYS, context=2048)
-    for inert in (*SUMMARY, "classifier_dropout"):
+    size, norm = classic.read_sizes(config, KEYS, context=2048), classic.layer_norm(config)
+    for inert in (*classic.SUMMARY, "classifier_dropout"):
         config.raw(inert)
-    norm, drop, window = layer_norm(config), config.get("resid_dropout", 0.0), config.size("window_size", 256)
-    activation = config.activation("activation_function", "gelu_new")
-    mlp = spec.MLP(hidden=size.hidden, activation=activation, gated=False, bias=True)
-
-    def attention(kind: str) -> spec.Attention:
-        return spec.Attention(
-            heads=size.heads,
-            kv_heads=size.heads,
-            head_dim=size.head_dim,
-            pattern=spec.Pattern(window=window if kind == "local" else None),
-            out_bias=True,
-            scale=1.0,
-            dropout=config.get("attention_dropout", 0.0),
-        )
-
-    blocks = tuple(block(attention(kind), mlp, norm, dropout=drop) for kind in kinds(config, size.layers))
-    positions = spec.Learned(count=size.context or 2048)
-    return spec.Model(
-        embed=spec.Embed(vocab=size.vocab, dim=size.dim, positions=positions, dropout=config.get("embed_dropout", 0.0)),
-        stack=spec.Stack(dim=size.dim, blocks=blocks, final_norm=norm),
-        heads=(),
-        context=size.context,
+    window, drop = config.size("window_size", 256), config.get("resid_dropout", 0.0)
+    patterns = {"global": spec.Pattern(), "local": spec.Pattern(window=window)}
+    attention = replace(size.attention, out_bias=True, scale=1.0, dropout=config.get("attention_dropout", 0.0))
+    mlp = size.mlp(config.activation("activation_function", "gelu_new"))
+    blocks = tuple(
+        classic.block(replace(attention, pattern=patterns[kind]), mlp, norm, dropout=drop)
+        for kind in kinds(config, size.layers)
     )
+    return size.model(blocks, norm, size.embed(config.get("embed_dropout", 0.0), learned=True))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attentions, mlp = layers_of(model.stack, spec.Attention), layers_of(model.stack, spec.MLP)[0]
-    if model.embed.positions is None:
-        raise CannotSay("it needs learned positions")
+    attentions = layers_of(model.stack, spec.Attention)
     found = [layer.pattern.window for layer in attentions]
-    return write_sizes(model, KEYS) | {
+    return classic.write_sizes(model, KEYS) | {
         "attention_types": [[["global" if window is None else "local" for window in found], 1]],
         "window_size": next((window for window in found if window is not None), 256),
-        "activation_function": spell_activation(mlp.activation),
-        "layer_norm_epsilon": norm_of(model).eps,
+        "activation_function": spell_activation(layers_of(model.stack, spec.MLP)[0].activation),
+        "layer_norm_epsilon": classic.norm_of(model).eps,
         "resid_dropout": branches_of(model.stack)[0].dropout,
         "embed_dropout": model.embed.dropout,
         "attention_dropout": attentions[0].dropout,
@@ -92,8 +77,8 @@ FAMILY = Family(
     model_type="gpt_neo",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: NAMES + head_names(model),
-    heads=heads_of("GPTNeo"),
+    names=lambda model: NAMES + classic.head_names(model),
+    heads=classic.heads_of("GPTNeo"),
     prefix="transformer.",
     ignore=(r".*attention\.(bias|masked_bias)",),
     sizes=KEYS,

@@ -51,11 +51,13 @@ def to_spec(config: Config) -> spec.Model:
 def read_limits(config: Config, key: str = "time_step_limit") -> dict[str, Any]:
     """The least and the greatest step; without end is none."""
     values = config.raw(key, [0.0, math.inf])
-    values = [float(one["__float__"]) if isinstance(one, dict) and "__float__" in one else one for one in values]
-    if len(values) != 2 or not all(isinstance(one, int | float) for one in values):
-        raise ConfigError(f"`{key}` must be two numbers: got {values!r} ({config.where}).")
-    least, most = map(float, values)
-    return {"step_least": least, "step_most": None if math.isinf(most) else most}
+    found = values if isinstance(values, list | tuple) else []
+    found = [one["__float__"] if isinstance(one, dict) and "__float__" in one else one for one in found]
+    try:
+        least, most = map(float, found)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"`{key}` must be two numbers: got {values!r} ({config.where}).") from error
+    return {"step_least": least, "step_most": None if most == math.inf else most}
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

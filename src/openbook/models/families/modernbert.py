@@ -108,7 +108,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
 
 
 def _head_says(head: spec.Head) -> dict[str, Any]:
-    if isinstance(head, spec.Pooler | spec.MultiToken) or head.transform is None:
+    if not isinstance(head, spec.Language | spec.Classes) or head.transform is None or not head.transform.activation:
         raise CannotSay("its heads have a transform")
     act = spell_activation(head.transform.activation)
     said: dict[str, Any] = {"classifier_activation": act, "classifier_bias": head.transform.bias}

@@ -52,4 +52,5 @@ FAMILY = Family(
     heads=heads("MPNet"),
     prefix="mpnet.",
     ignore=IGNORE,
+    before=OFFSET,
 )

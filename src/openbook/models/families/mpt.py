@@ -5,10 +5,11 @@ Its `attn_config` is read as its makers' code reads it; the reference ignores `a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.classic import QKV, block, head_names, heads_of, layer_norm, norm_of, read_sizes, write_sizes
+from openbook.models import classic
 from openbook.models.config import Config
 from openbook.models.family import CannotSay, Family, branches_of, layers_of
 from openbook.models.names import Name, fused
@@ -41,7 +42,7 @@ def read_attention(config: Config) -> Config:
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = read_sizes(config, KEYS, context=2048)
+    size = classic.read_sizes(config, KEYS, context=2048)
     for key, only in (("expansion_ratio", 4), ("no_bias", True), ("logit_scale", None)):
         config.fixed(key, only, only)
     if config.get("norm_type", NORMS[0]) not in NORMS:
@@ -49,40 +50,32 @@ def to_spec(config: Config) -> spec.Model:
     for inert in (*INERT, "classifier_dropout", "hidden_dropout"):
         config.raw(inert)
     nested = read_attention(config)
-    attention = spec.Attention(
-        heads=size.heads,
-        kv_heads=size.heads,
-        head_dim=size.head_dim,
+    attention = replace(
+        size.attention,
         relative=True,
         clip=nested.get("clip_qkv", 0.0) or None,
         scale=nested.get("softmax_scale", None, float),
         dropout=nested.get("attn_pdrop", 0.0),
     )
-    mlp = spec.MLP(hidden=size.hidden, activation="gelu", gated=False)
-    norm = layer_norm(config, bias=False)
-    relative = spec.Alibi(heads=size.heads, most=nested.positive("alibi_bias_max", 8.0))
+    norm, mlp = classic.layer_norm(config, bias=False), size.mlp("gelu", bias=False)
+    alibi = spec.Alibi(heads=size.heads, most=nested.positive("alibi_bias_max", 8.0))
     nested.warn_unread()
-    one = block(attention, mlp, norm, dropout=config.get("resid_pdrop", 0.0))
-    return spec.Model(
-        embed=spec.Embed(vocab=size.vocab, dim=size.dim, dropout=config.get("emb_pdrop", 0.0)),
-        stack=spec.Stack(dim=size.dim, blocks=(one,) * size.layers, final_norm=norm, relative=relative),
-        heads=(),
-        context=size.context,
-    )
+    block = classic.block(attention, mlp, norm, dropout=config.get("resid_pdrop", 0.0))
+    return size.model(block, norm, size.embed(config.get("emb_pdrop", 0.0)), alibi)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention, rule = layers_of(model.stack, spec.Attention)[0], model.stack.relative
     if not isinstance(rule, spec.Alibi):
         raise CannotSay("it needs ALiBi")
-    return write_sizes(model, KEYS) | {
+    return classic.write_sizes(model, KEYS) | {
         "attn_config": {
             "alibi_bias_max": int(rule.most) if rule.most.is_integer() else rule.most,
             "clip_qkv": attention.clip,
             "softmax_scale": attention.scale,
             "attn_pdrop": attention.dropout or 0,  # the reference wants a whole number
         },
-        "layer_norm_epsilon": norm_of(model).eps,
+        "layer_norm_epsilon": classic.norm_of(model).eps,
         "resid_pdrop": branches_of(model.stack)[0].dropout,
         "emb_pdrop": model.embed.dropout,
     }
@@ -94,7 +87,7 @@ BODY = (
     Name("transformer.norm_f", "stack.final_norm"),
     Name(f"{B}norm_1", f"{BLOCK}.0.norm"),
     Name(f"{B}norm_2", f"{BLOCK}.1.norm"),
-    *fused(f"{B}attn.Wqkv", QKV, (1, 1, 1)),
+    *fused(f"{B}attn.Wqkv", classic.QKV, (1, 1, 1)),
     Name(f"{B}attn.out_proj", f"{BLOCK}.0.layer.out"),
     Name(f"{B}ffn.up_proj", f"{BLOCK}.1.layer.up"),
     Name(f"{B}ffn.down_proj", f"{BLOCK}.1.layer.down"),
@@ -103,8 +96,8 @@ FAMILY = Family(
     model_type="mpt",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: BODY + head_names(model),
-    heads=heads_of("Mpt"),
+    names=lambda model: BODY + classic.head_names(model),
+    heads=classic.heads_of("Mpt"),
     prefix="transformer.",
     sizes=KEYS,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from openbook.models.classic import block, head_names, heads_of, read_sizes, way_of, write_sizes
+from openbook.models import classic
 from openbook.models.config import Config, spell_activation
-from openbook.models.family import SIZES, CannotSay, Family, branches_of, layers_of
+from openbook.models.family import SIZES, Family, branches_of, layers_of
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK
 from openbook.nn import spec
@@ -16,7 +17,7 @@ OFFSET = 2  # rows before the first position, once meant for padding
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = read_sizes(config, KEYS, context=2048)
+    size = classic.read_sizes(config, KEYS, context=2048)
     config.fixed("layerdrop", 0.0, 0.0)
     config.fixed("layer_norm_elementwise_affine", True, True)
     for inert in ("init_std", "activation_dropout", "classifier_dropout"):
@@ -25,38 +26,20 @@ def to_spec(config: Config) -> spec.Model:
     before = config.get("do_layer_norm_before", True)
     last = before and not config.get("_remove_final_layer_norm", False)
     inner = config.size("word_embed_proj_dim", size.dim)
-    attention = spec.Attention(
-        heads=size.heads,
-        kv_heads=size.heads,
-        head_dim=size.head_dim,
-        bias=bias,
-        out_bias=bias,
-        dropout=config.get("attention_dropout", 0.0),
-    )
-    activation = config.activation("activation_function", "relu")
-    mlp = spec.MLP(hidden=size.hidden, activation=activation, gated=False, bias=bias)
+    attention = replace(size.attention, bias=bias, out_bias=bias, dropout=config.get("attention_dropout", 0.0))
+    mlp = size.mlp(config.activation("activation_function", "relu"), bias)
     norm = spec.Norm(kind="layer", eps=1e-5, bias=True)
-    one = block(attention, mlp, norm, "pre" if before else "post", drop)
+    block = classic.block(attention, mlp, norm, "pre" if before else "post", drop)
     narrow = None if inner == size.dim else inner
-    return spec.Model(
-        embed=spec.Embed(
-            vocab=size.vocab,
-            dim=size.dim,
-            positions=spec.Learned(count=(size.context or 2048) + OFFSET, offset=OFFSET),
-            inner=narrow,
-        ),
-        stack=spec.Stack(dim=size.dim, blocks=(one,) * size.layers, final_norm=norm if last else None, out=narrow),
-        heads=(),
-        context=size.context,
-    )
+    positions = spec.Learned(count=(size.context or 2048) + OFFSET, offset=OFFSET)
+    made = size.model(block, norm if last else None, replace(size.embed(), positions=positions, inner=narrow))
+    return replace(made, stack=replace(made.stack, out=narrow))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
-    if model.embed.positions is None:
-        raise CannotSay("it needs learned positions")
-    before = way_of(model) == "pre"
-    return write_sizes(model, KEYS) | {
+    before = classic.way_of(model) == "pre"
+    return classic.write_sizes(model, KEYS) | {
         "word_embed_proj_dim": model.stack.width,
         "do_layer_norm_before": before,
         "_remove_final_layer_norm": before and model.stack.final_norm is None,
@@ -84,8 +67,8 @@ FAMILY = Family(
     model_type="opt",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: BODY + head_names(model),
-    heads=heads_of("OPT", tokens=False),
+    names=lambda model: BODY + classic.head_names(model),
+    heads=classic.heads_of("OPT", tokens=False),
     prefix="model.",
     ignore=(r".*decoder\.version",),
     sizes=KEYS,

@@ -49,4 +49,5 @@ FAMILY = Family(
     heads=heads("Roberta"),
     prefix="roberta.",
     ignore=IGNORE,
+    before=2,
 )

@@ -1,0 +1,67 @@
+"""DeBERTa (He et al. 2021): contents and relative positions apart; q, k and v published as one, head after head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openbook.models import encoders
+from openbook.models.config import Config
+from openbook.models.families import deberta_v2
+from openbook.models.families.deberta_v2 import OWN, SELF, encoder, shared, size_of, span_of, terms_of, write
+from openbook.models.family import CannotSay, Family, layers_of
+from openbook.models.names import Name, fused
+from openbook.nn import spec
+
+
+def to_spec(config: Config) -> spec.Model:
+    terms, relative, size = terms_of(config), config.get("relative_attention", False), size_of(config)
+    config.fixed("talking_head", False, False)
+    vectors = spec.RelativeVectors(span=span_of(config))
+    attention = spec.DisentangledAttention(
+        heads=config.size("num_attention_heads"),
+        head_dim=size,
+        content_to_position=relative and "c2p" in terms,
+        position_to_content=relative and "p2c" in terms,
+        key_bias=False,
+        scale=None if relative else (size * (1 + len(terms))) ** -0.5,
+        dropout=config.get("attention_probs_dropout_prob", 0.1),
+        position_dropout=config.get("hidden_dropout_prob", 0.1),
+    )
+    return encoder(config, attention, vectors if relative else None)
+
+
+def from_spec(model: spec.Model) -> dict[str, Any]:
+    vectors = model.stack.relative
+    if vectors is not None and not isinstance(vectors, spec.RelativeVectors):
+        raise CannotSay("its relative positions are numbers, not vectors")
+    return write(model) | ({} if vectors is None else {"max_relative_positions": vectors.span})
+
+
+def names(model: spec.Model) -> tuple[Name, ...]:
+    heads = layers_of(model.stack, spec.DisentangledAttention)[0].heads
+    return (
+        Name(f"{SELF}q_bias", f"{OWN}q.bias"),
+        Name(f"{SELF}v_bias", f"{OWN}v.bias"),
+        *fused(f"{SELF}in_proj", (f"{OWN}q", f"{OWN}k", f"{OWN}v"), (1, 1, 1), groups=heads),
+        Name(f"{SELF}pos_proj", f"{OWN}position_k"),
+        Name(f"{SELF}pos_q_proj", f"{OWN}position_q"),
+        *shared(model),
+    )
+
+
+FAMILY = Family(
+    model_type="deberta",
+    to_spec=to_spec,
+    from_spec=from_spec,
+    names=names,
+    heads={
+        "DebertaForMaskedLM": deberta_v2.masked_language,
+        "DebertaModel": lambda _: (),
+        "DebertaForSequenceClassification": deberta_v2.classes,
+        "DebertaForTokenClassification": deberta_v2.token_classes,
+        "DebertaForQuestionAnswering": encoders.span,
+    },
+    prefix="deberta.",
+    ignore=deberta_v2.FAMILY.ignore,
+    respelled=deberta_v2.PUBLISHED,
+)
