@@ -159,7 +159,9 @@ def _entry(label: str, says: str, shapes: Shapes, indent: int = 2, shown: Shapes
     """A label, what it says, its shapes (or those `shown`) on lines of their own, its parameters flush right."""
     pad = " " * indent
     total = f"{count(shapes):,}" if shapes else "0"
-    lines = [line for text in (says, shapes_say(shapes if shown is None else shown)) for line in wrapped(text, WIDTH - 40)]
+    lines = [
+        line for text in (says, shapes_say(shapes if shown is None else shown)) for line in wrapped(text, WIDTH - 40)
+    ]
     first, *rest = lines or [""]
     yield f"{pad}{label:<{24 - indent}}{first:<{WIDTH - 40}}{total:>16}"
     for line in rest:
