@@ -26,7 +26,8 @@ from openbook.train.objectives import Language
 from tests.families import ALL, DECODERS, Case, each, tokens
 
 BOUND = 1e-5
-MIXTURES = [case for case in DECODERS if "num_experts_per_tok" in case.values]
+# Those of the DeepSeek line have no such loss in the reference.
+MIXTURES = [c for c in DECODERS if "num_experts_per_tok" in c.values and "n_routed_experts" not in c.values]
 ROWS = [case for case in ALL if case.kind != "encoder-decoder"]
 
 
