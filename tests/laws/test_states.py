@@ -120,7 +120,7 @@ def test_a_scan_keeps_one_state_in_many() -> None:
 def test_a_scan_without_a_compiler_is_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = selective_case(20, 12, 1, 4, 4)
     expected = selective_native(*inputs, mark=None)
-    monkeypatch.setattr(scan, "_compiled", lambda: False)
+    monkeypatch.setattr(scan, "_compiled", lambda _: False)
     assert all(close(a, b) for a, b in zip(selective_native(*inputs, mark=None), expected, strict=True))
 
 
