@@ -155,6 +155,7 @@ class Watch:
     def __init__(self, model: LanguageModel, every: int, look: Callable[[LanguageModel], Mapping[str, float]] | None):
         self.model, self.every, self.look = model, every, look
         self.losses: list[float] = []
+        self.experts: list[dict[str, float]] = []  # how evenly they were used, and the loss without theirs
         self.seen: list[dict[str, float]] = []
 
     def record(self, record: dict[str, Any]) -> None:
@@ -162,6 +163,8 @@ class Watch:
         if record["kind"] != "step":
             return
         self.losses.append(float(record["loss"]))
+        if "experts" in record:
+            self.experts.append({**record["experts"], "language": record["language"]})
         if self.look is not None and (record["step"] % self.every == 0 or record["step"] == 1):
             self.model.eval()
             with torch.no_grad():
@@ -181,6 +184,7 @@ def train(
     objective: Objective | None = None,
     every: int = 50,
     look: Callable[[LanguageModel], Mapping[str, float]] | None = None,
+    correction: float = 0.0,
     **optimizer: Any,
 ) -> tuple[LanguageModel, Watch]:
     """Train by the project's loop; the model, and what was seen on the way."""
@@ -194,7 +198,7 @@ def train(
         rows=rows,
         optimizer=Optimizer(model, Optimisation(lr=lr, **settings)),
         schedule=schedule or Schedule(shape="cosine", warmup=0.05, floor=0.05),
-        plan=Plan(steps=steps, rows=((0, batch),), seed=seed, layers_every=0),
+        plan=Plan(steps=steps, rows=((0, batch),), seed=seed, layers_every=0, correction=correction),
         watchers=[watch],
     )
     fit(run)

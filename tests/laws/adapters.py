@@ -78,6 +78,11 @@ KINDS = [
     Kind("gemma2", "gemma2", {"target_modules": ALL_MAPS}),
     Kind("mixtral", "mixtral", {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
     Kind("mamba", "mamba", {"target_modules": ["in_proj", "x_proj"]}),
+    Kind(
+        "latent",
+        "deepseek3-dense",
+        {"target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"], "use_dora": True},
+    ),
     Kind("t5", "t5", {"target_modules": ["q", "k", "v", "o", "wi", "wo"]}),
     Kind("head by head", "gpt_neox", {"target_modules": ["query_key_value", "dense"], "use_dora": True, "bias": "all"}),
     Kind("group by group", "falcon-new", {"target_modules": ["query_key_value", "dense_4h_to_h"]}),

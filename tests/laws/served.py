@@ -25,10 +25,13 @@ from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 from openbook.nn.serving import serve_form
 from tests import families
+from tests.nn import recurrent
 
 CASES = {case.name: case for case in families.DECODERS + families.ENCODER_DECODERS}
-PAIRS = {case.name for case in families.ENCODER_DECODERS}
-MARKED = [pytest.param(c.name, id=c.name, marks=() if c.core else (pytest.mark.slow,)) for c in CASES.values()]
+QUICK = ("lstm", "bahdanau", "luong-general-fed")  # of the recurrent specs; the others are left to the whole run
+PAIRS = {case.name for case in families.ENCODER_DECODERS} | set(recurrent.PAIRS)
+_CORE = {case.name: case.core for case in CASES.values()} | {name: name in QUICK for name in recurrent.ALL}
+MARKED = [pytest.param(name, id=name, marks=() if core else (pytest.mark.slow,)) for name, core in _CORE.items()]
 MEMORY = 8 << 20
 START = {True: (0,), False: ()}  # what an encoder-decoder's output begins with
 
@@ -53,6 +56,8 @@ def model_of(name: str, form: str = "fp32") -> LanguageModel:
     if name in MADE:
         make, seed = MADE[name]
         return serve_form(_random(make(), seed), form)
+    if name in recurrent.ALL:
+        return serve_form(recurrent.random(recurrent.ALL[name], 5), form)
     with tempfile.TemporaryDirectory() as root:
         return serve_form(load(CASES[name].folder(Path(root))), form)
 

@@ -194,6 +194,18 @@ def test_in_the_form_for_serving_rows_are_exact(kinds: list[Kind], form: str, ro
 
 
 @torch.no_grad()
+def test_the_maps_of_latent_attention_are_merged(root: Path) -> None:
+    """Served, they are no linear map that an adapter could stand on: it is refused, and merged it counts."""
+    kind = of("latent")[0]
+    model = load(kind.base.folder(root))
+    with pytest.raises(Refusal, match=r"kv_up.*no linear map of its own"):
+        Bank(serve_form(load(kind.base.folder(root)), "fp32")).load("a", kind.folder(root))
+    merge(model, kind.folder(root))
+    assert apart(run(model, kind), expected(kind)) <= BOUND
+    assert apart(run(serve_form(model, "fp32"), kind), expected(kind)) <= BOUND
+
+
+@torch.no_grad()
 def test_pushed_and_restored_with_adapters(root: Path) -> None:
     kind = of("llama")[0]
     model = serve_form(load(kind.base.folder(root)), "fp32")

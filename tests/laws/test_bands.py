@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from openbook.generate.cache import Contiguous
 from openbook.models.make import make
 from openbook.nn import attend, band, spec
 from openbook.nn.marks import Marks, mark
@@ -239,3 +240,24 @@ def test_blocks_trace_whole_and_once(name: str) -> None:
         warm = counter.graphs if count == 300 else warm
     assert counter.graphs == warm <= 3
     torch._dynamo.reset()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["causal", "softcap"])
+def test_a_long_prompt_is_read_into_a_cache_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same hidden states as the whole row's, at the prompt and after it; with one mask it quadruples, as above."""
+    model = model_of(LAYERS[name])
+    ids = torch.randint(0, 31, (2, 620))
+    whole = model.hidden(ids)
+    cache = Contiguous.of(model, 2, 700)
+    parts = [model.hidden(ids[:, :600], cache=cache), model.hidden(ids[:, 600:], cache=cache)]
+    assert close(torch.cat(parts, 1), whole)
+
+    def most(tokens: int) -> int:
+        with Largest() as largest:
+            model.hidden(torch.zeros(1, tokens, dtype=torch.int64), cache=Contiguous.of(model, 1, tokens))
+        return largest.most
+
+    assert most(4096) <= 2.2 * most(2048)
+    monkeypatch.setattr("openbook.generate.cache.fits", lambda *_: False)
+    assert most(4096) > 3.5 * most(2048)

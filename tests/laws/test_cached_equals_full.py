@@ -20,6 +20,7 @@ from torch import Tensor
 
 from openbook.errors import InputError
 from openbook.generate import cache as caches
+from openbook.generate import lanes
 from openbook.generate.cache import Contiguous
 from openbook.models.load import load
 from openbook.nn import spec
@@ -27,6 +28,7 @@ from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 from openbook.nn.stack import Tower
 from tests import families
+from tests.nn import recurrent
 
 V, D, CONTEXT = 67, 32, 512
 RMS, LAYER = spec.Norm(), spec.Norm(kind="layer", bias=True)
@@ -99,10 +101,12 @@ SPECS = {
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
     "shared": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]], order=(0, 1, 0, 2, 1, 1, 0)),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),
+    **recurrent.ALL,
 }
+RECURRENT = {"lstm", "bahdanau", "luong-general-fed"}  # of those the quick gate
 CASES = {f"family {case.name}": case for case in families.DECODERS + families.ENCODER_DECODERS}
 NAMES = [*SPECS, *CASES]
-QUICK = {*SPECS, *(name for name, case in CASES.items() if case.core)}
+QUICK = {*(SPECS.keys() - recurrent.ALL.keys()), *RECURRENT, *(name for name, case in CASES.items() if case.core)}
 MARKED = [pytest.param(name, id=name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in NAMES]
 
 
@@ -275,8 +279,9 @@ def test_back_to_a_snapshot(name: str, lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid"])
 def test_windows_let_go_and_still_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "SLACK", 3)  # the block moves every few tokens
-    monkeypatch.setattr(caches, "START", 4)  # and the others double
+    monkeypatch.setattr(lanes, "SLACK", 3)  # the block moves every few tokens
+    for module in (caches, lanes):
+        monkeypatch.setattr(module, "START", 4)  # and the others double
     token_by_token(name)
     ragged(name, RAGGED["one much longer"])
     reordered(name)
@@ -289,7 +294,7 @@ def test_windows_let_go_and_still_agree(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_window_that_moved_on_cannot_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "SLACK", 2)
+    monkeypatch.setattr(lanes, "SLACK", 2)
     bench = Bench("mistral", rows=1)
     cache = bench.cache(1)
     bench.step(cache, [0], [bench.texts[0][:8]])

@@ -22,6 +22,7 @@ from openbook.nn import scan as scans
 from openbook.nn.model import LanguageModel
 from openbook.nn.state import Context, Dense, Source, count_positions, visible
 from tests.families import ALL, DECODERS, Case, each, tokens
+from tests.nn import recurrent
 
 BOUND = 1e-5
 
@@ -400,7 +401,19 @@ def different(model: LanguageModel) -> list[stack.ResidualBlock]:
 @pytest.mark.usefixtures("fresh")
 def test_blocks_trace_whole(case: Case, segmented: bool, root: Path) -> None:
     """fullgraph: a block that the compiler must leave half-way fails here. Gradients go through the traced block."""
-    model = load(case.folder(root)).train()
+    traces_whole(load(case.folder(root)).train(), segmented)
+
+
+@pytest.mark.parametrize("segmented", [False, True], ids=["plain", "segments"])
+@pytest.mark.parametrize("name", [*recurrent.LANGUAGE, "bahdanau", "luong-general-fed"])
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_recurrent_blocks_trace_whole(name: str, segmented: bool) -> None:
+    traces_whole(recurrent.random(recurrent.ALL[name]).train(), segmented)
+
+
+def traces_whole(model: LanguageModel, segmented: bool) -> None:
+    """Traced and not, the blocks give the same, and the same gradients."""
     for module in model.modules():
         if isinstance(module, stack.ResidualBranch):
             module.eval()  # no dropout: both runs must draw nothing
@@ -421,7 +434,19 @@ def test_blocks_trace_whole(case: Case, segmented: bool, root: Path) -> None:
 @pytest.mark.usefixtures("fresh")
 def test_new_lengths_compile_nothing(case: Case, root: Path) -> None:
     """Two lengths teach the compiler that lengths vary; no later one costs anything."""
-    model = load(case.folder(root))
+    compiles_no_length(load(case.folder(root)))
+
+
+@pytest.mark.parametrize("name", recurrent.LANGUAGE)
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_new_lengths_of_recurrent_blocks_compile_nothing(name: str) -> None:
+    """Decoders that look at a source are unrolled: they are not compiled (train/speed.py)."""
+    compiles_no_length(recurrent.random(recurrent.ALL[name]))
+
+
+def compiles_no_length(model: LanguageModel) -> None:
+    """Every kind of block is compiled at most twice."""
     for block in different(model):
         counter = Counter()
         traced = torch.compile(block, backend=counter, fullgraph=True)

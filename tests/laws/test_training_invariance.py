@@ -27,7 +27,7 @@ from openbook.train import experts as experts_module
 from openbook.train import step as step_module
 from openbook.train.head_loss import IGNORE
 from openbook.train.loop import advance, fit
-from openbook.train.objectives import Language, Masking, mask_tokens
+from openbook.train.objectives import Language, Masking, Objective, mask_tokens
 from openbook.train.run import Run
 from openbook.train.step import gather, pieces
 from tests.train.tiny import BLOCK, Text, tiny_model, tiny_run
@@ -41,7 +41,7 @@ OBJECTIVES = {
 }
 
 
-def gradient(model: LanguageModel, objective: Language, batches: list[Batch]) -> dict[str, Tensor]:
+def gradient(model: LanguageModel, objective: Objective, batches: list[Batch]) -> dict[str, Tensor]:
     model.zero_grad()
     model.train()
     gather(model, objective, batches, list(range(len(batches))), seed=0, step=0)

@@ -15,10 +15,12 @@ from openbook.adapters.folder import ALL_LINEAR, WEIGHTS, Adapter
 from openbook.errors import CheckpointError, ConfigError, Refusal, nearest
 from openbook.models.names import Part, locate
 from openbook.models.registry import say
+from openbook.nn.attentive import AttentiveLayer
 from openbook.nn.linear import Linear
 from openbook.nn.model import LanguageModel
 from openbook.nn.norm import Normalise
 from openbook.nn.packed import Packed
+from openbook.nn.recurrent import Cell
 from openbook.nn.serving import logical
 
 KINDS = ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.bias", "bias")
@@ -83,10 +85,10 @@ def sites(model: LanguageModel) -> tuple[dict[str, Site], str]:
     modules = dict(model.named_modules())
     found: dict[str, list[tuple[str, Part | None]]] = {}
     refused: dict[str, str] = {}
-    biased = set()
+    biased, inside = set(), _stepwise(modules)
     for name, place in locate(family.names(model.spec), shapes).items():
         path, _, leaf = name.rpartition(".")
-        reason = _refusal(path, modules[path])
+        reason = inside.get(path) or _refusal(path, modules[path])
         for theirs in place.theirs:
             module, _, end = theirs.rpartition(".")
             if end == "bias":
@@ -106,6 +108,17 @@ def sites(model: LanguageModel) -> tuple[dict[str, Site], str]:
     for name, reason in refused.items():
         made[name] = Site((), (), reason, name in biased)
     return made, family.prefix
+
+
+def _stepwise(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Maps that a recurrence runs token by token, so that their rows are not those of the step, and what to say."""
+    found = []
+    for path, module in modules.items():
+        if isinstance(module, Cell):
+            found += [f"{path}.state", f"{path}.project"]
+        elif isinstance(module, AttentiveLayer):
+            found += [f"{path}.{name}" for name, _ in module.named_modules()]
+    return {path: f"`{path}`, which runs one token at a time inside a recurrence" for path in found}
 
 
 def _refusal(path: str, module: nn.Module) -> str:

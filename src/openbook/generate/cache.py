@@ -28,10 +28,12 @@ from torch import Tensor
 
 from openbook.errors import InputError
 from openbook.generate.lanes import START, Lane
-from openbook.nn.attend import mix
+from openbook.nn.attend import Order, mix
+from openbook.nn.band import Band, band, fits
 from openbook.nn.spec import Pattern
 from openbook.nn.state import (
     Declaration,
+    Memory,
     PerSequence,
     PerToken,
     PositionBias,
@@ -258,6 +260,7 @@ class Step:
         self.tokens = tokens
         self.marks = marks
         self._masks: dict[tuple[int, Pattern], tuple[Tensor | None, bool]] = {}
+        self._bands: dict[Pattern, Band] = {}
         self._module: PositionBias | None = None
         self._biases: dict[tuple[int, Pattern], Tensor] = {}
 
@@ -268,6 +271,8 @@ class Step:
         lane.write[0][place].copy_(k)
         if not lane.kind.latent:
             lane.write[1][place].copy_(v)
+        if not scores.bias and self._whole(lane.first) and fits(scores.pattern, self.tokens):
+            return self._in_blocks(q, k, v, scores)
         key = (lane.first, scores.pattern)
         found = self._masks.get(key)
         if found is None:
@@ -275,6 +280,18 @@ class Step:
         bias = self._bias(key, found) if scores.bias else None
         k, v = lane.seen[0][place], lane.seen[1][place]
         return mix(q, k, v, *found, scores.scale, scores.softcap, 0.0, bias, sinks=scores.sinks)
+
+    def _whole(self, first: int) -> bool:
+        """Whether what is seen is what is written: the first step of rows that are all alike."""
+        return self.used == first == 0 and self.cache.held is None and self.marks is None
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        pattern = scores.pattern
+        if pattern not in self._bands:
+            self._bands[pattern] = band(pattern, self.tokens, None, None, q.device)
+        order = Order(pattern.causal, pattern.window, None)
+        blocks, scale = self._bands[pattern], scores.scale
+        return mix(q, k, v, blocks, False, scale, scores.softcap, order=order, sinks=scores.sinks)
 
     def _keys(self, first: int) -> Tensor:
         """Positions of the seen columns, [B or 1,S]."""
@@ -344,9 +361,15 @@ class Step:
     def look(
         self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
     ) -> Tensor:
+        k, v = self._source(index, source, keys)
+        return mix(q, k, v, None if source is None else source.visible, False, scale, dropout=dropout)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        return Memory.of(*self._source(index, source, keys), None if source is None else source.visible)
+
+    def _source(self, index: int, source: Source | None, keys: SourceKeys) -> tuple[Tensor, Tensor]:
         assert source is not None, "an encoder-decoder runs with a source"
         if index not in self.cache.sources:
             k, v = keys(source.hidden)
             self.cache.sources[index] = (k.detach(), v.detach())
-        k, v = self.cache.sources[index]
-        return mix(q, k, v, source.visible, False, scale, dropout=dropout)
+        return self.cache.sources[index]

@@ -20,11 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from openbook.generate.plan import Work
 from openbook.generate.store import Store
 from openbook.nn.paged import Pages, Walk, attend, write, write_and_attend
-from openbook.nn.state import PositionBias, Recurrence, Scores, Source, SourceKeys
+from openbook.nn.state import Memory, PositionBias, Recurrence, Scores, Source, SourceKeys
 
 BLOCK = 256  # distances whose bias is computed at once: always the same shape, so that a distance has one bias
 
@@ -43,6 +44,7 @@ class Part(NamedTuple):
     rows: Tensor | None  # [B·t] places in the packed row; None: all of it, in order
     tokens: int  # t
     slots: Tensor  # [B]
+    members: tuple[int, ...] = ()  # which of the step's sequences
 
 
 class Biases:
@@ -103,6 +105,8 @@ class Packed:
         self.parts = self._parts() if store.slots else []
         # What surrounds a recurrent layer's inner part where its rows are not those of the packed row (adapters).
         self.around: Callable[[Tensor], AbstractContextManager[None]] | None = None
+        self._part: Part | None = None  # whose turn it is inside `recur`
+        self._written: set[int] = set()  # layers whose keys of new sources are in their pages
         self._pending: list[tuple[int, Tensor, tuple[Tensor, ...]]] = []
         self._bias: Tensor | None = None
 
@@ -169,7 +173,7 @@ class Packed:
             if len(by_count) > 1:
                 rows = torch.tensor([self.starts[n] + i for n in members for i in range(count)], device=device)
             slots = torch.tensor([self.works[n].sequence.slot for n in members], device=device)
-            parts.append(Part(rows, count, slots))
+            parts.append(Part(rows, count, slots, tuple(members)))
         return parts
 
     # -- what layers ask ----------------------------------------------------------------------------------------------
@@ -200,6 +204,7 @@ class Packed:
             rows = flat if part.rows is None else flat[part.rows]
             before = tuple(tensor[part.slots] for tensor in tensors)
             around = nullcontext() if self.around is None or part.rows is None else self.around(part.rows)
+            self._part = part
             with around:
                 out, after = run(rows.unflatten(0, (-1, part.tokens)), before, None)  # [B,t,C]
             self._pending.append((index, part.slots, after))
@@ -232,12 +237,28 @@ class Packed:
         dropout: float,  # noqa: ARG002
     ) -> Tensor:
         assert self.source_walk is not None
-        pages: Pages = self.store.pages[index]
-        if self.sources is not None:
-            k, v = keys(self.sources.hidden)
-            write(pages, k[0], v[0], self.sources.slots)
+        pages = self._sourced(index, keys)
         mixed = attend(pages, self.source_walk, q[0], causal=False, window=None, scale=scale)
         return mixed.unsqueeze(0)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:  # noqa: ARG002 (as in `look`)
+        assert self._part is not None, "inside `recur`"
+        pages = self._sourced(index, keys)
+        sequences = [self.works[number].sequence for number in self._part.members]
+        found = [pages.read(sequence.source_table, sequence.ask.source) for sequence in sequences]
+        k, v = (pad_sequence(list(each), batch_first=True) for each in zip(*found, strict=True))  # [B,S,1,K]
+        lengths = torch.tensor([sequence.ask.source for sequence in sequences], device=k.device)
+        seen = torch.arange(k.shape[1], device=k.device) < lengths.unsqueeze(1)
+        return Memory.of(k, v, seen[:, None, None])
+
+    def _sourced(self, index: int, keys: SourceKeys) -> Pages:
+        """A layer's pages of sources, those that came in with this step written."""
+        pages: Pages = self.store.pages[index]
+        if self.sources is not None and index not in self._written:
+            k, v = keys(self.sources.hidden)
+            write(pages, k[0], v[0], self.sources.slots)
+            self._written.add(index)
+        return pages
 
 
 def source_slots(tables: Many[Many[int]], lengths: Many[int], page: int) -> Tensor:

@@ -30,6 +30,7 @@ PARTS = (
     "experts",
     "routers",
     "state space",
+    "recurrent",
     "convolutions",
     "norms",
     "heads",
@@ -210,6 +211,8 @@ LAYER_PARTS: Mapping[type[spec.Layer], str] = {
     spec.MLP: "feed-forward",
     spec.MoE: "experts",
     spec.Selective: "state space",
+    spec.Recurrent: "recurrent",
+    spec.Attentive: "recurrent",
     spec.StateSpaceDual: "state space",
     spec.Structured: "state space",
     spec.GatedDelta: "state space",
@@ -334,8 +337,6 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 weights += _matrices({n: s for n, s in item.shapes.items() if not n.startswith("position_")})
                 widths, first, final = layer.heads * layer.head_dim, context, context
                 weights += _distances(layer, found.source if source and found.source else found.main, context)
-            case spec.Convolution() if mine:
-                weights += _matrices(item.shapes)
             case spec.LatentAttention() as layer if mine:  # expanded over whole rows; absorbed when one is decoded
                 weights += _matrices(item.shapes)
                 rank, turned, seen = layer.kv_rank, layer.rope.dim, _seen(layer.pattern, context)
@@ -348,7 +349,12 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
                 else:
                     weights += _matrices(item.shapes) - _matrices(per_source)
                     widths, first, final = layer.heads * layer.head_dim, context, context
-            case spec.MLP() if mine:
+            case spec.Attentive():
+                key, once = (item.shapes.get(f"{name}.weight", (0,)) for name in ("memory.key", "bridge"))
+                weights += prod(key) if source else _matrices(item.shapes) - prod(key) - prod(once)
+                if not source:  # scores of half the keys' width and as much of the values', each done twice
+                    widths, first, final = _memory(found) // 2, context, context
+            case spec.MLP() | spec.Recurrent() | spec.Convolution() if mine:
                 weights += _matrices(item.shapes)
             case spec.MoE() as layer if mine:
                 weights += count(item.shapes) * layer.top_k // layer.experts
@@ -365,6 +371,11 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
         last += int(4 * widths * final) * runs
         mean += 4 * widths * first * runs
     return Work(context=context, products=products, attention_last=last, attention_mean=mean)
+
+
+def _memory(found: Inventory) -> int:
+    """Width of the keys and values that a recurrent decoder looks at, together."""
+    return next(kept.key_dim + kept.value_dim for kept, _ in found.kept if isinstance(kept, PerSource))
 
 
 def _distances(layer: spec.DisentangledAttention, side: Side, context: int) -> int:

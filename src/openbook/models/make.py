@@ -12,7 +12,7 @@ from openbook.models.config import Config
 from openbook.models.registry import family_of, read
 from openbook.nn import spec
 from openbook.nn.attention import SelfAttention
-from openbook.nn.build import build, head_name
+from openbook.nn.build import build, check, head_name
 from openbook.nn.init import initialise
 from openbook.nn.linear import Linear
 from openbook.nn.mlp import FeedForward
@@ -26,11 +26,12 @@ def spec_of(
     """The spec of a family with these sizes: vocab, dim, layers, heads, kv_heads, head_dim, hidden, context, tied.
 
     `more` are keys of the family's config.json. A size that the family does not have is an error. Of the architectures
-    that it is published as it is the first, or the first with a `head` of this name.
+    that it is published as it is the first, or the first with a `head` of this name. Of "openbook", `more` is the spec
+    as plain data (nn/plain.py), and the one size it may leave open is `embed.vocab`.
     """
     found = family_of(family, "the recipe")
     if family == "openbook":
-        return from_plain(dict((more or {}).get("spec", {})), spec.Model, "model.spec")
+        return _of_its_own(more or {}, sizes.get("vocab"))
     config: dict[str, Any] = {"model_type": family}
     for word, value in sizes.items():
         if value is None:
@@ -52,6 +53,19 @@ def spec_of(
             raise ConfigError(f"A '{family}' is not published with a head '{head}': it has {named}.")
         config["architectures"] = fitting[:1]
     return read(config, "the recipe")[1]
+
+
+def _of_its_own(plain: Mapping[str, Any], vocab: int | None) -> spec.Model:
+    """A model that a recipe says whole."""
+    embed = plain.get("embed")
+    if isinstance(embed, Mapping) and vocab is not None:
+        own = embed.get("vocab", vocab)
+        if isinstance(own, int) and own < vocab:
+            raise ConfigError(f"`model.spec.embed.vocab` is {own}, but the tokenizer has {vocab} ids. Leave it out.")
+        plain = {**plain, "embed": {**embed, "vocab": own}}
+    model: spec.Model = from_plain(plain, spec.Model, "model.spec")
+    check(model)
+    return model
 
 
 def make(model: spec.Model, seed: int = 0, device: str | torch.device = "cpu") -> LanguageModel:

@@ -17,6 +17,7 @@ from openbook.nn.scan import BORDER
 from openbook.nn.state import PerSequence, PerSource, PerToken
 
 BYTES = {"bf16": 2, "fp32": 4}
+RECURRENT = 14  # numbers of each hidden feature that a recurrent cell saves: gates before and after, state, output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +170,9 @@ def _saved(layer: spec.Layer, dim: int, context: int) -> int:
             return 40 * layer.value_heads * CHUNK + 60 * size + layer.value_heads * layer.key_dim * layer.value_dim // 4
         case spec.Structured():
             return 32 * dim
+        case spec.Recurrent():
+            ways = 1 if layer.direction == "forward" else 2
+            return ways * RECURRENT * 4 * layer.hidden
+        case spec.Attentive():
+            scores = (8 * (layer.align or layer.hidden) if layer.score == "additive" else 0) + 16
+            return layer.layers * RECURRENT * 4 * layer.hidden + 20 * dim + context * scores

@@ -222,6 +222,13 @@ def layer_says(layer: spec.Layer) -> str:
             return _experts_say(layer)
         case spec.Selective():
             return f"{layer.inner:,} channels of {layer.state} states · kernel {layer.kernel} · rank {layer.rank}"
+        case spec.Recurrent():
+            ways = {"forward": "", "both": " · both ways", "apart": " · both ways apart"}[layer.direction]
+            to = f" · projected to {layer.projection:,}" if layer.projection else ""
+            return f"{layer.cell} of {layer.hidden:,}{to}{ways}"
+        case spec.Attentive():
+            cells = f"{layer.layers} × {layer.cell}" if layer.layers > 1 else layer.cell
+            return f"{cells} of {layer.hidden:,} · looks at the source {layer.look} · {layer.score} score"
         case spec.StateSpaceDual():
             shared = f" · {layer.groups} groups" if layer.groups > 1 else ""
             return f"{layer.heads} heads of {layer.head_dim} · {layer.state} states · kernel {layer.kernel}{shared}"
@@ -306,6 +313,8 @@ def _head_says(head: spec.Head) -> str:
             tokens = "the token" if head.depth == 1 else f"the {head.depth} tokens"
             layers = " and ".join(LAYER_PARTS[type(branch.layer)] for branch in head.block.branches)
             return f"{tokens} after the next · {layers} each"
+        case spec.Mix():
+            return "a weighted mean of all layers"
 
 
 def _parameters(this: Description) -> Iterator[str]:

@@ -13,17 +13,20 @@ from openbook.nn import spec
 from openbook.nn.activation import ACTIVATIONS
 from openbook.nn.ahead import AheadHead
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.attentive import AttentiveLayer
 from openbook.nn.delta import DeltaRule
 from openbook.nn.disentangled import Convolve, DisentangledSelfAttention
 from openbook.nn.dual import DualSpace
 from openbook.nn.embed import Embedding
 from openbook.nn.globals import WindowAndGlobal
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, SentenceHead
+from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead, SentenceHead
 from openbook.nn.latent import LatentAttention
 from openbook.nn.limits import check_values
+from openbook.nn.limits_recurrent import check_attentive, check_recurrent
 from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel, SourceModel
 from openbook.nn.moe import Mixture
+from openbook.nn.recurrent import RecurrentLayer
 from openbook.nn.routing import check_routing
 from openbook.nn.selective import StateSpace
 from openbook.nn.stack import ResidualBlock, ResidualBranch, Tower
@@ -41,8 +44,7 @@ def build(model: spec.Model) -> LanguageModel:
         own, tokens = model.source.embed, embedding.tokens if model.source.shared else None
         embed = None if own is None else Embedding(own, tokens)
         source = SourceModel(embed, _stack(model.source.stack))
-    source_dim = model.source.stack.dim if model.source else 0
-    builder = _Builder(model.stack, source_dim)
+    builder = _Builder(model.stack, model.source.stack if model.source else None)
     blocks = builder.blocks(model.stack.blocks)
     heads = {head_name(head): _head(head, model, builder) for head in model.heads}
     stack = builder.tower(blocks)
@@ -58,6 +60,8 @@ def head_name(head: spec.Head) -> str:
             return "pooler"
         case spec.Classes(name=name):
             return name
+        case spec.Mix():
+            return "mix"
         case spec.MultiToken():
             return AHEAD
         case spec.Sentence():
@@ -78,6 +82,8 @@ def _head(head: spec.Head, model: spec.Model, builder: _Builder) -> nn.Module:
             return PoolerHead(dim)
         case spec.Classes():
             return ClassHead(head, dim)
+        case spec.Mix():
+            return MixHead(len(model.stack.blocks) + 1)
         case spec.MultiToken():
             return AheadHead(head, builder.blocks((head.block,) * head.depth), dim)
         case spec.Sentence():
@@ -89,7 +95,7 @@ class _Builder:
     """Builds one stack, numbering its distinct patterns and ropes as they come."""
 
     stack: spec.Stack
-    source_dim: int = 0
+    source: spec.Stack | None = None
     patterns: list[spec.Pattern] = field(default_factory=list)
     ropes: list[spec.Rope] = field(default_factory=list)
 
@@ -140,7 +146,7 @@ class _Builder:
 
     @layer.register
     def _(self, layer: spec.CrossAttention) -> nn.Module:
-        return SourceAttention(layer, self.stack.dim, self.source_dim)
+        return SourceAttention(layer, self.stack.dim, self.source.dim if self.source else 0)
 
     @layer.register
     def _(self, layer: spec.MLP) -> nn.Module:
@@ -155,6 +161,15 @@ class _Builder:
         return StateSpace(layer, self.stack.dim)
 
     @layer.register
+    def _(self, layer: spec.Recurrent) -> nn.Module:
+        return RecurrentLayer(layer, self.stack.dim)
+
+    @layer.register
+    def _(self, layer: spec.Attentive) -> nn.Module:
+        assert self.source is not None
+        return AttentiveLayer(layer, self.stack.dim, self.source.dim, both_ways(self.source))
+
+    @layer.register
     def _(self, layer: spec.StateSpaceDual) -> nn.Module:
         return DualSpace(layer, self.stack.dim)
 
@@ -165,6 +180,12 @@ class _Builder:
     @layer.register
     def _(self, layer: spec.GatedDelta) -> nn.Module:
         return DeltaRule(layer, self.stack.dim)
+
+
+def both_ways(stack: spec.Stack) -> bool:
+    """Whether a stack's output is that of a network each way, side by side."""
+    last = stack.blocks[-1].branches[-1].layer if stack.blocks and stack.blocks[-1].branches else None
+    return isinstance(last, spec.Recurrent) and last.direction != "forward"
 
 
 def _number(known: list[T], value: T) -> int:
@@ -210,7 +231,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
         case spec.Attention():
             check_heads(layer.heads, layer.kv_heads)
             shared = stack.relative
-            if layer.relative and (not isinstance(shared, spec.Relative) or shared.heads != layer.heads):
+            if layer.relative and (not isinstance(shared, spec.Relative | spec.Alibi) or shared.heads != layer.heads):
                 raise ConfigError("Attention with relative=True needs a stack with `relative` of as many heads.")
             if layer.rope is not None and (layer.rope.dim % 2 or not 0 < layer.rope.dim <= layer.head_dim):
                 raise ConfigError(
@@ -240,6 +261,12 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
             check_experts(layer)
         case spec.Selective() | spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             check_activation(layer.activation)
+        case spec.Recurrent():
+            check_recurrent(layer, stack.dim)
+        case spec.Attentive():
+            if model.source is None:
+                raise ConfigError("An Attentive layer needs a `source` to look at.")
+            check_attentive(layer, stack.dim, model.source.stack.dim, both_ways(model.source.stack))
 
 
 def check_heads(heads: int, kv_heads: int, where: str = "") -> None:

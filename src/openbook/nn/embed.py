@@ -52,7 +52,7 @@ class Waves:
 
 
 class Embedding(nn.Module):
-    """Ids [B,T] → [B,T,D], in the dtype of the computation."""
+    """Ids [B,T] → [B,T,D·copies], in the dtype of the computation."""
 
     def __init__(self, embed: spec.Embed, tokens: Table | None = None) -> None:
         super().__init__()
@@ -96,6 +96,8 @@ class Embedding(nn.Module):
             x = self.norm(x)
         if self.spec.dropout and self.training:
             x = F.dropout(x, self.spec.dropout)
+        if self.spec.copies > 1:
+            x = x.repeat(1, 1, self.spec.copies)
         return x.to(dtype)
 
 

@@ -32,11 +32,15 @@ class TransformLayer(nn.Module):
 
 
 class LanguageHead(nn.Module):
-    """Hidden [..,D] → logits [..,V]. weight [V,D] is its own, or the token embedding that is handed in when tied."""
+    """Hidden [..,D] → logits [..,V], or [..,2,V] of two directions.
+
+    weight [V,D] is its own, or the token embedding that is handed in when tied.
+    """
 
     def __init__(self, head: spec.Language, vocab: int, dim: int) -> None:
         super().__init__()
         self.spec = head
+        dim //= head.directions
         self.transform = TransformLayer(head.transform, dim) if head.transform else None
         width = dim if self.transform is None else self.transform.width
         self.weight = None if head.tied else nn.Parameter(torch.empty(vocab, width))
@@ -50,7 +54,9 @@ class LanguageHead(nn.Module):
         return tied if self.weight is None else self.weight
 
     def before(self, hidden: Tensor) -> Tensor:
-        """What comes before the matrix: transform and scale."""
+        """What comes before the matrix: one state for each direction, transform and scale."""
+        if self.spec.directions > 1:
+            hidden = hidden.unflatten(-1, (self.spec.directions, -1))
         if self.transform is not None:
             hidden = self.transform(hidden)
         return hidden if self.spec.scale == 1.0 else hidden * self.spec.scale
@@ -80,6 +86,20 @@ class PoolerHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return activate("tanh", self.linear(hidden[:, 0]))
+
+
+class MixHead(nn.Module):
+    """scale · Σ softmax(weights)_l · h_l of all layers (Peters et al. 2018, eq. 1): weights [L+1], scale [1]."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.empty(layers))
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        shares = self.weights.float().softmax(0)
+        mixed = sum((share * layer.float() for share, layer in zip(shares, layers, strict=True)), start=torch.zeros(()))
+        return (self.scale.float() * mixed).to(layers[0].dtype)
 
 
 class ClassHead(nn.Module):

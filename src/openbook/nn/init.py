@@ -1,7 +1,7 @@
 """Initial weights for training from nothing.
 
 Matrices are normal with `std`; those that write into the residual stream are divided by √(2·blocks) (Radford et al.
-2019, §2.3); norms start at one, biases at zero; what keeps a state starts as init_states.py says.
+2019, §2.3); norms start at one, biases at zero; what keeps a state starts as init_states.py and init_recurrent.py say.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from openbook.nn.attention import SelfAttention, SourceAttention
+from openbook.nn.attentive import AttentiveLayer
 from openbook.nn.disentangled import Convolve, DisentangledSelfAttention, DistanceTable
 from openbook.nn.embed import RelativeBias, Table
 from openbook.nn.globals import WindowAndGlobal
-from openbook.nn.heads import LanguageHead
+from openbook.nn.heads import LanguageHead, MixHead
+from openbook.nn.init_recurrent import initialise_attentive, initialise_cell
 from openbook.nn.init_states import StateLayer, initialise_states
 from openbook.nn.latent import LatentAttention
 from openbook.nn.linear import Linear
@@ -23,6 +25,7 @@ from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts, Mixture
 from openbook.nn.norm import Normalise
+from openbook.nn.recurrent import Cell
 
 
 @torch.no_grad()
@@ -60,6 +63,9 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
                 sinks.zero_()
             case Mixture(correction=nn.Parameter() as correction):
                 correction.zero_()
+            case MixHead():
+                module.weights.zero_()
+                module.scale.fill_(1.0)
             case _:
                 pass
     for module in model.modules():
@@ -80,5 +86,9 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
         if isinstance(module, StateLayer):
             module.out.weight.normal_(0, residual, generator=generator)
             initialise_states(module, generator)
+        if isinstance(module, Cell):
+            initialise_cell(module, generator)
+        if isinstance(module, AttentiveLayer):
+            initialise_attentive(module, generator)
     if model.spec.embed.padding is not None:
         model.embed.tokens.weight[model.spec.embed.padding].zero_()

@@ -117,6 +117,10 @@ def _check_layer(layer: spec.Layer, dim: int) -> None:
             size = max(layer.experts * layer.expert.hidden, layer.shared.hidden if layer.shared else 0) * dim
         case spec.Selective():
             size = layer.inner * max(2 * dim, layer.rank + 2 * layer.state, layer.kernel)
+        case spec.Recurrent():
+            size = 4 * layer.hidden * max(dim, layer.hidden)
+        case spec.Attentive():
+            size = max(4, layer.layers) * layer.hidden * max(2 * dim, 2 * layer.hidden)
         case spec.StateSpaceDual() | spec.Structured() | spec.GatedDelta():
             size = check_state(layer, dim)
     if size > MATRIX:
@@ -195,14 +199,14 @@ def _check_widths(model: spec.Model) -> None:
         if embed is None or (embed.vocab, embed.dim) != (model.embed.vocab, model.embed.dim):
             raise ConfigError("A source with shared=True needs an `embed` of the decoder's `vocab` and `dim`.")
     if model.source is not None:
-        sides = {"the decoder": (model.embed.dim, model.stack.dim)}
-        sides["the encoder"] = ((model.source.embed or model.embed).dim, model.source.stack.dim)
-        for side, (width, dim) in sides.items():
-            if width != dim:
+        sides = {"the decoder": (model.embed, model.stack.dim)}
+        sides["the encoder"] = (model.source.embed or model.embed, model.source.stack.dim)
+        for side, (embed, dim) in sides.items():
+            if (width := embed.dim * embed.copies) != dim:
                 raise ConfigError(f"The embedding of {side} must have its `dim`: got {width} and {dim}.")
         layers = [branch.layer for block in model.source.stack.blocks for branch in block.branches]
-        if any(isinstance(layer, spec.CrossAttention) for layer in layers):
-            raise ConfigError("An encoder has no source of its own to look at: no CrossAttention there.")
+        if any(isinstance(layer, spec.CrossAttention | spec.Attentive) for layer in layers):
+            raise ConfigError("An encoder has no source of its own to look at: no cross attention there.")
         inner = [model.embed.inner, model.source.embed.inner if model.source.embed else None]
         if any(size is not None for size in (*inner, model.source.stack.out, model.stack.out)):
             raise ConfigError("`inner` of an embedding and `out` of a stack are not for encoder-decoders.")

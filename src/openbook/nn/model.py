@@ -16,7 +16,7 @@ from openbook.errors import InputError, Refusal
 from openbook.nn import spec
 from openbook.nn.ahead import AheadHead, AheadStep, shifted
 from openbook.nn.embed import Embedding
-from openbook.nn.heads import ClassHead, LanguageHead, PoolerHead, pooled
+from openbook.nn.heads import ClassHead, LanguageHead, MixHead, PoolerHead, pooled
 from openbook.nn.linear import Linear
 from openbook.nn.marks import Marks, mark, usual
 from openbook.nn.norm import Normalise
@@ -66,7 +66,8 @@ class LanguageModel(nn.Module):
         self.spec = model
         self.embed = embed
         width = model.stack.dim
-        self.widen = Linear(model.embed.dim, width, bias=True) if model.embed.dim != width else None
+        narrow = model.embed.dim * model.embed.copies
+        self.widen = Linear(narrow, width, bias=True) if narrow != width else None
         self.source = source
         self.stack = stack
         self.heads = nn.ModuleDict(heads)
@@ -151,8 +152,12 @@ class LanguageModel(nn.Module):
         length: int | None = None,
         routers: list[Decision] | None = None,
         marks: Tensor | None = None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
-        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`."""
+        """Ids [B,T] → the last hidden states [B,T,D], after the final norm. Arguments as in `forward`.
+
+        A list given as `layers` is filled with the embedding and each block's output, [B,T,D] each.
+        """
         self._check(ids, segments=segments, positions=positions, types=types, marks=marks)
         if cache is not None and self.trains_only:
             raise Refusal(UNSERVED)
@@ -168,7 +173,7 @@ class LanguageModel(nn.Module):
         elif encoded is not None:
             raise InputError("This model has no encoder: `source` and `encoded` mean nothing to it.")
         memory = None if encoded is None else Source(encoded, seen)
-        return self._run(self.embed, self.stack, ids, types, state, memory, routers)
+        return self._run(self.embed, self.stack, ids, types, state, memory, routers, layers)
 
     def ahead(
         self,
@@ -206,9 +211,18 @@ class LanguageModel(nn.Module):
         types: Tensor | None = None,
         marks: Tensor | None = None,
     ) -> Tensor:
-        """An encoder's hidden states, ids [B,T] → [B,T,D]. `marks`: as in `forward`."""
+        """An encoder's hidden states, ids [B,T] → [B,T,D]; of a model with a Mix, what that makes of all layers.
+
+        `marks`: as in `forward`.
+        """
         if self.source is not None:
             return self.encode_source(ids, segments)
+        if "mix" in self.heads:
+            layers: list[Tensor] = []
+            self.hidden(ids, segments=segments, types=types, marks=marks, layers=layers)
+            mixed = self.heads["mix"]
+            assert isinstance(mixed, MixHead)
+            return mixed(layers)
         return self.hidden(ids, segments=segments, types=types, marks=marks)
 
     def encode_source(
@@ -264,8 +278,10 @@ class LanguageModel(nn.Module):
         state: State,
         memory: Source | None,
         routers: list[Decision] | None,
+        layers: list[Tensor] | None = None,
     ) -> Tensor:
-        return stack(self._embedded(embed, ids, types, state), self._context(stack, state, memory, routers))
+        ctx = self._context(stack, state, memory, routers)._replace(layers=layers)
+        return stack(self._embedded(embed, ids, types, state), ctx)
 
     def _embedded(self, embed: Embedding, ids: Tensor, types: Tensor | None, state: State) -> Tensor:
         x = embed(ids, state.positions, state.longest, types, self.dtype)  # [B,T,D]

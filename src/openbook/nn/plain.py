@@ -2,6 +2,11 @@
 
     {"type": "Model", "embed": {"type": "Embed", "vocab": 100, …}, "stack": {…, "blocks": [{"repeat": 6, "of": {…}}]}}
 
+Written by hand it may be shorter: `repeat` may stand beside a block's own fields, and a block of one branch may be
+given as that branch:
+
+    blocks = [{repeat = 2, place = "plain", layer = {type = "Recurrent", cell = "lstm", hidden = 256}}]
+
 Fields at their default are left out. Reading checks every name and type and says what is known.
 """
 
@@ -68,11 +73,12 @@ def _tuple(data: Any, kind: Any, where: str) -> tuple[Any, ...]:
     items: list[Any] = []
     for number, item in enumerate(data):
         place = f"{where}[{number}]"
-        if isinstance(item, Mapping) and set(item) == {"repeat", "of"}:
+        if isinstance(item, Mapping) and "repeat" in item:
             count = item["repeat"]
-            if not isinstance(count, int) or not 1 <= count <= REPEAT:
+            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= REPEAT:
                 raise ConfigError(f"`repeat` of {place} must be 1 to {REPEAT}: got {count!r}.")
-            items += [from_plain(item["of"], kind, place)] * count
+            rest = {key: value for key, value in item.items() if key != "repeat"}
+            items += [from_plain(rest["of"] if set(rest) == {"of"} else rest, kind, place)] * count
         else:
             items.append(from_plain(item, kind, place))
         if len(items) > REPEAT:
@@ -81,6 +87,8 @@ def _tuple(data: Any, kind: Any, where: str) -> tuple[Any, ...]:
 
 
 def _dataclass(data: Mapping[str, Any], options: list[Any], where: str) -> Any:
+    if options == [spec.Block] and "layer" in data:
+        return spec.Block(branches=(from_plain(data, spec.Branch, where),))
     names = {option.__name__: option for option in options}
     name = data.get("type", next(iter(names)) if len(names) == 1 else None)
     if not isinstance(name, str) or name not in names:

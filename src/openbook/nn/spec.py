@@ -9,7 +9,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
         Block(branches, parallel, norm)
           Branch(layer, norm, place, scale)      place: pre | post | both | plain
             Attention · GlobalAttention · DisentangledAttention · LatentAttention · CrossAttention · MLP · MoE
-            Selective · StateSpaceDual · Structured · GatedDelta · Convolution
+            Selective · StateSpaceDual · Structured · GatedDelta · Convolution · Recurrent · Attentive
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
+from openbook.nn.spec_recurrent import Attentive as Attentive
+from openbook.nn.spec_recurrent import Cell as Cell
+from openbook.nn.spec_recurrent import Mix as Mix
+from openbook.nn.spec_recurrent import Recurrent as Recurrent
 from openbook.nn.spec_states import GatedDelta as GatedDelta
 from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
 from openbook.nn.spec_states import Structured as Structured
@@ -166,7 +170,8 @@ class Selective:
 
 
 Mixer = Attention | LatentAttention | GlobalAttention | DisentangledAttention
-Layer = Mixer | CrossAttention | MLP | MoE | Selective | StateSpaceDual | Structured | GatedDelta | Convolution
+StateMixer = Selective | StateSpaceDual | Structured | GatedDelta | Recurrent | Attentive
+Layer = Mixer | CrossAttention | MLP | MoE | StateMixer | Convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +236,7 @@ class Embed:
     scale: float = 1.0
     dropout: float = 0.0
     padding: int | None = None  # a row that stays zero
+    copies: int = 1  # of the vector side by side, for a stack that reads both ways apart
     inner: int | None = None  # width of the token vectors, which a matrix brings to `dim` before positions are added
 
     @property
@@ -252,13 +258,18 @@ class Transform:
 
 @dataclass(frozen=True, kw_only=True)
 class Language:
-    """Logits over the vocabulary. Tied: the token embedding is the weight."""
+    """Logits over the vocabulary. Tied: the token embedding is the weight.
+
+    directions 2: of a stack that reads both ways apart; the first half of a state says the next token, the second half
+    the one before, with the same weights (Peters et al. 2018 §3.1); logits are [..,2,V].
+    """
 
     tied: bool = True
     bias: bool = False
     transform: Transform | None = None
     scale: float = 1.0  # of the hidden state
     softcap: float | None = None
+    directions: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +316,7 @@ class Sentence:
     longest: int | None = None  # tokens of a row it was made for
 
 
-Head = Language | Pooler | Classes | Sentence | MultiToken
+Head = Language | Pooler | Classes | Sentence | MultiToken | Mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +359,9 @@ class Model:
     @property
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model can write from left to right."""
-        return all(pattern.causal for pattern in self._patterns)
+        layers = {branch.layer for block in dict.fromkeys(self.stack.blocks) for branch in block.branches}
+        forward = all(layer.direction == "forward" for layer in layers if isinstance(layer, Recurrent))
+        return forward and all(pattern.causal for pattern in self._patterns)
 
     @property
     def prefixed(self) -> bool:

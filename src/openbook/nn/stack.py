@@ -153,12 +153,16 @@ class Tower(nn.Module):
         ctx = self.prepare(ctx, x.dtype)
         for number, shift in zip(self.order, self.shifts, strict=True):
             block = self.blocks[number]
+            if ctx.layers is not None:
+                ctx.layers.append(x)
             again = shift and not isinstance(ctx.state, Dense)  # which keeps nothing
             now = ctx._replace(state=Later(ctx.state, shift)) if again else ctx
             if self.checkpoints and self.training:
                 x = checkpoint(block, x, now, use_reentrant=False)
             else:
                 x = block(x, now)
+        if ctx.layers is not None:
+            ctx.layers.append(x)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.spec.dropout and self.training:

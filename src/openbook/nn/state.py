@@ -113,6 +113,13 @@ class State(Protocol):
         """Attention of q [B,T,H,K] over the source → [B,T,H,V]; its keys and values are made once for each source."""
         ...
 
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        """What the source says to the rows that run now, for layers that weigh it themselves; made once for a source.
+
+        Inside `recur` the rows are those that it was called with.
+        """
+        ...
+
     def bias(self, module: PositionBias, mask: int) -> None:
         """Take the stack's position bias for this step; `attend` adds it where `scores.bias` says so."""
         ...
@@ -123,6 +130,19 @@ class Source(NamedTuple):
 
     hidden: Tensor
     visible: Tensor | None
+
+
+class Memory(NamedTuple):
+    """The keys [B,S,K] and values [B,S,V] of a source; which may be seen: [B,1 or T,S] boolean, None: all."""
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, visible: Tensor | None) -> Memory:
+        """From keys and values of one head and the mask that `look` takes."""
+        return cls(keys.squeeze(2), values.squeeze(2), None if visible is None else visible.squeeze(1))
 
 
 class Distances(NamedTuple):
@@ -141,6 +161,7 @@ class Context(NamedTuple):
     routers: list[Decision] | None = None  # filled by MoE layers with what their routers decided, when there is a list
     marks: Marks | None = None  # the tokens that the caller marks
     vectors: Distances | None = None  # the stack's vectors of relative positions
+    layers: list[Tensor] | None = None  # filled with the embedding and each block's output [B,T,D] when a list is given
 
 
 def count_positions(segments: Tensor) -> Tensor:
@@ -263,6 +284,10 @@ class Dense:
         k, v = keys(source.hidden)
         return mix(q, k, v, source.visible, False, scale, dropout=dropout)
 
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:  # noqa: ARG002
+        assert source is not None, "an encoder-decoder runs with a source"
+        return Memory.of(*keys(source.hidden), source.visible)
+
 
 class Later:
     """The state for a block that runs again: the same, under indices moved by `shift`."""
@@ -283,6 +308,9 @@ class Later:
         self, index: int, q: Tensor, source: Source | None, keys: SourceKeys, scale: float, dropout: float
     ) -> Tensor:
         return self.state.look(index + self.shift, q, source, keys, scale, dropout)
+
+    def recall(self, index: int, source: Source | None, keys: SourceKeys) -> Memory:
+        return self.state.recall(index + self.shift, source, keys)
 
     def bias(self, module: PositionBias, mask: int) -> None:
         self.state.bias(module, mask)

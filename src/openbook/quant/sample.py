@@ -21,9 +21,9 @@ def written(model: LanguageModel, rows: int = ROWS, length: int = LENGTH, seed: 
     chance = torch.Generator().manual_seed(seed)
     length = length if model.spec.context is None else min(length, model.spec.context)
     ids = torch.randint(model.spec.embed.vocab, (rows, length), generator=chance).to(model.device)
-    if "language" not in model.heads:
+    if model.spec.language is None or model.spec.language.directions > 1:
         return ids
-    causal = is_causal(model)
+    causal = model.spec.causal
     for _ in range(PASSES):
         logits = model(ids, source=ids if model.source is not None else None).float()  # [B,T,V]
         spread = -torch.empty(logits.shape).exponential_(generator=chance).log()  # Gumbel noise

@@ -21,7 +21,7 @@ from openbook.text.tokenizer import Tokenizer
 from openbook.train.experts import with_experts
 from openbook.train.heldout import Texts
 from openbook.train.masked import MaskedRows, MaskedTexts
-from openbook.train.objectives import Ahead, Language, Masking, Objective
+from openbook.train.objectives import Ahead, BothWays, Language, Masking, Objective
 from openbook.train.recipe import Recipe
 from openbook.train.replaced import ReplacedToken, make_pair
 from openbook.train.step import Rows
@@ -42,9 +42,15 @@ def check_model(recipe: Recipe, vocab: int | None = None, *, training: bool = Tr
             f"or make it {vocab} or more."
         )
     sizes = part.sizes(vocab or recipe.tokenizer.vocab, recipe.data.block)
-    model = spec_of(part.family, sizes, part.more, {"masked": "language", "replaced": "replaced"}.get(recipe.objective))
-    model = with_experts(with_dropout(model, part.dropout if training else 0.0), recipe.experts, whole=training)
-    if recipe.objective == "next" and (model.language is None or not model.causal or model.source is not None):
+    head = {"masked": "language", "replaced": "replaced"}.get(recipe.objective)
+    model = spec_of(part.family, sizes, part.spec or part.more, None if part.spec else head)
+    if not part.spec:  # which says its own
+        model = with_dropout(model, part.dropout if training else 0.0)
+    model = with_experts(model, recipe.experts, whole=training)
+    if model.context is not None and model.context < recipe.data.block:
+        raise ConfigError(f"`data.block` is {recipe.data.block}, longer than the model's `context`, {model.context}.")
+    writes = model.language is not None and (model.causal or model.language.directions == 2)
+    if recipe.objective == "next" and (not writes or model.source is not None):
         raise ConfigError(
             f"The objective 'next' trains models that write from left to right; '{part.family}' does not. Encoders "
             'learn with `objective = "masked"`, and those with a discriminator\'s head with "replaced".'
@@ -98,6 +104,10 @@ def learning(
     recipe: Recipe, model: spec.Model, tokenizer: Tokenizer, loader: Loader, held: HeldOut | None
 ) -> tuple[Rows, Texts | None, Objective]:
     """What the recipe's objective learns from, is measured on, and minimises."""
+    if model.language is not None and model.language.directions == 2:
+        if recipe.loss.label_smoothing or recipe.loss.z_loss:
+            raise ConfigError("A model that reads both ways apart has a plain loss: leave out [loss].")
+        return loader, held, BothWays()
     if recipe.objective == "next":
         return loader, held, language_of(recipe, model)
     if tokenizer.mask is None:

@@ -5,6 +5,7 @@ counts of all micro-batches and ranks of a step and divides each term's total by
 depend on how its rows were split (law 5), which a mean of means would.
 
     Language      next-token, masked-token and sequence-to-sequence cross-entropy: they differ in the batch alone
+    BothWays      the same of a model that reads both ways apart: the next token and the one before
     Classification  labels of rows or of tokens
 
 `mask_tokens` makes a masked-language batch (Devlin et al. 2019 §3.1) as a pure function of the seed and the row's
@@ -104,6 +105,8 @@ class Language:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
         """`language`: the summed loss in nats; `balance` and `router_z` only where the model asks for them."""
+        if model.spec.language is not None and model.spec.language.directions != 1:
+            raise ConfigError("This model's head says the token before, too: its objective is `BothWays`.")
         ours = mixtures(model, ahead=self.ahead is not None)
         theirs = mixtures(model, source=True) if model.source else {}
         routers: list[Decision] | None = [] if ours and model.training else None
@@ -151,6 +154,38 @@ class Language:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BothWays:
+    """Two language models that share embedding and head (Peters et al. 2018 §3.1): the sum of their cross-entropies.
+
+    ahead: the next token, `targets["language"]`; back: the token before, of the same segment.
+    """
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Tokens to learn from, each way."""
+        return {name: float((targets != IGNORE).sum()) for name, targets in self._targets(batch).items()}
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
+        """`ahead` and `back`: the summed losses in nats."""
+        states, head = language_head(model, hidden_states(model, batch, None))  # [B,T,2,D/2]
+        if states.ndim != 4:
+            raise ConfigError("`BothWays` needs a language head with directions=2.")
+        terms = {}
+        for (name, targets), own in zip(self._targets(batch).items(), states.unbind(2), strict=True):
+            rows, wanted = learned(own, targets)
+            terms[name] = Term(head_loss(rows, head, wanted).total)
+        return terms
+
+    def _targets(self, batch: Batch) -> dict[str, Tensor]:
+        back = torch.full_like(batch.ids, IGNORE)
+        back[:, 1:] = batch.ids[:, :-1]
+        if batch.segments is not None:
+            same = torch.zeros_like(batch.ids, dtype=torch.bool)
+            same[:, 1:] = (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] != 0)
+            back = torch.where(same, back, IGNORE)
+        return {"ahead": batch.targets["language"], "back": back}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classification:
     """Cross-entropy of labels under a class head: `targets[head]` [B] for whole rows, [B,T] for tokens."""
 
@@ -163,7 +198,10 @@ class Classification:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
         """The summed loss in nats."""
-        hidden = hidden_states(model, batch, None)
+        if "mix" in model.heads:
+            hidden = model.encode(batch.ids, segments=batch.segments, types=batch.types)
+        else:
+            hidden = hidden_states(model, batch, None)
         logits = model.classify(hidden, self.head, batch.segments).float().flatten(0, -2)  # [N,labels]
         labels = batch.targets[self.head].flatten()
         total = F.cross_entropy(

@@ -252,7 +252,7 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
         heldout=heldout,
         store=Checkpoints(stages.checkpoints, who, recipe.checkpoint),
         journal=Journal(stages.journal),
-        sample=sampler(tokenizer, part.prompt) if part.prompt and recipe.objective == "next" else None,
+        sample=sampler(tokenizer, part.prompt) if part.prompt and model.spec.causal else None,
         guard=Guard(tolerance=part.divergence * (objective.weight if isinstance(objective, ReplacedToken) else 1.0)),
     )
     fix_plan(recipe, stages, run)

@@ -63,10 +63,10 @@ class ModelPart:
     """A family and its sizes; what is None is the family's own rule."""
 
     family: str
-    """A `model_type`, as in config.json."""
-    dim: int
-    layers: int
-    heads: int
+    """A `model_type`, as in config.json; openbook: what `spec` says."""
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
     hidden: int | None = None
@@ -81,14 +81,25 @@ class ModelPart:
     """While training: of embeddings, attention weights and what layers add; many passes over little text need it."""
     more: dict[str, float | int | bool | str] = field(default_factory=dict)
     """Further keys of the family's config.json."""
+    spec: dict[str, Any] = field(default_factory=dict)
+    """A whole model of your own, for family openbook: see recipes/lstm.toml. `embed.vocab` may be left out."""
 
     def __post_init__(self) -> None:
+        if (self.family == "openbook") != bool(self.spec):
+            raise ConfigError("A model of your own is family = 'openbook' and a table [model.spec]: give both.")
+        absent = [name for name in ("dim", "layers", "heads") if getattr(self, name) is None]
+        if absent and not self.spec:
+            names = " and ".join(f"`model.{name}`" for name in absent)
+            raise ConfigError(f"{names} must be given for a '{self.family}'.")
+        if self.spec and (len(absent) < 3 or self.dropout or self.more):
+            raise ConfigError("[model.spec] says all sizes and the dropout itself: leave them out of [model].")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"`model.dropout` must be from 0 to below 1: got {self.dropout}.")
 
     def sizes(self, vocab: int, block: int) -> dict[str, Any]:
         """The sizes in our words, open ones settled."""
-        given = {name: value for name, value in asdict(self).items() if name not in ("family", "more", "dropout")}
+        other = ("family", "more", "dropout", "spec")
+        given = {name: value for name, value in asdict(self).items() if name not in other}
         return {**given, "vocab": self.vocab or vocab, "context": self.context or block}
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import nn
 
 from openbook.errors import ConfigError
 from openbook.log import note
 from openbook.nn.model import LanguageModel
+from openbook.nn.recurrent import Cell
 from openbook.nn.stack import Tower
 from openbook.runtime import compile_obstacle
 
@@ -37,12 +39,17 @@ def compile_blocks(model: LanguageModel, choice: Compile = "auto") -> bool:
             raise ConfigError(f"`train.compile on` is not possible here: {obstacle}")
         note(f"Training without torch.compile: {obstacle}", once="uncompiled")
         return False
-    blocks = [block for tower in towers(model) for block in tower.blocks]
+    blocks = [block for tower in towers(model) for block in tower.blocks if not _steps(block)]
     # Layers of one kind share code but not their index, so each may need a version of its own.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(blocks) + 8)
     for block in blocks:
         block.compile()
     return True
+
+
+def _steps(block: nn.Module) -> bool:
+    """Whether a block is a loop over tokens: the compiler would unroll it, or find one operator and nothing else."""
+    return any(isinstance(module, Cell) for module in block.modules())
 
 
 def recompute_blocks(model: LanguageModel) -> None:
