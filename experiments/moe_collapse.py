@@ -1,10 +1,10 @@
 """Without balancing a router sends most tokens to a few experts; a balance loss or a corrected choice prevents it.
 
-Question: why do mixtures of experts need balancing? Method: the same small decoder on letters of stories, eight experts,
-two for each token, trained (a) by the language loss alone, (b) with the load-balancing loss (Fedus et al. 2021 §2.2),
-(c) with a bias for each expert that is moved against its load and only chooses (Wang et al. 2024, "Auxiliary-Loss-Free
-Load Balancing"). Expected (Shazeer et al. 2017 §4): in (a) an expert that is chosen more learns more and is chosen more;
-some starve. In (b) and (c) all stay busy, and the loss is hardly worse.
+Question: why do mixtures of experts need balancing? Method: the same small decoder on letters of stories, eight
+experts, two for each token, trained (a) by the language loss alone, (b) with the load-balancing loss (Fedus et al.
+2021 §2.2), (c) with a bias for each expert that is moved against its load and only chooses (Wang et al. 2024,
+"Auxiliary-Loss-Free Load Balancing"). Expected (Shazeer et al. 2017 §4): in (a) an expert that is chosen more learns
+more and is chosen more; some starve. In (b) and (c) all stay busy, and the loss is hardly worse.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def mixture(name: str, hidden: int) -> spec.MoE:
 
 
 def run(quick: bool, seed: int) -> Results:
-    """For each way: the language loss, and how busy the least and the most busy expert of any layer were, over steps."""
+    """For each way: the language loss, and how busy the least and the most busy expert were, over steps."""
     steps, layers, dim = (400, 2, 32) if quick else (1500, 3, 48)
     ids, vocab = text(200_000)
     found: Results = {}
@@ -56,7 +56,7 @@ def claims(results: Results) -> dict[str, bool]:
     )
     alone, limit = NAMES[0], EXPERTS / CHOSEN
     said = {
-        f"without balancing one expert is nearly always chosen ({most[alone]:.1f} of at most {limit:.0f} times its share), "
+        f"without balancing one expert is chosen {most[alone]:.1f} times its share (at most {limit:.0f}), "
         f"another never ({least[alone]:.2f})": most[alone] > 0.8 * limit and least[alone] < 0.1
     }
     for name in NAMES[1:]:
