@@ -17,7 +17,7 @@ from openbook.models.names import Name
 from openbook.models.parts import decoder, read_shape, write_decoder
 from openbook.nn import spec
 
-INERT = ("mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient", "attn_rotary_emb", "layers_block_type")
+INERT = ("num_logits_to_keep", "z_loss_coefficient", "attn_rotary_emb", "layers_block_type")
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -35,7 +35,18 @@ def to_spec(config: Config) -> spec.Model:
         bias=bias,
         out_bias=bias,
     )
-    heads, inner = config.size("mamba_n_heads", 128), config.size("mamba_expand", 2) * shape.dim
+    mamba = read_mamba(config, shape.dim, activation, norm)
+    mlp = spec.MLP(hidden=shape.hidden, activation=activation, bias=config.get("mlp_bias", False))
+    attends = config.raw("attn_layer_indices", [])
+    if not isinstance(attends, list) or not all(type(number) is int for number in attends):
+        raise ConfigError(f"`attn_layer_indices` must list numbers of layers: got {attends!r} ({config.where}).")
+    return decoder(shape, norm, lambda number: attention if number in attends else mamba, mlp)
+
+
+def read_mamba(config: Config, dim: int, activation: str, norm: spec.Norm) -> spec.StateSpaceDual:
+    """The layers with a state, as `mamba_n_heads` and its like say them."""
+    config.raw("mamba_chunk_size")
+    heads, inner = config.size("mamba_n_heads", 128), config.size("mamba_expand", 2) * dim
     given = config.raw("mamba_d_head", "auto")
     size = max(inner // heads, 1) if given == "auto" else config.size("mamba_d_head")
     if heads * size != inner:
@@ -43,7 +54,7 @@ def to_spec(config: Config) -> spec.Model:
             f"`mamba_n_heads` · `mamba_d_head` must be `mamba_expand` · `hidden_size`: got {heads} · {size}, {inner} "
             f"({config.where})."
         )
-    mamba = spec.StateSpaceDual(
+    return spec.StateSpaceDual(
         heads=heads,
         head_dim=size,
         groups=config.size("mamba_n_groups", 1),
@@ -55,24 +66,29 @@ def to_spec(config: Config) -> spec.Model:
         norm=norm,
         **read_limits(config),
     )
-    mlp = spec.MLP(hidden=shape.hidden, activation=activation, bias=config.get("mlp_bias", False))
-    attends = config.raw("attn_layer_indices", [])
-    if not isinstance(attends, list) or not all(type(number) is int for number in attends):
-        raise ConfigError(f"`attn_layer_indices` must list numbers of layers: got {attends!r} ({config.where}).")
-    return decoder(shape, norm, lambda number: attention if number in attends else mamba, mlp)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    mamba: spec.StateSpaceDual = layers_of(model.stack, spec.StateSpaceDual)[0]
     attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
     mlp: spec.MLP = layers_of(model.stack, spec.MLP)[0]
+    kinds = [isinstance(block.branches[0].layer, spec.Attention) for block in model.stack.blocks]
+    return (
+        write_decoder(model)
+        | write_mamba(model)
+        | {
+            "attention_bias": attention.bias,
+            "mlp_bias": mlp.bias,
+            "attn_layer_indices": [number for number, attends in enumerate(kinds) if attends],
+        }
+    )
+
+
+def write_mamba(model: spec.Model) -> dict[str, Any]:
+    """The keys that `read_mamba` reads."""
+    mamba: spec.StateSpaceDual = layers_of(model.stack, spec.StateSpaceDual)[0]
     if mamba.heads * mamba.head_dim % model.stack.dim:
         raise CannotSay("it needs channels that are a multiple of its width")
-    kinds = [isinstance(block.branches[0].layer, spec.Attention) for block in model.stack.blocks]
-    return write_decoder(model) | {
-        "attention_bias": attention.bias,
-        "mlp_bias": mlp.bias,
-        "attn_layer_indices": [number for number, attends in enumerate(kinds) if attends],
+    return {
         "mamba_n_heads": mamba.heads,
         "mamba_d_head": mamba.head_dim,
         "mamba_n_groups": mamba.groups,
