@@ -171,27 +171,31 @@ def write_windows(model: spec.Model) -> dict[str, Any]:
 
 
 BLOCK = "stack.blocks.{i}.branches"
+# Our words for what a block of attention and a feed-forward layer holds → where it is.
+PLACES = {
+    "norm": "stack.blocks.{i}.norm",
+    "norm1": f"{BLOCK}.0.norm",
+    "norm2": f"{BLOCK}.1.norm",
+    **{part: f"{BLOCK}.0.layer.{part}" for part in ("q", "k", "v", "out", "q_norm", "k_norm")},
+    **{part: f"{BLOCK}.1.layer.{part}" for part in ("gate", "up", "down")},
+}
+
+
+def block_names(theirs: str, transpose: bool = False, **parts: str) -> tuple[Name, ...]:
+    """What each block holds, published under `theirs`: `up="fc1"` for the first map of the feed-forward layer."""
+    return tuple(Name(theirs + name, PLACES[part], transpose) for part, name in parts.items())
+
+
 BASE = (
     Name("model.embed_tokens", "embed.tokens"),
     Name("model.norm", "stack.final_norm"),
     Name("lm_head", "heads.language"),
     Name("score", "heads.classes.linear"),
-    Name("model.layers.{i}.self_attn.q_proj", f"{BLOCK}.0.layer.q"),
-    Name("model.layers.{i}.self_attn.k_proj", f"{BLOCK}.0.layer.k"),
-    Name("model.layers.{i}.self_attn.v_proj", f"{BLOCK}.0.layer.v"),
-    Name("model.layers.{i}.self_attn.o_proj", f"{BLOCK}.0.layer.out"),
-    Name("model.layers.{i}.self_attn.q_norm", f"{BLOCK}.0.layer.q_norm"),
-    Name("model.layers.{i}.self_attn.k_norm", f"{BLOCK}.0.layer.k_norm"),
+    *(Name(f"model.layers.{{i}}.self_attn.{n}_proj", f"{BLOCK}.0.layer.{n}") for n in "qkv"),
+    *block_names("model.layers.{i}.self_attn.", out="o_proj", q_norm="q_norm", k_norm="k_norm"),
 )
-GATED = (
-    Name("model.layers.{i}.mlp.gate_proj", f"{BLOCK}.1.layer.gate"),
-    Name("model.layers.{i}.mlp.up_proj", f"{BLOCK}.1.layer.up"),
-    Name("model.layers.{i}.mlp.down_proj", f"{BLOCK}.1.layer.down"),
-)
-PRE_NORMS = (
-    Name("model.layers.{i}.input_layernorm", f"{BLOCK}.0.norm"),
-    Name("model.layers.{i}.post_attention_layernorm", f"{BLOCK}.1.norm"),
-)
+GATED = block_names("model.layers.{i}.mlp.", gate="gate_proj", up="up_proj", down="down_proj")
+PRE_NORMS = block_names("model.layers.{i}.", norm1="input_layernorm", norm2="post_attention_layernorm")
 BOTH_NORMS = (
     Name("model.layers.{i}.input_layernorm", f"{BLOCK}.0.norm"),
     Name("model.layers.{i}.post_attention_layernorm", f"{BLOCK}.0.post_norm"),
