@@ -81,12 +81,12 @@ def values() -> str:
 def sizes() -> Iterator[str]:
     """One row for each published configuration."""
     sys.path.insert(0, str(ROOT))
-    from tests.models.published import PARAMETERS
+    from tests.models.all_published import EVERYTHING
 
     from openbook.models.describe import describe
     from openbook.models.page import in_bytes
 
-    for name, config, _ in PARAMETERS:
+    for name, config in EVERYTHING.items():
         told = describe(config)
         token = in_bytes(told.state.token * 2) if told.state.token else "–"
         sequence = in_bytes(told.state.sequence * 4) if told.state.sequence else "–"

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.lab import known, load, report
+from experiments.lab import RESULTS, known, load, page, report
 
 
 def main() -> int:
@@ -19,7 +19,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller, in seconds: what the tests run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--page", action="store_true", help="write README.md from the results that are kept")
     options = parser.parse_args()
+    if options.page:
+        (RESULTS.parent / "README.md").write_text(page(), encoding="utf-8")
+        return 0
     if not options.name:
         for name in known():
             print(f"{name:<16} {(load(name).__doc__ or '').splitlines()[0]}")

@@ -32,7 +32,14 @@ from openbook.train.schedules import Schedule
 
 Results = dict[str, Any]
 IGNORE = -100
+INTRODUCTION = """# Experiments
+
+Written by `python -m experiments --page` from the experiments and from their full runs in `results/`; do not edit.
+Each takes minutes on two cores: `python -m experiments NAME`. With `--quick` it takes seconds and must come out the
+same way, which `make test` checks.
+"""
 ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
 COLOURS = ("#1f4e8c", "#c2571a", "#2f7d4f", "#8c2f6b", "#6b7280", "#b8860b", "#0f766e")
 
 
@@ -84,6 +91,17 @@ def report(name: str, quick: bool, seed: int, out: Path) -> int:
     for claim, held in claims.items():
         print(f"  {'yes' if held else 'NO '}  {claim}")
     return 0 if all(claims.values()) else 1
+
+
+def page() -> str:
+    """The page about all of them: question, method and expectation, what came out, the picture."""
+    parts = [INTRODUCTION]
+    for name in known():
+        title, _, about = (load(name).__doc__ or "").partition("\n")
+        kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        claims = "".join(f"- {claim}\n" for claim in kept["claims"])
+        parts.append(f"## {title}\n{about.rstrip()}\n\n{claims}\n![{title}](results/{name}.png)\n")
+    return "\n".join(parts)
 
 
 # ------------------------------------------------------------------------------------------------ models

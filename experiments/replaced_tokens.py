@@ -1,11 +1,11 @@
 """Learning from every token: replaced-token detection beside masked language modelling.
 
 Question: from the same rows, which encoder learns sooner? Method: a made-up language whose words are drawn by hidden
-states that follow one another (a hidden Markov chain), each word shared by two states, so that the state behind a word
-is known by its context alone; an encoder trained on hidden words (Devlin et al. 2019 §3.1) and the same encoder trained
-to find the words that a small generator replaced (Clark et al. 2020), the same rows at every step; now and then a linear
-probe reads the hidden state off the last layer of unseen rows. Expected (Clark et al. 2020 §3.4): the discriminator,
-which learns from all tokens and not from 15% of them, is ahead at the same number of rows.
+states that follow one another (a hidden Markov chain), each word shared by two states, so that the state behind a
+word is known by its context alone; an encoder trained on hidden words (Devlin et al. 2019 §3.1) and the same encoder
+trained to find the words that a small generator replaced (Clark et al. 2020), the same rows at every step; now and
+then a linear probe reads the hidden state off the last layer of unseen rows. Expected (Clark et al. 2020 §3.4): the
+discriminator, which learns from all tokens and not from 15% of them, is ahead at the same number of rows.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Chain:
         pick = torch.randint(0, 3, (LENGTH,), generator=generator)
         word = torch.randint(0, self.said.shape[1], (LENGTH,), generator=generator)
         states = torch.empty(LENGTH, dtype=torch.int64)
-        now = int(torch.randint(0, STATES, (), generator=generator))
+        now = int(torch.randint(0, len(self.after), (), generator=generator))
         for place in range(LENGTH):
             now = int(self.after[now, pick[place]])
             states[place] = now

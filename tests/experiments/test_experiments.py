@@ -9,7 +9,11 @@ import pytest
 
 from experiments import lab
 
-RESULTS = Path(lab.__file__).parent / "results"
+RESULTS = lab.RESULTS
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    assert (RESULTS.parent / "README.md").read_text(encoding="utf-8") == lab.page()
 
 
 @pytest.mark.slow

@@ -193,7 +193,8 @@ def counted_otherwise(layer: spec.Layer, tokens: int) -> int:
     return 0
 
 
-WITHOUT_EXPERTS = [c for c in ALL if not {"num_experts_per_tok", "num_experts"} & set(c.values)]
+EXPERTS = {"num_experts_per_tok", "num_experts", "ffn_config"}  # keys of what torch does not count
+WITHOUT_EXPERTS = [case for case in ALL if not EXPERTS & set(case.values)]
 
 
 @each(WITHOUT_EXPERTS)
