@@ -274,10 +274,9 @@ def _attention_says(layer: spec.Attention) -> str:
 
 
 def _norm_says(norm: spec.Norm | spec.QueryKeyNorm) -> str:
-    if isinstance(norm, spec.Norm):
-        return "q and k normalised"
-    how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[norm.over]
-    return f"q and k normalised{how}" + (", once turned" if norm.rotated else "")
+    rule = spec.QueryKeyNorm(norm=norm) if isinstance(norm, spec.Norm) else norm
+    how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[rule.over]
+    return f"q and k normalised{how}" + (", once turned" if rule.rotated else "")
 
 
 def _disentangled_says(layer: spec.DisentangledAttention) -> str:
