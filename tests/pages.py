@@ -35,6 +35,7 @@ class Case:
     softcap: float | None = None
     biased: bool = False
     sinks: bool = False
+    chunk: int | None = None
     input: torch.dtype = FP32
 
     def rule(self) -> Rule:
@@ -42,7 +43,7 @@ class Case:
         made = torch.Generator().manual_seed(5)
         bias = torch.randn(self.heads, 700, generator=made) if self.biased else None
         sinks = torch.randn(self.heads, generator=made) if self.sinks else None
-        return Rule(self.causal, self.window, self.key_dim**-0.5, self.softcap, bias, sinks)
+        return Rule(self.causal, self.window, self.key_dim**-0.5, self.softcap, bias, sinks, self.chunk)
 
     def layout(self, dtype: torch.dtype) -> Layout:
         """Pages of `dtype` for it."""
@@ -94,6 +95,9 @@ class Step:
                 bias = rule.bias[:, distance.clamp(min=0)]
             if rule.causal:
                 bias = bias.masked_fill((distance < 0) | (distance >= (rule.window or 10**9)), float("-inf"))
+            if rule.chunk is not None:
+                part = torch.arange(length) // rule.chunk
+                bias = bias.masked_fill(part[length - count :].unsqueeze(1) != part, float("-inf"))
             if rule.sinks is not None:  # a key of zeros without a value
                 k, v = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (k, v))
                 bias = torch.cat([bias, rule.sinks.view(-1, 1, 1).expand(-1, count, 1)], dim=2)

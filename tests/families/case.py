@@ -73,7 +73,6 @@ def _reference(case: Case) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith("logits_bias"):
                 buffer.copy_(torch.randn_like(buffer) * 0.2)
-        for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.add_(torch.randn_like(buffer) * 0.2)
         for module in model.modules():

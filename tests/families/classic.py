@@ -185,6 +185,7 @@ CASES = [
             "tie_word_embeddings": False,
         },
     ),
+    Case("stablelm-heads", "StableLmConfig", "StableLmForCausalLM", {**STABLELM, "qk_layernorm": True}),
     Case("stablelm", "StableLmConfig", "StableLmForCausalLM", STABLELM),
     Case(
         "stablelm-parallel",

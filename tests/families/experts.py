@@ -35,6 +35,25 @@ SWITCH = {
     "router_aux_loss_coef": 0.04,
     "dropout_rate": 0.2,
 }
+OLMOE = {"intermediate_size": 22, "num_experts": 5, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.03}
+
+
+def dbrx(experts: int, top: int, **inner: Any) -> dict[str, Any]:
+    """Sizes of DBRX; `inner` are keys of its two tables."""
+    attn = {key: value for key, value in inner.items() if key in ("clip_qkv", "kv_n_heads")}
+    ffn = {key: value for key, value in inner.items() if key not in attn}
+    sizes = {"hidden_size": 48, "ffn_hidden_size": 22, "moe_num_experts": experts, "moe_top_k": top}
+    return {
+        "vocab_size": 131,
+        "d_model": 48,
+        "n_heads": 6,
+        "n_layers": 3,
+        "max_seq_len": 64,
+        "rope_parameters": LLAMA["rope_parameters"],
+        "attn_config": {"rope_theta": 5000.0, **attn},
+        "ffn_config": {**sizes, "moe_loss_weight": 0.03, **ffn},
+    }
+
 
 CASES: list[Case] = [
     Case("qwen2-moe", "Qwen2MoeConfig", "Qwen2MoeForCausalLM", SHARED),
@@ -133,5 +152,26 @@ CASES: list[Case] = [
             "dense_act_fn": "gelu",
         },
         "encoder-decoder",
+    ),
+    Case("dbrx", "DbrxConfig", "DbrxForCausalLM", dbrx(5, 2, clip_qkv=0.7, kv_n_heads=2)),
+    Case(
+        "dbrx-plain",
+        "DbrxConfig",
+        "DbrxForCausalLM",
+        dbrx(4, 3, clip_qkv=9.0, moe_normalize_expert_weights=None, ffn_act_fn={"name": "gelu"}, moe_jitter_eps=0.02),
+    ),
+    Case("olmoe", "OlmoeConfig", "OlmoeForCausalLM", {**LLAMA, **OLMOE}),
+    Case(
+        "olmoe-odd",
+        "OlmoeConfig",
+        "OlmoeForCausalLM",
+        {
+            **LLAMA,
+            **OLMOE,
+            "num_key_value_heads": 3,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
     ),
 ]

@@ -87,6 +87,10 @@ KINDS = [
     Kind("head by head", "gpt_neox", {"target_modules": ["query_key_value", "dense"], "use_dora": True, "bias": "all"}),
     Kind("group by group", "falcon-new", {"target_modules": ["query_key_value", "dense_4h_to_h"]}),
     Kind("unequal", "gpt_bigcode", {"target_modules": ["c_attn"], "lora_bias": True}),
+    Kind(
+        "q, k and v, gate and up", "phi3", {"target_modules": ["qkv_proj", "gate_up_proj", "o_proj"], "use_dora": True}
+    ),
+    Kind("gate and up", "glm", {"target_modules": ["gate_up_proj", "q_proj"], "bias": "all"}),
     Kind("narrow", "opt-narrow", {"target_modules": "all-linear", "bias": "lora_only"}),
     Kind("bert", "bert", {"target_modules": ["query", "value"]}),
 ]

@@ -62,6 +62,8 @@ def windowed(window: int | None, **more: object) -> spec.Attention:
 
 
 SELECTIVE = spec.Selective(inner=48, state=8, kernel=4, rank=3)
+DUAL = spec.StateSpaceDual(heads=6, head_dim=7, groups=2, state=5, kernel=3, norm=RMS)
+DELTA = spec.GatedDelta(heads=2, value_heads=4, key_dim=6, value_dim=9, kernel=3, norm=RMS)
 RELATIVE = spec.Relative(heads=4, buckets=8, distance=20)
 T5_ENCODER = spec.Encoder(
     stack=spec.Stack(
@@ -87,6 +89,7 @@ EXPERTS = spec.MoE(
     shared=MLP,
     shared_gate=True,
 )
+LONGROPE = spec.LongRopeScaling(short=(1.0, 1.1, 1.2, 1.3), long=(1.5, 2.0, 3.0, 5.0), original=16, attention=1.1)
 SPECS = {
     "llama": decoder([[heads(rope=ROPE), MLP]] * 2),
     "gpt2": decoder([[heads(4, bias=True), MLP]] * 2, norm=LAYER, positions=spec.Learned(count=CONTEXT)),
@@ -97,7 +100,13 @@ SPECS = {
     "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
     "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]]),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
+    "chunks": decoder([[heads(pattern=spec.Pattern(chunk=5), rope=ROPE), MLP], [heads(), MLP]] * 2),
+    "longrope": decoder([[heads(rope=spec.Rope(dim=8, scaling=LONGROPE)), MLP]] * 2),
+    "after": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="width")), MLP]] * 2, place="after"),
+    "heads": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="heads", rotated=True)), MLP]] * 2),
+    "sharper": decoder([[heads(temperature=spec.Temperature(every=4, scale=0.4, offset=1)), MLP]] * 2),
     "mamba": decoder([[SELECTIVE]] * 2),
+    "states": decoder([[spec.Structured(state=10), MLP], [DUAL], [DELTA]]),
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
     "shared": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]], order=(0, 1, 0, 2, 1, 1, 0)),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),
@@ -277,7 +286,7 @@ def test_back_to_a_snapshot(name: str, lengths: list[int]) -> None:
         close(logits, bench.full(row, torch.cat([start[row], parts[row]]))[-1:])
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "hybrid", "chunks"])
 def test_windows_let_go_and_still_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "SLACK", 3)  # the block moves every few tokens
     for module in (caches, lanes):

@@ -61,6 +61,7 @@ PATTERNS = {
     "window": spec.Pattern(window=3),
     "window of one": spec.Pattern(window=1),
     "window both ways": spec.Pattern(causal=False, window=4),
+    "chunks": spec.Pattern(chunk=4),
 }
 HEADS = [(4, 4), (6, 2), (5, 1)]
 
@@ -78,7 +79,7 @@ def attention_case(
         numbers = torch.tensor([[1] * 5 + [2] * 4 + [0] * 2, [3] * 11])
         same = numbers[:, None, :, None] == numbers[:, None, None, :]
         seen = (seen & same & (numbers != 0)[:, None, None]) | torch.eye(count, dtype=torch.bool)
-    alone = not segments and pattern.window is None
+    alone = not segments and pattern.window is None and pattern.chunk is None
     bias = [torch.randn(1, heads, count, count).masked_fill(~seen, float("-inf"))] if biased else []
     return [q, k, v, *bias], None if alone else seen, alone and pattern.causal
 

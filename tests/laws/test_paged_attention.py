@@ -43,6 +43,7 @@ RULES = [
     Case(causal=False, new=(3, 2, 1, 50, 1)),
     Case(causal=False, new=(3, 2, 1, 50, 1), sinks=True),
     Case(input=BF16),
+    Case(page=64, chunk=48),
 ]
 DIMS = [
     *(Case(key_dim=dim, value_dim=dim) for dim in (12, 64, 80, 96, 128)),
@@ -60,7 +61,7 @@ def has(feature: str) -> Any:
     return pytest.mark.skipif(feature not in hardware.cpu_features(), reason=f"needs {feature}")
 
 
-FEW = [RULES[1], RULES[3], RULES[4], RULES[7], DIMS[6], GROUPS[2]]  # for the units elsewhere
+FEW = [RULES[1], RULES[3], RULES[4], RULES[7], RULES[8], DIMS[6], GROUPS[2]]  # for the units elsewhere
 UNITS = {"amx": native.EMULATED, "avx512": native.WIDE, "avx2": native.AVX2, "plain": ()}
 ELSEWHERE = [
     pytest.param("amx", marks=[pytest.mark.slow, has("AVX-512 BF16")]),
@@ -137,6 +138,7 @@ def test_other_units_are_the_reference(dtype: torch.dtype) -> None:
 FAULTS: dict[str, tuple[Case, Callable[[Rule], Rule]]] = {
     "scale 2% off": (RULES[0], lambda rule: rule._replace(scale=rule.scale * 1.02)),
     "a window one too wide": (RULES[1], lambda rule: rule._replace(window=41)),
+    "chunks one too long": (RULES[8], lambda rule: rule._replace(chunk=49)),
     "no soft cap": (RULES[3], lambda rule: rule._replace(softcap=None)),
     "the bias one token away": (RULES[3], lambda rule: rule._replace(bias=rule.bias.roll(1, 1))),  # type: ignore[union-attr]
     "sinks of other heads": (RULES[4], lambda rule: rule._replace(sinks=rule.sinks.roll(1))),  # type: ignore[union-attr]

@@ -28,6 +28,7 @@ CASES = [
     Case(**SMALL),
     Case(**SMALL, page=64, window=40, softcap=3.0, biased=True, sinks=True),
     Case(lengths=(40, 3), new=(2, 3), causal=False, key_dim=64, value_dim=48, heads=9, kv_heads=3, input=BF16),
+    Case(**SMALL, chunk=24),
     Case(**SMALL, key_dim=36, value_dim=20, kv_heads=1, latent=True),
 ]
 

@@ -19,6 +19,7 @@ from openbook.nn.routing import Routed
 from tests.families import Case, tokens
 from tests.laws.classic_draws import DRAWS as CLASSIC
 from tests.laws.encoder_draws import DRAWS as ENCODERS
+from tests.laws.modern_draws import DRAWS as MODERN
 
 Draw = Callable[[random.Random], tuple[str, str, dict[str, Any], str]]
 ACTIVATIONS = ["silu", "gelu", "gelu_new", "relu", "gelu_pytorch_tanh", "quick_gelu", "tanh", "relu2", "sigmoid"]
@@ -183,7 +184,7 @@ def mamba(draw: random.Random) -> tuple[str, str, dict[str, Any], str]:
     return "MambaConfig", "MambaForCausalLM", values, "decoder"
 
 
-DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC, *ENCODERS]
+DRAWS: list[Draw] = [llama, mistral, mixtral, qwen, gemma2, gemma3, gpt2, bert, t5, mamba, *CLASSIC, *ENCODERS, *MODERN]
 
 
 @torch.no_grad()

@@ -68,6 +68,18 @@ MODELS = {
         replace(PLAIN, rope=replace(ROPE, dim=18, neighbours=True), head_dim=18), spec.MLP(hidden=50), RMS, "pre"
     ),
     "clipped": model_of(replace(PLAIN, rope=ROPE, norm=RMS, clip=0.3), spec.MLP(hidden=50), RMS, "pre"),
+    "each head's weights": model_of(
+        replace(PLAIN, rope=ROPE, norm=spec.QueryKeyNorm(norm=LAYER, over="heads"), clip=0.4),
+        spec.MLP(hidden=50),
+        spec.Norm(kind="layer", weight=False),
+        "after",
+    ),
+    "over all heads": model_of(
+        replace(PLAIN, rope=replace(ROPE, neighbours=True), norm=spec.QueryKeyNorm(norm=RMS, over="width")),
+        spec.MLP(hidden=50),
+        RMS,
+        "after",
+    ),
     "clipped alone": model_of(replace(PLAIN, clip=0.3), spec.MLP(hidden=50), RMS, "pre"),
     "norms side by side": side_by_side(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50, gated=False), LAYER),
     "parallel": model_of(replace(PLAIN, rope=ROPE), spec.MLP(hidden=50, gated=False), LAYER, "plain", scale=0.9),

@@ -79,6 +79,11 @@ def cut_attention(layer: SelfAttention | SourceAttention, heads: Span) -> None:
         cut(layer.gate, heads[0] * size, heads[1] * size, 0)
     if isinstance(layer, SelfAttention) and layer.sinks is not None:
         layer.sinks = nn.Parameter(layer.sinks.detach()[heads[0] : heads[1]])
+    if isinstance(layer, SelfAttention) and layer.norm is not None and layer.norm.over == "heads":
+        for norm, span in ((layer.q_norm, heads), (layer.k_norm, keys)):
+            assert norm is not None
+            assert norm.weight is not None
+            norm.weight = nn.Parameter(norm.weight.detach()[span[0] : span[1]])
 
 
 def cut_special(layer: Special, heads: Span) -> None:
@@ -151,6 +156,10 @@ def shards(layer: nn.Module, parts: int) -> list[tuple[nn.Module, Span]]:
     """A layer's shards, each with the query heads it has (an empty span where there are none)."""
     found: list[tuple[nn.Module, Span]] = []
     match layer:
+        case SelfAttention(norm=spec.QueryKeyNorm(over="width")):
+            found.append(
+                (deepcopy(layer), (0, 0))
+            )  # needs the sums of all heads: whole on every rank, as the reference
         case SelfAttention() | SourceAttention():
             group = layer.spec.heads // layer.spec.kv_heads
             for span in spans(layer.spec.heads, parts, group if layer.spec.kv_heads > 1 else 1):

@@ -150,6 +150,32 @@ def switch(dim: int, hidden: int, layers: int, heads: int, experts: int, sparse:
     ) | {"tie_word_embeddings": True}
 
 
+DBRX = config(
+    "dbrx",
+    "DbrxForCausalLM",
+    vocab_size=100352,
+    d_model=6144,
+    n_heads=48,
+    n_layers=40,
+    max_seq_len=32768,
+    attn_config={"clip_qkv": 8.0, "kv_n_heads": 8, "rope_theta": 500000.0},
+    ffn_config={"hidden_size": 6144, "ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+)
+
+OLMOE = config(
+    "olmoe",
+    "OlmoeForCausalLM",
+    vocab_size=50304,
+    hidden_size=2048,
+    intermediate_size=1024,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    num_experts=64,
+    num_experts_per_tok=8,
+    max_position_embeddings=4096,
+)
+
 # Name, config, all parameters, those that one token meets, and what the publisher says of the two in billions.
 SIZES: list[tuple[str, dict[str, Any], int, float, float]] = [
     ("Mixtral 8x7B", MIXTRAL_8X7B, 46_702_792_704, 46.7, 12.9),
@@ -161,6 +187,8 @@ SIZES: list[tuple[str, dict[str, Any], int, float, float]] = [
     ("gpt-oss-20b", oss(24, 32), 20_914_757_184, 20.9, 3.6),
     ("gpt-oss-120b", oss(36, 128), 116_829_156_672, 116.8, 5.1),
     ("Granite 3.0 3B-A800M", GRANITE_3B_A800M, 3_298_793_472, 3.3, 0.8),
+    ("OLMoE-1B-7B", OLMOE, 6_919_161_856, 6.9, 1.3),
+    ("DBRX", DBRX, 131_596_523_520, 132, 36),
 ]
 # Counted by the reference itself, on no memory.
 COUNTED: list[tuple[str, dict[str, Any]]] = [

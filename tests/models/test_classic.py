@@ -179,7 +179,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("openai-gpt", {"afn": "gelo"}, "Unknown activation 'gelo'"),
     ("opt", {"layer_norm_elementwise_affine": False}, "`layer_norm_elementwise_affine`"),
     ("opt", {"layerdrop": 0.1}, "`layerdrop`"),
-    ("stablelm", {"qk_layernorm": True}, "`qk_layernorm`"),
     ("gpt_bigcode", {"add_cross_attention": True}, "`add_cross_attention`"),
     ("gpt_neox", {"num_attention_heads": 7}, "`num_attention_heads` must divide `hidden_size`"),
 ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openbook.nn import spec
-from openbook.nn.rope import RotaryTable, frequencies, rotate
+from openbook.nn.rope import RotaryTable, frequencies, rotate, sharpen
 
 SCALINGS: list[spec.Scaling | None] = [
     None,
@@ -14,6 +14,8 @@ SCALINGS: list[spec.Scaling | None] = [
     spec.DynamicScaling(factor=2.0, original=16),
     spec.YarnScaling(factor=4.0, original=16),
     spec.WavelengthScaling(factor=8.0, original=64),
+    spec.NtkScaling(factor=3.0),
+    spec.ProportionalScaling(share=0.5, factor=2.0),
 ]
 
 
@@ -25,8 +27,8 @@ def turned(rope: spec.Rope, x: torch.Tensor, positions: torch.Tensor) -> torch.T
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: type(scaling).__name__)
 @pytest.mark.parametrize("dim", [8, 4, 2])
 def test_scores_depend_on_distances_alone(scaling: spec.Scaling | None, dim: int) -> None:
-    if isinstance(scaling, spec.DynamicScaling) and dim == 2:
-        pytest.skip("dynamic scaling needs more than two features")
+    if isinstance(scaling, spec.DynamicScaling | spec.NtkScaling | spec.ProportionalScaling) and dim == 2:
+        pytest.skip("this scaling needs more than two features")
     rope = spec.Rope(dim=dim, theta=1000.0, scaling=scaling)
     q, k = torch.randn(1, 1, 2, 8), torch.randn(1, 1, 2, 8)
     scores = [
@@ -64,6 +66,39 @@ def test_dynamic_scaling_follows_the_fixed_length_alone() -> None:
     longer = table.rows(positions, 400, 64, torch.float32)
     assert not torch.equal(short[0], longer[0])
     assert torch.equal(short[0], table.rows(positions, 10, 16, torch.float32)[0])
+
+
+def test_longrope_has_two_tables_and_the_fixed_length_chooses() -> None:
+    rule = spec.LongRopeScaling(short=(1.0, 1.5), long=(2.0, 6.0), original=16, attention=1.25)
+    rope = spec.Rope(dim=4, theta=100.0, scaling=rule)
+    plain = frequencies(spec.Rope(dim=4, theta=100.0), 16)
+    assert torch.equal(frequencies(rope, 16), plain / torch.tensor([1.0, 1.5]))
+    assert torch.equal(frequencies(rope, 17), plain / torch.tensor([2.0, 6.0]))
+    table, positions = RotaryTable(rope), torch.tensor([[9]])
+    short, long = (table.rows(positions, 400, length, torch.float32) for length in (16, 17))
+    assert torch.equal(long[0], table.rows(positions, 400, 90, torch.float32)[0])
+    assert not torch.equal(short[0], long[0])
+    assert len(table.tables) == 2
+    assert torch.allclose(short[0][0, 0, 0, :2], 1.25 * (9 * frequencies(rope, 16)).cos())
+    mixed = table.rows(torch.tensor([[9, 9]]), 400, (16, 90), torch.float32)
+    assert torch.equal(mixed[0][:, :1], short[0])
+    assert torch.equal(mixed[0][:, 1:], long[0])
+
+
+def test_ntk_divides_the_lowest_frequency_by_its_factor_and_leaves_the_highest() -> None:
+    plain = frequencies(spec.Rope(dim=12), 1)
+    scaled = frequencies(spec.Rope(dim=12, scaling=spec.NtkScaling(factor=4.0)), 1)
+    assert torch.allclose(scaled[-1], plain[-1] / 4)
+    assert torch.equal(scaled[0], plain[0])
+
+
+def test_queries_sharpen_in_steps_that_depend_on_the_position_alone() -> None:
+    q, rule = torch.ones(1, 9, 1, 2), spec.Temperature(every=4, scale=0.5, offset=1)
+    out = sharpen(q, torch.arange(9).unsqueeze(0), rule)[0, :, 0, 0]
+    expected = 1 + 0.5 * torch.log(1 + torch.tensor([0.0, 0, 0, 1, 1, 1, 1, 2, 2]))
+    assert torch.allclose(out, expected)
+    alone = sharpen(q[:, :1], torch.tensor([[7]]), rule)
+    assert torch.equal(alone[0, 0, 0], torch.stack([out[7], out[7]]))
 
 
 def test_neighbours_turn_as_complex_numbers() -> None:

@@ -23,21 +23,30 @@ def test_positions_start_again_with_each_segment(row: list[int]) -> None:
     assert count_positions(torch.tensor([row])).tolist() == [expected]
 
 
-@given(row=SEGMENTS, causal=st.booleans(), window=st.none() | st.integers(1, 14), segmented=st.booleans())
-def test_masks_say_who_sees_whom(row: list[int], causal: bool, window: int | None, segmented: bool) -> None:
-    """Padding sees itself and nothing sees padding; a token sees its own segment in reach."""
+REACH = st.none() | st.integers(1, 14)
+
+
+@given(row=SEGMENTS, causal=st.booleans(), window=REACH, chunk=REACH, segmented=st.booleans())
+def test_masks_say_who_sees_whom(
+    row: list[int], causal: bool, window: int | None, chunk: int | None, segmented: bool
+) -> None:
+    """Padding sees itself and nothing sees padding; a token sees its own segment and chunk in reach."""
     count = len(row)
     segments = torch.tensor([row]) if segmented else None
-    state = Dense(torch.arange(count).unsqueeze(0), segments, (Pattern(causal=causal, window=window),), count)
+    positions = torch.arange(count).unsqueeze(0) if segments is None else count_positions(segments)
+    state = Dense(positions, segments, (Pattern(causal=causal, window=window, chunk=chunk),), count)
+    places = positions[0].tolist()
     mask = state.masks[0]
     if mask is None:
         assert not segmented
+        assert chunk is None or chunk >= count
         mask = torch.ones(count, count, dtype=torch.bool)
         mask = (mask.tril() if causal else mask)[None, None]
     for query in range(count):
         for key in range(count):
             reach = (key <= query or not causal) and (window is None or abs(query - key) < window)
             together = not segmented or (row[query] == row[key] != 0)
+            together = together and (chunk is None or places[query] // chunk == places[key] // chunk)
             assert bool(mask[0, 0, query, key]) == ((reach and together) or (segmented and query == key))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ from openbook.nn.serving import serve_form
 from openbook.train.display import Plain, View
 from openbook.train.experts import ExpertPart, correct, utilisation, with_experts
 from openbook.train.heldout import evaluate
-from openbook.train.loop import fit
+from openbook.train.loop import advance, fit
 from openbook.train.metrics import read_journal
 from openbook.train.objectives import Language
+from openbook.train.speed import recompute_blocks
 from tests.train.tiny import Held, tiny_model, tiny_run, tiny_spec
 
 
@@ -175,3 +177,30 @@ def test_all_routers_decide_in_fp32() -> None:
     routers: list[Routed] = []
     model(torch.ones(1, 3, dtype=torch.int64), routers=routers)  # type: ignore[arg-type]
     assert {tensor.dtype for routed in routers for tensor in (routed.logits, routed.weights)} == {torch.float32}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "capacity": {"moe": {"capacity": 0.7, "z_loss": 0.1}},
+    "expert choice": {"routing": {"choice": "expert"}},
+    "groups": {
+        "routing": {"correction": True, "score": "sigmoid", "groups": 2, "top_groups": 1},
+        "moe": {"shared": spec.MLP(hidden=8), "shared_gate": True},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", WAYS.values(), ids=WAYS)
+def test_compiled_or_recomputed_blocks_train_alike(values: dict[str, Any]) -> None:
+    """What routers decided comes out of a traced block, and once of one that is run again for the backward pass."""
+    plain, compiled, again = (tiny_run(experts=4, **values) for _ in range(3))
+    for block in compiled.model.stack.blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    recompute_blocks(again.model)
+    for run in (plain, compiled, again):
+        run.model.train()
+    for _ in range(2):
+        one, two, three = (advance(run) for run in (plain, compiled, again))
+        assert one["experts"] == two["experts"] == three["experts"]
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6) == three["loss"]
+        assert one["norm"] == pytest.approx(two["norm"], rel=1e-5) == three["norm"]

@@ -304,20 +304,19 @@ class Step:
         """What is seen, [B or 1,1,T,S], and whether plain causality says it. Padding sees all, so no row is empty."""
         alike = self.cache.held is None
         marked = None if pattern.marked is None else self.marks
-        if marked is not None:
-            alike = False  # what is below is not all
-        if alike and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
+        plain = alike and pattern.chunk is None and marked is None  # what is below is all
+        if plain and (self.tokens == 1 or not pattern.causal) and pattern.window is None:
             return None, False
-        if alike and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
+        if plain and self.tokens == 1 and pattern.window is not None and self.used - first < pattern.window:
             return None, False
         if (
-            alike
+            plain
             and self.used == first
             and pattern.causal
             and (pattern.window is None or pattern.window >= self.tokens)
         ):
             return None, True
-        query = self.positions[:1] if alike else self.positions
+        query = self.positions[:1] if alike and marked is None else self.positions
         keys = self._keys(first)
         seen = visible(pattern, query, keys)
         if marked is not None:  # the first step: its keys are its queries

@@ -187,6 +187,7 @@ class Packed:
             v[0],
             causal=scores.pattern.causal,
             window=scores.pattern.window,
+            chunk=scores.pattern.chunk,
             scale=scores.scale,
             softcap=scores.softcap,
             bias=self._bias if scores.bias else None,

@@ -181,7 +181,7 @@ def _room(number: int, length: int, sampling: Sampling, limit: int | None) -> in
 def rotary_of(model: LanguageModel, total: int) -> int:
     """Length-dependent scaling is fixed when a request is admitted: to all it may come to, or the original context."""
     scalings = [table.rope.scaling for table in model.stack.tables]
-    originals = [scaling.original for scaling in scalings if isinstance(scaling, spec.DynamicScaling)]
+    originals = [scaling.original for scaling in scalings if isinstance(scaling, spec.LengthDependent)]
     return max(total, *originals) if originals else 0
 
 

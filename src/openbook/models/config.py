@@ -88,7 +88,7 @@ ACTIVATION_NAMES = {
 _SPELLED = {ours: theirs for theirs, ours in reversed(ACTIVATION_NAMES.items())} | {
     "gelu_tanh": "gelu_pytorch_tanh",
 }
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 LIMITS = {"layers": 10_000, "size": 2**31 - 1}
 
 
@@ -154,6 +154,13 @@ class Config:
             raise ConfigError(f"`{key}` must be above 0 and at most {most:g}: got {number:g} ({self.where}).")
         return number
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of numbers, which must be there."""
+        found = self.raw(key)
+        if not isinstance(found, list) or not found:
+            raise ConfigError(f"`{key}` must be a list of numbers: got {found!r} ({self.where}).")
+        return tuple(self._checked(key, value, float) for value in found)
+
     def fixed(self, key: str, allowed: Any, default: Any) -> None:
         """A key that computes but of which one value alone is known."""
         value = self.raw(key, default)
@@ -199,12 +206,13 @@ def read_rope(
     share = rules.get("partial_rotary_factor", config.get("partial_rotary_factor", share))
     if not 0 < share <= 1:
         raise ConfigError(f"`partial_rotary_factor` must be above 0 and at most 1: got {share:g} ({config.where}).")
-    dim = int(head_dim * share)
+    proportional = rules.raw("rope_type", rules.raw("type")) == "proportional"
+    dim = head_dim if proportional else int(head_dim * share)
     if dim < 2 or dim % 2:
         raise ConfigError(f"Rotary positions turn pairs: head_dim={head_dim} gives {dim} features ({config.where}).")
     if theta <= 0:
         raise ConfigError(f"`rope_theta` must be positive: got {theta} ({config.where}).")
-    return spec.Rope(dim=dim, theta=theta, scaling=_scaling(config, rules, context))
+    return spec.Rope(dim=dim, theta=theta, scaling=_scaling(config, rules, context, share))
 
 
 def _rope_rules(config: Config, kind: str | None) -> Config:
@@ -220,7 +228,7 @@ def _rope_rules(config: Config, kind: str | None) -> Config:
     return Config(rules, where)
 
 
-def _scaling(config: Config, rules: Config, context: int) -> spec.Scaling | None:
+def _scaling(config: Config, rules: Config, context: int, share: float) -> spec.Scaling | None:
     kind = rules.raw("rope_type", rules.raw("type", "default"))
     original = rules.size("original_max_position_embeddings", config.get("original_max_position_embeddings", context))
     scaling: spec.Scaling | None
@@ -231,6 +239,8 @@ def _scaling(config: Config, rules: Config, context: int) -> spec.Scaling | None
             scaling = spec.LinearScaling(factor=_factor(rules))
         case "dynamic":
             scaling = spec.DynamicScaling(factor=_factor(rules), original=context)
+        case "yarn" if rules.has("short_factor"):  # as LongRoPE was once called
+            scaling = _longrope(rules, original, context)
         case "yarn":
             scaling = _yarn(rules, original, context)
         case "llama3":
@@ -240,6 +250,10 @@ def _scaling(config: Config, rules: Config, context: int) -> spec.Scaling | None
                 low=rules.get("low_freq_factor", 1.0),
                 high=rules.get("high_freq_factor", 4.0),
             )
+        case "longrope" | "su":
+            scaling = _longrope(rules, original, context)
+        case "proportional":
+            scaling = spec.ProportionalScaling(share=share, factor=rules.get("factor", 1.0))
         case _:
             raise ConfigError(f"Unknown rope type {kind!r} in {rules.where}.{nearest(str(kind), ROPE_TYPES)}")
     rules.warn_unread()
@@ -266,6 +280,16 @@ def _yarn(rules: Config, original: int, context: int) -> spec.YarnScaling:
         beta_slow=rules.get("beta_slow", 1.0),
         attention=attention,
         truncate=rules.get("truncate", True),
+    )
+
+
+def _longrope(rules: Config, original: int, context: int) -> spec.LongRopeScaling:
+    factor = _factor(rules) if rules.has("factor") else context / original
+    attention = rules.get("attention_factor", None, float)
+    if attention is None:  # Ding et al. 2024 §3.3, as published
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    return spec.LongRopeScaling(
+        short=rules.numbers("short_factor"), long=rules.numbers("long_factor"), original=original, attention=attention
     )
 
 
@@ -310,4 +334,16 @@ def write_rope(rope: spec.Rope, head_dim: int) -> dict[str, Any]:
                 "low_freq_factor": rule.low,
                 "high_freq_factor": rule.high,
             }
+        case spec.LongRopeScaling() as rule:
+            rules |= {
+                "rope_type": "longrope",
+                "short_factor": list(rule.short),
+                "long_factor": list(rule.long),
+                "original_max_position_embeddings": rule.original,
+                "attention_factor": rule.attention,
+            }
+        case spec.ProportionalScaling(share=share, factor=factor):
+            rules |= {"rope_type": "proportional", "partial_rotary_factor": share, "factor": factor}
+        case spec.NtkScaling():
+            pass  # no config.json says it: it shows when it is read back
     return rules

@@ -66,7 +66,9 @@ def load(
     model.config = config
     places = _places(model, family, weights)
     for parameter, place in places.items():
-        tensor = _fitting(parameter, model.get_parameter(parameter), place, weights, target)
+        own = model.get_parameter(parameter)
+        # What no gradient moves, such as the corrections of routers, stays as exact as it was stored.
+        tensor = _fitting(parameter, own, place, weights, target if own.requires_grad else None)
         _assign(model, parameter, tensor.to(device=where))
     for parameter in [name for name, _ in model.named_parameters() if name.startswith(SENTENCE)]:
         tensor = dense_tensor(folder, parameter, model.get_parameter(parameter).shape)

@@ -49,7 +49,8 @@ class Name:
 
     transpose: theirs is [in,out]. part: ours are these rows of theirs along its outputs; (k, n) is the k-th of n equal
     parts. insert: theirs has one more dimension of size 1 there. An `{e}` in `theirs`: ours stacks them all. stacked:
-    theirs are stacked already, [E,..] as ours; the rest is said of each.
+    theirs are stacked already, [E,..] as ours; the rest is said of each. fold: theirs are stacked along their rows, so
+    many of them.
     """
 
     theirs: str
@@ -58,6 +59,7 @@ class Name:
     part: Part | tuple[int, int] | None = None
     insert: int | None = None
     stacked: bool = False
+    fold: int = 0
 
     @property
     def rows(self) -> Part | None:
@@ -103,6 +105,8 @@ class Place:
 
     def _one(self, tensor: Tensor) -> Tensor:
         first = int(self.entry.stacked)  # the dimension of the outputs
+        if self.entry.fold:
+            tensor = tensor.unflatten(0, (self.entry.fold, -1))
         if self.entry.transpose and tensor.ndim == 2 + first:
             tensor = tensor.mT
         if (rows := self.entry.rows) is not None:
@@ -159,6 +163,7 @@ def _maker(parts: list[tuple[Place, str, int]], ours: Mapping[str, Tensor]) -> C
             whole = pieces[0]
         else:
             whole = rows.join([piece.movedim(first, 0) for piece in pieces]).movedim(0, first)
-        return (whole.mT if entry.transpose and whole.ndim == 2 + first else whole).contiguous()
+        whole = whole.mT if entry.transpose and whole.ndim == 2 + first else whole
+        return (whole.flatten(0, 1) if entry.fold else whole).contiguous()
 
     return make

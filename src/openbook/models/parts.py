@@ -72,53 +72,71 @@ def decoder(
     attention: Callable[[int], spec.Layer],
     ffn: spec.MLP | spec.MoE | Callable[[int], spec.MLP | spec.MoE],
     place: spec.Place = "pre",
-    embed_scale: float = 1.0,
-    scale: float = 1.0,
+    embed: spec.Embed | None = None,
+    **step: float,
 ) -> spec.Model:
-    """A decoder without heads: attention, then a feed-forward layer, in every block; `scale` is of its branches."""
+    """A decoder without heads: attention, then a feed-forward layer, in every block; beside it where they are plain.
+
+    `embed` is what the embedding is, where it is more than a table; `step` the scale and dropout of every branch.
+    """
+    own = None if place == "plain" else norm
     blocks = tuple(
         spec.Block(
             branches=tuple(
-                spec.Branch(layer=layer, norm=norm, place=place, scale=scale)
+                spec.Branch(layer=layer, norm=own, place=place, **step)
                 for layer in (attention(number), ffn(number) if callable(ffn) else ffn)
-            )
+            ),
+            parallel=place == "plain",
+            norm=norm if place == "plain" else None,
         )
         for number in range(shape.layers)
     )
     return spec.Model(
-        embed=spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=embed_scale),
+        embed=embed or spec.Embed(vocab=shape.vocab, dim=shape.dim),
         stack=spec.Stack(dim=shape.dim, blocks=blocks, final_norm=norm),
         heads=(),
         context=shape.context,
     )
 
 
-def windows(config: Config, layers: int, default: Callable[[int], bool], window: int | None) -> list[int | None]:
-    """The window of each layer: as `layer_types` says, else where `default(number)` is true."""
+def windows(
+    config: Config,
+    layers: int,
+    default: Callable[[int], bool],
+    window: int | None,
+    local: str = "sliding_attention",
+) -> list[int | None]:
+    """The window of each layer: as `layer_types` says, else where `default(number)` is true.
+
+    `local` is what the layers that have one are called.
+    """
     kinds = config.raw("layer_types")
     if kinds is None:
-        kinds = ["sliding_attention" if default(number) else "full_attention" for number in range(layers)]
+        kinds = [local if default(number) else "full_attention" for number in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise ConfigError(f"`layer_types` must list {layers} layers, as `num_hidden_layers` says ({config.where}).")
     for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in ("full_attention", local):
             raise ConfigError(
                 f"Unknown layer type {kind!r} in `layer_types` of {config.where}: "
-                "'full_attention' and 'sliding_attention' are known."
+                f"'full_attention' and {local!r} are known."
             )
-    if window is None and "sliding_attention" in kinds:
-        raise ConfigError(f"`layer_types` names sliding attention but `sliding_window` is not set ({config.where}).")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    if window is None and local in kinds:
+        key = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}[local]
+        name = local.replace("_", " ")
+        raise ConfigError(f"`layer_types` names {name} but `{key}` is not set ({config.where}).")
+    return [window if kind == local else None for kind in kinds]
 
 
-def write_decoder(model: spec.Model, hidden_act: str = "hidden_act") -> dict[str, Any]:
+def write_decoder(model: spec.Model, hidden_act: str = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:
     """The keys of config.json that these families share. What a family cannot say shows when it is read back."""
     attentions = layers_of(model.stack, spec.Attention)
-    attention: spec.Attention = attentions[0]
+    attention: spec.Attention = next((layer for layer in attentions if layer.rope is not None), attentions[0])
     ffn = branches_of(model.stack)[-1].layer
     mlp = ffn.expert if isinstance(ffn, spec.MoE) else ffn
-    if not isinstance(mlp, spec.MLP) or attention.rope is None or model.stack.final_norm is None:
-        raise CannotSay("it needs attention with rotary positions, a feed-forward layer and a final norm")
+    if not isinstance(mlp, spec.MLP) or model.stack.final_norm is None:
+        raise CannotSay("it needs a feed-forward layer and a final norm")
+    rope = {} if attention.rope is None else {"rope_parameters": write_rope(attention.rope, attention.head_dim)}
     return {
         "vocab_size": model.embed.vocab,
         "hidden_size": model.stack.dim,
@@ -128,10 +146,10 @@ def write_decoder(model: spec.Model, hidden_act: str = "hidden_act") -> dict[str
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
         "max_position_embeddings": model.context,
-        "rms_norm_eps": model.stack.final_norm.eps,
+        eps: model.stack.final_norm.eps,
         hidden_act: spell_activation(mlp.activation),
         "attention_dropout": attention.dropout,
-        "rope_parameters": write_rope(attention.rope, attention.head_dim),
+        **rope,
         "tie_word_embeddings": model.language is None or model.language.tied,
     } | write_labels(model)
 

@@ -193,7 +193,7 @@ void normalise(const Norm& norm, const T* x, int64_t n, T* out) {
     });
     const float scale = 1.0f / std::sqrt(square / n + norm.eps);
     for (int64_t i = 0; i < n; ++i) {
-        float y = (widen(x[i]) - mean) * scale * (widen(weight[i]) + norm.offset);
+        float y = (widen(x[i]) - mean) * scale * (weight ? widen(weight[i]) + norm.offset : 1.0f);
         narrow(bias ? y + widen(bias[i]) : y, out[i]);
     }
 }

@@ -197,7 +197,8 @@ inline void normalise(const Norm& norm, const float* x, int64_t n, float* out) {
     });
     const float scale = 1.0f / std::sqrt(square / n + norm.eps);
     each(n, [&](int64_t i, int64_t c) {
-        Lanes y = (load(x + i, c) - mean) * scale * (load(norm.weight + i, c) + norm.offset);
+        Lanes y = (load(x + i, c) - mean) * scale;
+        if (norm.weight) y *= load(norm.weight + i, c) + norm.offset;
         if (norm.bias) y += load(norm.bias + i, c);
         store(out + i, y, c);
     });

@@ -37,7 +37,7 @@ class Problem(ctypes.Structure):
             for name in ("q", "k", "v", "out")  # [T, heads, dim], the last dimension dense; strides in numbers
             for part, kind in (("", _ADDRESS), ("_token", _WORD), ("_head", _WORD))
         ),
-        *((name, _WORD) for name in ("causal", "window")),
+        *((name, _WORD) for name in ("causal", "window", "chunk")),
         *((name, _NUMBER) for name in ("scale", "softcap")),
         ("bias", _ADDRESS),
         ("bias_length", _WORD),

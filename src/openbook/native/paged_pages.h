@@ -35,7 +35,7 @@ struct Problem {  // mirrored in native/paged.py
     int64_t sequences, width;                         // N, P
     int64_t tokens, heads, input, threads, unit;      // input: the kind of q, k, v and out
     Strided q, k, v, out;
-    int64_t causal, window;  // window 0: none
+    int64_t causal, window, chunk;  // 0: none
     double scale, softcap;   // softcap 0: none
     const float* bias;       // [H, bias_length] or null
     int64_t bias_length;

@@ -79,9 +79,11 @@ struct Walker {
         const int64_t queries = p.starts[item.sequence + 1] - p.starts[item.sequence];
         return length(item) - queries + (item.first + row) / group;
     }
-    int64_t begin(const Item& item) const {
-        return p.window ? std::max<int64_t>(0, position(item, 0) - p.window + 1) : 0;
+    int64_t first(int64_t last) const {  // the first key that a query whose last is this one sees
+        const int64_t window = p.window ? last - p.window + 1 : 0, chunk = p.chunk ? last - last % p.chunk : 0;
+        return std::max<int64_t>(0, std::max(window, chunk));
     }
+    int64_t begin(const Item& item) const { return first(position(item, 0)); }
     int64_t end(const Item& item) const {
         return std::max<int64_t>(0, std::min(length(item), position(item, item.count - 1) + 1));
     }
@@ -176,7 +178,7 @@ struct Walker {
     // Scores of row r to weights; what was taken in before is scaled to the new top.
     void weigh(const Item& item, const Piece& piece, int64_t r, State& state) {
         const int64_t last = position(item, r), size = 4 / Word::numbers;
-        const int64_t first = p.window ? std::max<int64_t>(0, last - p.window + 1) : 0;
+        const int64_t first = this->first(last);
         const int64_t from = BLOCK * piece.from, to = BLOCK * piece.to;
         const int64_t low = std::clamp(first - piece.base, from, to);
         const int64_t high = std::clamp(std::min(last + 1 - piece.base, piece.valid), low, to);

@@ -49,7 +49,7 @@ class Block(ctypes.Structure):
 
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("dim", "heads", "kv_heads", "head_dim", "hidden", "activation", "parallel")),
-        ("neighbours", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("neighbours", "over")),
         *((name, Branch) for name in ("attention", "ffn")),
         *((name, Norm) for name in ("shared", "head_q", "head_k")),
         *((name, Matrix) for name in ("q", "k", "v", "out", "gate", "up", "down")),

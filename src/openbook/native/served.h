@@ -19,6 +19,7 @@ struct Branch {
 struct Block {
     int64_t dim, heads, kv_heads, head_dim, hidden, activation, parallel;
     int64_t neighbours;  // the pairs that are turned: (2i, 2i + 1), else (i, i + turned / 2)
+    int64_t over;        // what head_q and head_k norm: 0 a head, 1 a head by weights of its own, 2 all heads at once
     Branch attention, ffn;
     Norm shared, head_q, head_k;  // shared: before both branches of a parallel block
     Matrix q, k, v, out, gate, up, down;  // gate.data is null where the feed-forward layer is plain
@@ -122,6 +123,14 @@ inline void before(const Block& b, const Step& s, int64_t threads, int64_t machi
         multiply(b.v, rows[2], {0, R}, team, machine, {s.v, G * K});
         if (s.turned || b.head_q.kind >= 0 || b.clip > 0) {
             team.wait();
+            if (b.over == 2) {
+                const Span whole = share(R, team.id, team.count);
+                for (int64_t row = whole.first; row < whole.last; row++) {
+                    normalise(b.head_q, s.q + row * H * K, H * K, s.q + row * H * K);
+                    normalise(b.head_k, s.k + row * G * K, G * K, s.k + row * G * K);
+                }
+                team.wait();
+            }
             const int64_t heads = H + G + (b.clip > 0 ? G : 0);  // values are clipped, and no more
             const Span mine = share(R * heads, team.id, team.count);
             for (int64_t i = mine.first; i < mine.last; i++) {
@@ -131,7 +140,13 @@ inline void before(const Block& b, const Step& s, int64_t threads, int64_t machi
                                          : s.q + (row * H + number) * K;
                 if (b.clip > 0) clip(head, K, b.clip);
                 if (value >= 0) continue;
-                normalise(key < 0 ? b.head_q : b.head_k, head, K, head);
+                if (b.over != 2) {
+                    Norm norm = key < 0 ? b.head_q : b.head_k;
+                    const int64_t own = b.over == 1 ? (key < 0 ? number : key) * K : 0;
+                    if (norm.weight) norm.weight += own;
+                    if (norm.bias) norm.bias += own;
+                    normalise(norm, head, K, head);
+                }
                 (b.neighbours ? turn_neighbours : turn)(head, s.cos + row * s.turned, s.sin + row * s.turned, s.turned);
             }
         }

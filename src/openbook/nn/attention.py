@@ -13,13 +13,15 @@ from openbook.nn import spec
 from openbook.nn.activation import activate
 from openbook.nn.linear import Fused, Linear, joint
 from openbook.nn.norm import Normalise
-from openbook.nn.rope import rotate
+from openbook.nn.rope import rotate, sharpen
 from openbook.nn.state import Context, PerSource, PerToken, Scores, Stateful
 
 
 class SelfAttention(Stateful):
-    """q [H·K,D], k and v [G·K,D], out [D,H·K]; q_norm and k_norm [K], sinks [H], gate [H·K,D] if the spec
-    has them."""
+    """q [H·K,D], k and v [G·K,D], out [D,H·K]; sinks [H] and gate [H·K,D] if the spec has them.
+
+    q_norm and k_norm: [K], or [H,K] and [G,K], or [H·K] and [G·K], as the spec's `norm` says.
+    """
 
     def __init__(self, attention: spec.Attention, dim: int, mask: int, rope: int | None) -> None:
         super().__init__()
@@ -38,8 +40,10 @@ class SelfAttention(Stateful):
         self.k = Linear(dim, kv_heads * size, attention.bias)
         self.v = Linear(dim, kv_heads * size, attention.bias)
         self.out = Linear(heads * size, dim, attention.out_bias)
-        self.q_norm = Normalise(attention.norm, size) if attention.norm else None
-        self.k_norm = Normalise(attention.norm, size) if attention.norm else None
+        norm = spec.QueryKeyNorm(norm=attention.norm) if isinstance(attention.norm, spec.Norm) else attention.norm
+        self.norm = norm
+        self.q_norm = None if norm is None else _norm(norm, heads, size)
+        self.k_norm = None if norm is None else _norm(norm, kv_heads, size)
         self.sinks = nn.Parameter(torch.empty(heads)) if attention.sinks else None
         self.gate = Linear(dim, heads * size, attention.bias) if attention.gate else None
         self.fused: Fused | None = None
@@ -47,7 +51,7 @@ class SelfAttention(Stateful):
     def declare(self) -> PerToken:
         size = self.spec.head_dim
         kv_heads = self.k.shape[0] // size
-        return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.window)
+        return PerToken(kv_heads=kv_heads, key_dim=size, value_dim=size, window=self.spec.pattern.reach)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         size = self.spec.head_dim
@@ -55,13 +59,32 @@ class SelfAttention(Stateful):
         if (most := self.spec.clip) is not None:
             flat = tuple(part.clamp(-most, most) for part in flat)
         q, k, v = (part.unflatten(-1, (-1, size)) for part in flat)  # [B,T,H,K] and [B,T,G,K] twice
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if self.norm is not None and not self.norm.rotated:
+            q, k = self._normalised(q, k)
         if self.rope is not None:
             cos, sin = ctx.rotary[self.rope]
             q, k = rotate(q, cos, sin, self.neighbours), rotate(k, cos, sin, self.neighbours)
+        if self.norm is not None and self.norm.rotated:
+            q, k = self._normalised(q, k)
+        if self.spec.temperature is not None:
+            q = sharpen(q, ctx.state.positions, self.spec.temperature)
         mixed = ctx.state.attend(self.index, q, k, v, self.rule()).flatten(-2)  # [B,T,H·K]
         return self.out(mixed if self.gate is None else mixed * activate("sigmoid", self.gate(x)))
+
+    def _normalised(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.norm is not None
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        if self.norm.over == "width":
+            return self.q_norm(q.flatten(-2)).view_as(q), self.k_norm(k.flatten(-2)).view_as(k)
+        return self.q_norm(q), self.k_norm(k)
+
+    @property
+    def common(self) -> bool:
+        """Whether it is what native blocks do: q and k normed (not clipped and all heads at once), then turned."""
+        norm = self.norm
+        first = norm is None or not (norm.rotated or (norm.over == "width" and self.spec.clip is not None))
+        return first and self.gate is None and self.spec.temperature is None
 
     def rule(self) -> Scores:
         """How scores are made now."""
@@ -71,6 +94,12 @@ class SelfAttention(Stateful):
     def fuse(self) -> None:
         """Hold q, k and v as one matrix."""
         self.fused = Fused([self.q, self.k, self.v])
+
+
+def _norm(norm: spec.QueryKeyNorm, heads: int, size: int) -> Normalise:
+    if norm.over == "width":
+        return Normalise(norm.norm, heads * size)
+    return Normalise(norm.norm, size, heads if norm.over == "heads" else None)
 
 
 class SourceAttention(Stateful):

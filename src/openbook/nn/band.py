@@ -38,7 +38,7 @@ class Band(NamedTuple):
 
 def fits(pattern: Pattern, tokens: int) -> bool:
     """Whether a row of so many tokens is better cut into blocks."""
-    if pattern.window is None or pattern.marked == "prefix":
+    if pattern.window is None or pattern.chunk is not None or pattern.marked == "prefix":
         return False
     return tokens >= max(LEAST, (2 if pattern.causal else 3) * pattern.window)
 

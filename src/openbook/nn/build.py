@@ -223,7 +223,7 @@ def check(model: spec.Model) -> None:
 
 def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, model: spec.Model) -> None:
     layer = branch.layer
-    if branch.place in ("post", "both") and branch.norm is None:
+    if branch.place in ("post", "both", "after") and branch.norm is None:
         raise ConfigError(f"A branch with place='{branch.place}' needs a norm.")
     if block.parallel and branch.place != "plain":
         raise ConfigError(f"The branches of a parallel block are plain: got place='{branch.place}'.")

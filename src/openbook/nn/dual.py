@@ -127,8 +127,8 @@ class DualSpace(Stateful):
         if self.spec.groups == 1:
             return self.norm(mixed)
         parts = mixed.unflatten(-1, (self.spec.groups, -1))
-        unit = torch.ones(parts.shape[-1], device=mixed.device)
-        return normalise(self.norm.spec, parts, unit, None).flatten(-2) * self.norm.weight.float()
+        alone = normalise(self.norm.spec, parts, None, None).flatten(-2)
+        return alone if self.norm.weight is None else alone * self.norm.weight.float()
 
     def _recur(
         self, inside: Tensor, kept: tuple[Tensor, ...] | None, segments: Tensor | None

@@ -36,7 +36,8 @@ def initialise(model: LanguageModel, seed: int, std: float = 0.02) -> None:
     for module in model.modules():
         match module:
             case Normalise():
-                nn.init.constant_(module.weight, 1.0 - module.spec.offset)
+                if module.weight is not None:
+                    nn.init.constant_(module.weight, 1.0 - module.spec.offset)
                 if module.bias is not None:
                     module.bias.zero_()
             case Linear():

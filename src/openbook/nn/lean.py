@@ -137,8 +137,10 @@ def plan(block: ResidualBlock) -> Plan | None:
         return None
     if ffn.spec.activation not in ACTIVATIONS or len(norms) != 2 or ffn.spec.limit or ffn.spec.offset:
         return None
-    if attention.neighbours or attention.spec.clip is not None or attention.gate is not None:
-        return None  # block.cpp turns halves, clips nothing and gates no attention
+    if not attention.common or attention.neighbours or attention.spec.clip is not None:
+        return None  # block.cpp turns halves and clips nothing
+    if attention.norm is not None and attention.norm.over != "head":
+        return None
     return Plan(attention, ffn, norms)
 
 
@@ -176,5 +178,5 @@ def _norm(part: Normalise | None) -> native.Norm:
     if part is None:
         return native.Norm(None, None, -1, 0.0, 0.0)
     kind = 0 if part.spec.kind == "rms" else 1
-    bias = None if part.bias is None else part.bias.data_ptr()
-    return native.Norm(part.weight.data_ptr(), bias, kind, part.spec.eps, part.spec.offset)
+    addresses = (None if found is None else found.data_ptr() for found in (part.weight, part.bias))
+    return native.Norm(*addresses, kind, part.spec.eps, part.spec.offset)

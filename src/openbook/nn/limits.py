@@ -69,12 +69,16 @@ def _walk(value: Any, where: str) -> None:
     for field in fields(value):
         item = getattr(value, field.name)
         place = f"{where}.{field.name}"
+        if isinstance(item, spec.Norm) and not item.weight and (item.bias or item.offset):
+            raise ConfigError(f"A norm without a weight has no bias and no offset ({place}).")
         if is_dataclass(item):
             _walk(item, place)
         elif isinstance(item, tuple):
             for part in dict.fromkeys(item):
                 if is_dataclass(part):
                     _walk(part, place)
+                elif isinstance(part, float) and not 0 < part < math.inf:
+                    raise ConfigError(f"`{field.name}` must hold finite numbers above 0: got {part} ({place}).")
         elif isinstance(item, int) and not isinstance(item, bool):
             least = 0 if field.name in FROM_ZERO else 1
             if not least <= item <= SIZE:
@@ -141,8 +145,15 @@ def _check_pattern(pattern: spec.Pattern) -> None:
 def _check_scaling(rope: spec.Rope) -> None:
     """What the formulas in rope.py divide by."""
     match rope.scaling:
-        case spec.DynamicScaling() if rope.dim <= 2:
-            raise ConfigError(f"Dynamic rope scaling needs more than 2 rotary features: got {rope.dim}.")
+        case spec.DynamicScaling() | spec.NtkScaling() if rope.dim <= 2:
+            raise ConfigError(f"NTK rope scaling needs more than 2 rotary features: got {rope.dim}.")
+        case spec.LongRopeScaling(short=short, long=long) if not len(short) == len(long) == rope.dim // 2:
+            raise ConfigError(
+                f"LongRoPE needs a short and a long factor for each of {rope.dim // 2} frequencies: got {len(short)} "
+                f"and {len(long)}."
+            )
+        case spec.ProportionalScaling(share=share) if not 0 < share <= 1:
+            raise ConfigError(f"The `share` of frequencies must be above 0 and at most 1: got {share:g}.")
         case spec.YarnScaling() if rope.theta <= 1:
             raise ConfigError(f"YaRN needs a `theta` above 1: got {rope.theta:g}.")
         case spec.WavelengthScaling(low=low, high=high) if low >= high:

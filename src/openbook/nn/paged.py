@@ -51,15 +51,16 @@ def attend(
     softcap: float | None = None,
     bias: Tensor | None = None,
     sinks: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Mix values by scores. q [T,H,K], fp32 or bf16 → [T,H,V] in the type of q.
 
     Row t of sequence i stands at p = lengths[i] - starts[i+1] + t. With `causal` it sees key j if j ≤ p and
-    p - j < window; without (cross attention) all of its lengths[i]. Scores are scale · q·k, then
-    softcap · tanh(s / softcap), then `bias` [H, longest] at p - j is added; `sinks` [H] are one more score of each
-    head, without a value. Rows of no sequence, and those that see nothing, get zeros.
+    p - j < window, and ⌊j / chunk⌋ is ⌊p / chunk⌋; without (cross attention) all of its lengths[i]. Scores are
+    scale · q·k, then softcap · tanh(s / softcap), then `bias` [H, longest] at p - j is added; `sinks` [H] are one more
+    score of each head, without a value. Rows of no sequence, and those that see nothing, get zeros.
     """
-    rule = Rule(causal, window, scale, softcap, bias, sinks)
+    rule = Rule(causal, window, scale, softcap, bias, sinks, chunk)
     operator = _operator(pages)
     if operator is None:
         return _kernels(pages).attend(pages, walk, q, rule)
@@ -82,9 +83,10 @@ def write_and_attend(
     softcap: float | None = None,
     bias: Tensor | None = None,
     sinks: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """`write` at walk.slots, then `attend`: what a layer of the engine asks for, in one native call."""
-    rule = Rule(causal, window, scale, softcap, bias, sinks)
+    rule = Rule(causal, window, scale, softcap, bias, sinks, chunk)
     operator = _operator(pages)
     if operator is None:
         _kernels(pages).write(pages, k, v, walk.slots)
@@ -177,7 +179,7 @@ def _run(
     )
     if rule is not None and out is not None:
         problem.out, problem.out_token, problem.out_head = out.data_ptr(), out.stride(0), out.stride(1)
-        problem.causal, problem.window = rule.causal, rule.window or 0
+        problem.causal, problem.window, problem.chunk = rule.causal, rule.window or 0, rule.chunk or 0
         problem.scale, problem.softcap = rule.scale, rule.softcap or 0.0
         if rule.bias is not None:
             bias = rule.bias.float().contiguous()

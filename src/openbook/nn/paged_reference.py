@@ -30,6 +30,12 @@ class Rule(NamedTuple):
     softcap: float | None
     bias: Tensor | None  # [H,longest], by distance
     sinks: Tensor | None  # [H]
+    chunk: int | None = None
+
+    def first(self, position: int) -> int:
+        """The first key that a query there sees."""
+        window = position - self.window + 1 if self.window else 0
+        return max(0, window, position - position % self.chunk if self.chunk else 0)
 
 
 def write(pages: Pages, k: Tensor, v: Tensor, slots: Tensor) -> None:
@@ -101,7 +107,7 @@ def _mix(pages: Pages, table: Tensor, length: int, q: Tensor, position: int, rul
         q = q.bfloat16()
     rows = q.float().unflatten(1, (-1, group)).permute(1, 0, 2, 3).flatten(1, 2)  # [G,n·group,K]
     last = position + count - 1 if rule.causal else position
-    begin = max(0, position - rule.window + 1) if rule.window else 0
+    begin = rule.first(position)
     empty = _nothing(rows, layout)
     sums = empty
     for chunk in range(begin // CHUNK * CHUNK, min(last + 1, length), CHUNK):
@@ -152,6 +158,8 @@ def _take(
             slope = rule.bias.float()[:, far].unflatten(0, (-1, group)).transpose(1, 2)  # [G,n,group,s]
             scores = scores + slope.reshape(layout.kv_heads, count * group, -1)
         seen = (distance >= 0) & (distance < (rule.window or 1 << 30))
+        if rule.chunk is not None:
+            seen = seen & (stand.unsqueeze(1) // rule.chunk == keys // rule.chunk)
         scores = scores.masked_fill(~seen, float("-inf"))
     top = torch.maximum(sums.top, scores.amax(dim=-1, keepdim=True).nan_to_num(LEAST, neginf=LEAST))
     weights = (scores - top).exp()

@@ -71,6 +71,7 @@ def attend(pages: Pages, walk: Walk, q: Tensor, rule: Rule) -> Tensor:
         walk.table.stride(0),
         bias.shape[1],
         rule.window or 1 << 30,
+        rule.chunk or 1 << 30,
         rule.scale,
         rule.softcap or 1.0,
         group=group,
@@ -182,7 +183,7 @@ def _write(
 @triton.jit
 def _attend(
     pages, scales, table, starts, lengths, q, out, bias, sinks, q_token, q_head, out_token, out_head, width,
-    bias_length, window, scale, softcap, group: tl.constexpr, causal: tl.constexpr, capped: tl.constexpr,
+    bias_length, window, chunk, scale, softcap, group: tl.constexpr, causal: tl.constexpr, capped: tl.constexpr,
     biased: tl.constexpr, sunk: tl.constexpr, wide: tl.constexpr, ROWS: tl.constexpr, heads: tl.constexpr,
     key_dim: tl.constexpr, value_dim: tl.constexpr, keys: tl.constexpr, values: tl.constexpr,
     block: tl.constexpr, key_half: tl.constexpr, key_size: tl.constexpr, value_row: tl.constexpr,
@@ -206,7 +207,8 @@ def _attend(
         total = tl.zeros([ROWS], tl.float32)
         mixed = tl.zeros([ROWS, values], tl.float32)
         last = tl.minimum(length, tl.max(tl.where(real, position, -1), axis=0) + 1)
-        begin = tl.maximum(0, tl.min(position, axis=0) - window + 1)
+        lowest = tl.min(position, axis=0)
+        begin = tl.maximum(tl.maximum(0, lowest - window + 1), lowest // chunk * chunk)
         for base in range(begin // BLOCK * BLOCK, last, BLOCK):
             page = tl.load(table + sequence * width + base // BLOCK // blocks).to(tl.int64)
             place = (page * blocks + base // BLOCK % blocks) * heads + head
@@ -230,6 +232,7 @@ def _attend(
             seen = (distance >= 0) & written[None, :]
             if causal:
                 seen = seen & (distance < window)
+                seen = seen & (position[:, None] // chunk == (base + key[None, :]) // chunk)
             scores = tl.where(seen, scores, float("-inf"))
             high = tl.maximum(top, tl.max(scores, axis=1))
             weights = tl.exp(scores - high[:, None])

@@ -1,8 +1,8 @@
 """Rotary positions and the rules that stretch them to longer contexts.
 
-Frequencies follow Su et al. 2021 (§3.4); linear interpolation Chen et al. 2023; dynamic NTK and YaRN Peng et al. 2023;
-the Llama 3.1 rule as published with its weights. Cosines and sines are computed once per step and shared by all layers
-with the same `Rope`. Symbols: see shapes.py.
+Frequencies follow Su et al. 2021 (§3.4); linear interpolation Chen et al. 2023; NTK, dynamic NTK and YaRN Peng et al.
+2023; LongRoPE Ding et al. 2024; the Llama 3.1 rule as published with its weights. Cosines and sines are computed once
+per step and shared by all layers with the same `Rope`. Symbols: see shapes.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ def frequencies(rope: spec.Rope, length: int) -> Tensor:
             return _yarn(plain, rope, yarn)
         case spec.WavelengthScaling() as rule:
             return _by_wavelength(plain, rule)
+        case spec.LongRopeScaling(short=short, long=long, original=original):
+            return plain / torch.tensor(long if length > original else short)
+        case spec.NtkScaling(factor=factor):
+            return 1.0 / (rope.theta * factor ** (rope.dim / (rope.dim - 2))) ** exponent
+        case spec.ProportionalScaling(share=share, factor=factor):
+            turned = int(share * rope.dim // 2)
+            return torch.cat([plain[:turned] / factor, torch.zeros(rope.dim // 2 - turned)])
 
 
 def _yarn(plain: Tensor, rope: spec.Rope, yarn: spec.YarnScaling) -> Tensor:
@@ -57,6 +64,17 @@ def _by_wavelength(plain: Tensor, rule: spec.WavelengthScaling) -> Tensor:
     return torch.where(middle, between, stretched)
 
 
+def fixed_length(rope: spec.Rope, length: int) -> int:
+    """What tells one scaling from another: the length where it depends on it, as coarsely as can be, else 0."""
+    match rope.scaling:
+        case spec.DynamicScaling():
+            return length
+        case spec.LongRopeScaling(original=original):
+            return original + (length > original)
+        case _:
+            return 0
+
+
 TABLES = 16  # kept at once: requests of different lengths share steps where the scaling depends on the length
 
 
@@ -79,7 +97,7 @@ class RotaryTable:
         """
         if isinstance(length, tuple):
             return self._mixed(positions, longest, length, dtype)
-        fixed = length if isinstance(self.rope.scaling, spec.DynamicScaling) else 0
+        fixed = fixed_length(self.rope, length)
         key = (fixed, dtype, positions.device)
         found = self.tables.get(key)
         if found is None or len(found[0]) < longest:
@@ -95,7 +113,7 @@ class RotaryTable:
     ) -> tuple[Tensor, Tensor]:
         """The rows of a packed row whose tokens belong to sequences of different lengths."""
         distinct = tuple(dict.fromkeys(lengths))
-        if len(distinct) == 1 or not isinstance(self.rope.scaling, spec.DynamicScaling):
+        if len(distinct) == 1 or not isinstance(self.rope.scaling, spec.LengthDependent):
             return self.rows(positions, longest, distinct[0], dtype)
         cos = positions.new_empty(*positions.shape, 1, self.rope.dim, dtype=dtype)
         sin = torch.empty_like(cos)
@@ -106,7 +124,8 @@ class RotaryTable:
 
     def _made(self, count: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         angles = torch.outer(torch.arange(count).float(), frequencies(self.rope, length))
-        scale = self.rope.scaling.attention if isinstance(self.rope.scaling, spec.YarnScaling) else 1.0
+        scaling = self.rope.scaling
+        scale = scaling.attention if isinstance(scaling, spec.YarnScaling | spec.LongRopeScaling) else 1.0
         cos, sin = angles.cos() * scale, angles.sin() * scale
         if self.rope.neighbours:
             both = cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
@@ -129,3 +148,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, neighbours: bool = False) -> Ten
         half = dim // 2
         swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
     return x * cos + swapped * sin
+
+
+def sharpen(q: Tensor, positions: Tensor, rule: spec.Temperature) -> Tensor:
+    """q [B,T,H,K] of tokens at `positions` [B,T], the later ones larger.
+
+    The logarithm is taken in fp64 and rounded, so that its bits do not depend on what stands beside a token.
+    """
+    steps = 1 + (positions + rule.offset) // rule.every
+    return q * (1 + rule.scale * steps.double().log()).to(q.dtype)[..., None, None]

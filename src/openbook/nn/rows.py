@@ -26,10 +26,10 @@ def usable(x: Tensor) -> ctypes.CDLL | None:
     return native.library()
 
 
-def normalise(norm: spec.Norm, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+def normalise(norm: spec.Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """x [..,D] normalised over its last dimension."""
     library = usable(x)
-    if library is None or weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
+    if library is None or any(part is not None and part.dtype != torch.float32 for part in (weight, bias)):
         return None
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -41,10 +41,10 @@ def normalise(norm: spec.Norm, x: Tensor, weight: Tensor, bias: Tensor | None) -
     return y
 
 
-def norm_of(norm: spec.Norm, weight: Tensor, bias: Tensor | None) -> native.Norm:
+def norm_of(norm: spec.Norm, weight: Tensor | None, bias: Tensor | None) -> native.Norm:
     """A norm as the native operators want it."""
-    address = None if bias is None else bias.data_ptr()
-    return native.Norm(weight.data_ptr(), address, NORMS[norm.kind], norm.eps, norm.offset)
+    addresses = (None if part is None else part.data_ptr() for part in (weight, bias))
+    return native.Norm(*addresses, NORMS[norm.kind], norm.eps, norm.offset)
 
 
 def activate(name: str, x: Tensor) -> Tensor | None:

@@ -26,6 +26,7 @@ from openbook.nn.state import Context
 if TYPE_CHECKING:
     from openbook.nn.stack import ResidualBlock, ResidualBranch
 
+OVER = {"head": 0, "heads": 1, "width": 2}
 NONE = native.Norm(None, None, -1, 0.0, 0.0)
 
 
@@ -123,7 +124,7 @@ def plan(block: ResidualBlock) -> Plan:
     if any((branch.spec.place == "plain") != block.spec.parallel for branch in branches):
         return made
     attention, ffn = layers
-    if ffn.spec.limit or ffn.spec.offset or attention.gate is not None:  # served.h gates plainly
+    if ffn.spec.limit or ffn.spec.offset or not attention.common:
         return made
     linear = {name: watch.part(attention, name) for name in ("q", "k", "v", "out")}
     linear |= {name: watch.part(ffn, name) for name in ("gate", "up", "down")}
@@ -133,6 +134,7 @@ def plan(block: ResidualBlock) -> Plan:
         return made
     native_block = made.block
     native_block.parallel, native_block.neighbours = block.spec.parallel, attention.neighbours
+    native_block.over = 0 if attention.norm is None else OVER[attention.norm.over]
     native_block.clip = attention.spec.clip or 0.0
     native_block.shared = _norm(shared) if block.spec.parallel else NONE
     native_block.attention, native_block.ffn = (_branch(branch) for branch in branches)
@@ -156,9 +158,14 @@ def _known(linear: Mapping[str, nn.Module | None], norms: list[nn.Module | None]
 
 
 def _branch(branch: ResidualBranch) -> native.Branch:
-    norm, place = _norm(branch.norm), branch.spec.place
-    pre, last = (NONE, norm) if place == "post" else (norm, NONE)
-    return native.Branch(pre, _norm(branch.post_norm), last, branch.spec.scale)
+    norm = _norm(branch.norm)
+    match branch.spec.place:
+        case "post":
+            return native.Branch(NONE, NONE, norm, branch.spec.scale)
+        case "after":
+            return native.Branch(NONE, norm, NONE, branch.spec.scale)
+        case _:
+            return native.Branch(norm, _norm(branch.post_norm), NONE, branch.spec.scale)
 
 
 def _norm(norm: Normalise | None) -> native.Norm:

@@ -7,7 +7,7 @@ turns a spec into modules; the same value answers load, save, `describe` and ari
     Model(embed, stack, heads, source)
       Stack(dim, blocks, final_norm, relative)
         Block(branches, parallel, norm)
-          Branch(layer, norm, place, scale)      place: pre | post | both | plain
+          Branch(layer, norm, place, scale)      place: pre | post | both | after | plain
             Attention · GlobalAttention · DisentangledAttention · LatentAttention · CrossAttention · MLP · MoE
             Selective · StateSpaceDual · Structured · GatedDelta · Convolution · Recurrent · Attentive
 """
@@ -26,13 +26,19 @@ from openbook.nn.spec_local import Pattern as Pattern
 from openbook.nn.spec_positions import Alibi as Alibi
 from openbook.nn.spec_positions import DynamicScaling as DynamicScaling
 from openbook.nn.spec_positions import Learned as Learned
+from openbook.nn.spec_positions import LengthDependent as LengthDependent
 from openbook.nn.spec_positions import LinearScaling as LinearScaling
+from openbook.nn.spec_positions import LongRopeScaling as LongRopeScaling
 from openbook.nn.spec_positions import Norm as Norm
+from openbook.nn.spec_positions import NtkScaling as NtkScaling
+from openbook.nn.spec_positions import ProportionalScaling as ProportionalScaling
+from openbook.nn.spec_positions import QueryKeyNorm as QueryKeyNorm
 from openbook.nn.spec_positions import Relative as Relative
 from openbook.nn.spec_positions import RelativeVectors as RelativeVectors
 from openbook.nn.spec_positions import Rope as Rope
 from openbook.nn.spec_positions import Scaling as Scaling
 from openbook.nn.spec_positions import Sinusoidal as Sinusoidal
+from openbook.nn.spec_positions import Temperature as Temperature
 from openbook.nn.spec_positions import WavelengthScaling as WavelengthScaling
 from openbook.nn.spec_positions import YarnScaling as YarnScaling
 from openbook.nn.spec_recurrent import Attentive as Attentive
@@ -43,7 +49,7 @@ from openbook.nn.spec_states import GatedDelta as GatedDelta
 from openbook.nn.spec_states import StateSpaceDual as StateSpaceDual
 from openbook.nn.spec_states import Structured as Structured
 
-Place = Literal["pre", "post", "both", "plain"]
+Place = Literal["pre", "post", "both", "after", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,8 @@ class Attention:
     bias: bool = False  # on q, k and v
     out_bias: bool = False
     clip: float | None = None  # q, k and v are kept within ± this
-    norm: Norm | None = None  # of each head's q and k, before the rotation
+    norm: Norm | QueryKeyNorm | None = None  # of q and k; a plain norm: of each head, before the rotation
+    temperature: Temperature | None = None
     scale: float | None = None  # of the scores; None: head_dim ** -0.5
     softcap: float | None = None  # scores become softcap · tanh(scores / softcap)
     dropout: float = 0.0  # of the attention weights
@@ -176,7 +183,10 @@ Layer = Mixer | CrossAttention | MLP | MoE | StateMixer | Convolution
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One residual step. pre: x + f(norm x) · post: norm(x + f x) · both: x + norm₂(f(norm₁ x)) · plain: f(norm x)."""
+    """One residual step. pre: x + f(norm x) · post: norm(x + f x) · both: x + norm₂(f(norm₁ x)) · plain: f(norm x).
+
+    after: x + norm(f x), what is added is normalised and the sum is not (Groeneveld et al. 2025, §3.2).
+    """
 
     layer: Layer
     norm: Norm | None = None

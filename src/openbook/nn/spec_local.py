@@ -10,13 +10,20 @@ from typing import Literal
 class Pattern:
     """Which tokens see which. `window` w: a token sees itself and the w - 1 before it (and after it, if not causal).
 
+    `chunk` c: it sees only those of its own stretch of c positions, counted from the beginning.
     `marked` says what the tokens are that the caller marks. prefix: they also see each other both ways (Raffel et al.
     2020, §3.2.1); global: every token also sees them (Beltagy et al. 2020, §3.1).
     """
 
     causal: bool = True
     window: int | None = None
+    chunk: int | None = None
     marked: Literal["prefix", "global"] | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """How many tokens back keys are needed at most, itself included; None: all."""
+        return min((size for size in (self.window, self.chunk) if size is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,20 @@ class Norm:
     eps: float = 1e-5
     bias: bool = False
     offset: float = 0.0  # what is added to the stored weight: 1 where a family stores the distance from one
+    weight: bool = True  # without one, `rms` is the L2 norm (times √D) and `layer` is not parametric
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryKeyNorm:
+    """How q and k are normalised, where it is not each head alone, all by one weight [K], before the rotation.
+
+    `over` head: each head by one weight [K]; heads: each head by a weight of its own [H,K]; width: all heads as one
+    vector [H·K].
+    """
+
+    norm: Norm
+    over: Literal["head", "heads", "width"] = "head"
+    rotated: bool = False  # after the rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +67,59 @@ class WavelengthScaling:
     high: float = 4.0
 
 
-Scaling = LinearScaling | DynamicScaling | YarnScaling | WavelengthScaling
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024, §3): a searched factor for each frequency, other ones beyond the original context.
+
+    Like dynamic scaling it depends on the length and is fixed when a sequence is admitted.
+    """
+
+    short: tuple[float, ...]  # divide the dim/2 frequencies up to `original` tokens
+    long: tuple[float, ...]  # and of longer sequences
+    original: int
+    attention: float = 1.0  # multiplies cos and sin
+
+
+@dataclass(frozen=True, kw_only=True)
+class NtkScaling:
+    """NTK-aware scaling by a fixed factor: the base grows so that the lowest frequency is divided by `factor`.
+
+    Described before dynamic NTK in Peng et al. 2023 (§3.1, definition 1).
+    """
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProportionalScaling:
+    """The first `share` of the frequencies of a whole head, divided by `factor`; the others turn nothing."""
+
+    share: float
+    factor: float = 1.0
+
+
+Scaling = (
+    LinearScaling
+    | DynamicScaling
+    | YarnScaling
+    | WavelengthScaling
+    | LongRopeScaling
+    | NtkScaling
+    | ProportionalScaling
+)
+LengthDependent = DynamicScaling | LongRopeScaling  # fixed when a sequence is admitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """Later tokens look sharper: q at position p is multiplied by 1 + scale · ln(1 + ⌊(p + offset) / every⌋).
+
+    After Nakanishi 2025 (scalable softmax), in steps, as published with Llama 4.
+    """
+
+    every: int
+    scale: float
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

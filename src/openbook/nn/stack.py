@@ -3,6 +3,7 @@
 pre    x + s·f(norm x)                 GPT-2, Llama, T5, Mamba
 post   norm(x + s·f x)                 the 2017 Transformer, BERT
 both   x + s·norm₂(f(norm₁ x))         Gemma 2 and 3
+after  x + s·norm(f x)                 OLMo 2
 plain  f(norm x)                       parallel branches, recurrent networks
 """
 
@@ -40,11 +41,14 @@ class ResidualBranch(nn.Module):
 
     def read(self, x: Tensor, ctx: Context) -> Tensor:
         """What the layer says to x."""
-        return self.layer(x if self.norm is None or self.spec.place == "post" else self.norm(x), ctx)
+        after = self.spec.place in ("post", "after")
+        return self.layer(x if self.norm is None or after else self.norm(x), ctx)
 
     def step(self, x: Tensor, step: Tensor) -> Tensor:
         """The residual step from x by what the layer said."""
         place = self.spec.place
+        if place == "after" and self.norm is not None:
+            step = self.norm(step)
         if self.post_norm is not None:
             step = self.post_norm(step)
         if self.spec.dropout and self.training:

@@ -10,7 +10,7 @@ outside the layers; inside nothing syncs with the host.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -174,11 +174,13 @@ def count_positions(segments: Tensor) -> Tensor:
 
 
 def visible(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
-    """Which places [.., T] see which [.., S] by order alone: boolean [.., T, S]."""
+    """Which positions [.., T] see which [.., S] by order alone: boolean [.., T, S]."""
     distance = query.unsqueeze(-1) - key.unsqueeze(-2)
     seen = distance >= 0 if pattern.causal else torch.ones_like(distance, dtype=torch.bool)
     if pattern.window is not None:
         seen = seen & (distance.abs() < pattern.window)
+    if pattern.chunk is not None:
+        seen = seen & (query.unsqueeze(-1) // pattern.chunk == key.unsqueeze(-2) // pattern.chunk)
     return seen
 
 
@@ -213,36 +215,45 @@ class Dense:
         self.length: int | tuple[int, ...] = longest if length is None else length
         self.patterns = patterns
         self.marks = marks
-        self.masks = tuple(self._seen(pattern) for pattern in patterns)
+        self.splits = tuple(self._split(pattern) for pattern in patterns)
+        self.masks = tuple(map(self._seen, patterns, self.splits))
         self.biases: Tensor | None = None
 
-    def _seen(self, pattern: Pattern) -> Tensor | Band | None:
+    def _split(self, pattern: Pattern) -> Tensor | None:
+        """The segments [B,T] within which tokens see each other: those there are, each cut into its chunks."""
+        if pattern.chunk is None or self.longest <= pattern.chunk:
+            return self.segments
+        whole = torch.ones_like(self.positions) if self.segments is None else self.segments
+        number = (whole - 1) * (-(-self.longest // pattern.chunk)) + self.positions // pattern.chunk + 1
+        return torch.where(whole == 0, 0, number)
+
+    def _seen(self, pattern: Pattern, segments: Tensor | None) -> Tensor | Band | None:
         """None where the pattern alone says it (plain causal, or everything); blocks, or a mask as `_mask`."""
         tokens = self.positions.shape[1]
         marked = self.marks is not None and pattern.marked is not None
-        if self.segments is None and not marked and (pattern.window is None or pattern.window >= tokens):
+        if segments is None and not marked and (pattern.window is None or pattern.window >= tokens):
             return None
         if fits(pattern, tokens):
-            return band(pattern, tokens, self.segments, self.marks if marked else None, self.positions.device)
-        return self._mask(pattern)
+            return band(pattern, tokens, segments, self.marks if marked else None, self.positions.device)
+        return self._mask(pattern, segments)
 
-    def _mask(self, pattern: Pattern) -> Tensor:
+    def _mask(self, pattern: Pattern, segments: Tensor | None) -> Tensor:
         """[B or 1,1,T,T] boolean."""
         tokens = self.positions.shape[1]
         order = torch.arange(tokens, device=self.positions.device)
-        seen = visible(pattern, order, order)[None, None]
+        seen = visible(replace(pattern, chunk=None), order, order)[None, None]
         if self.marks is not None and pattern.marked is not None:
             seen = seen | _marked(pattern, self.marks.flags, order)
-        if self.segments is None:
+        if segments is None:
             return seen
-        same = self.segments[:, None, :, None] == self.segments[:, None, None, :]
-        real = self.segments[:, None, None, :] != 0
+        same = segments[:, None, :, None] == segments[:, None, None, :]
+        real = segments[:, None, None, :] != 0
         # Padding sees itself, so that no row of scores is empty and no gradient is NaN.
         return (seen & same & real) | torch.eye(tokens, dtype=torch.bool, device=seen.device)
 
     def _mask_at(self, scores: Scores) -> Tensor:
         seen = self.masks[scores.mask]
-        return seen if isinstance(seen, Tensor) else self._mask(scores.pattern)
+        return seen if isinstance(seen, Tensor) else self._mask(scores.pattern, self.splits[scores.mask])
 
     def bias(self, module: PositionBias, mask: int) -> None:
         if self.segments is None:  # every row has the same distances
@@ -251,7 +262,7 @@ class Dense:
             bias = module(self.positions, self.positions)
         seen = self.masks[mask]
         if isinstance(seen, Band):
-            seen = self._mask(self.patterns[mask])
+            seen = self._mask(self.patterns[mask], self.splits[mask])
         if seen is None and self.patterns[mask].causal:
             seen = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
         self.biases = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
@@ -265,7 +276,7 @@ class Dense:
             if self.segments is not None:
                 bias = bias.masked_fill(~self._mask_at(scores), -torch.inf)
         marked = self.marks is not None and scores.pattern.marked is not None
-        order = None if marked else Order(scores.pattern.causal, scores.pattern.window, self.segments)
+        order = None if marked else Order(scores.pattern.causal, scores.pattern.window, self.splits[scores.mask])
         return mix(q, k, v, seen, causal, scores.scale, scores.softcap, scores.dropout, bias, order, scores.sinks)
 
     def recur(self, index: int, x: Tensor, run: Recurrence) -> Tensor:  # noqa: ARG002

@@ -29,7 +29,7 @@ from openbook.nn.attention import SelfAttention
 from openbook.nn.heads import LanguageHead
 from openbook.nn.latent import LatentAttention
 from openbook.nn.linear import Linear
-from openbook.nn.mlp import FeedForward
+from openbook.nn.mlp import FeedForward, gated
 from openbook.nn.model import LanguageModel
 from openbook.nn.moe import Experts
 from openbook.nn.packed import quantise, quantise_rows
@@ -250,10 +250,15 @@ class Watch:
             sums[name] = sums[name] + squares if name in sums else squares
             return exact
 
+        def biased(name: str, number: int, rows: Tensor) -> Tensor:
+            bias = module._parameters.get(f"{name}_bias")
+            return run(name, number, rows) if bias is None else run(name, number, rows) + bias[number].float()
+
         for number in range(len(module.up)):
-            hidden = run("up", number, x)
-            gated = module._parameters["gate"] is not None
-            run("down", number, module.act(run("gate", number, x)) * hidden if gated else module.act(hidden))
+            up = biased("up", number, x)
+            plain = module._parameters["gate"] is None
+            hidden = module.act(up) if plain else gated(module.spec.expert, biased("gate", number, x), up)
+            run("down", number, hidden)
         for name, (off, size) in sums.items():
             found = float((off / size).sqrt()) if off > 0 and size > 0 else 0.0
             found = found if math.isfinite(found) else 1.0

@@ -73,8 +73,8 @@ def to_spec(config: Config) -> spec.Model:
     config.raw("final_logit_softcapping")
     found = windows(config, shape.layers, lambda i: i % 2 == 0, config.get("sliding_window", 4096))
     layers = [attention_of(config, shape, window, rope, softcap=cap) for window in found]
-    scale = float(shape.dim**0.5)
-    return decoder(shape, read_norm(config), layers.__getitem__, read_mlp(config, shape.hidden), "both", scale)
+    embed = spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=float(shape.dim**0.5))
+    return decoder(shape, read_norm(config), layers.__getitem__, read_mlp(config, shape.hidden), "both", embed)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

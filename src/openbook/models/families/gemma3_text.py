@@ -31,8 +31,8 @@ def to_spec(config: Config) -> spec.Model:
     cap = config.get("attn_logit_softcapping", None, float)
     config.raw("final_logit_softcapping")
     layers = [attention_of(config, shape, w, ropes[w is not None], norm=norm, softcap=cap) for w in found]
-    scale = float(shape.dim**0.5)
-    return decoder(shape, norm, layers.__getitem__, read_mlp(config, shape.hidden), "both", scale)
+    embed = spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=float(shape.dim**0.5))
+    return decoder(shape, norm, layers.__getitem__, read_mlp(config, shape.hidden), "both", embed)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from openbook.models.config import Config
 from openbook.models.experts import mixture_of
-from openbook.models.family import CannotSay, Family, classes_of_last, language, layers_of, none
+from openbook.models.family import CannotSay, Family, layers_of
+from openbook.models.modern import decoder_heads
 from openbook.models.names import Name, Part
 from openbook.models.parts import (
     BASE,
@@ -91,7 +92,7 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads={"GptOssForCausalLM": language, "GptOssModel": none, "GptOssForSequenceClassification": classes_of_last},
+    heads=decoder_heads("GptOss"),
     prefix="model.",
     ignore=IGNORE,
 )

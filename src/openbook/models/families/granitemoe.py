@@ -23,8 +23,9 @@ def to_spec(config: Config) -> spec.Model:
         balance=config.get("router_aux_loss_coef", 0.001),
     )
     norm = spec.Norm(eps=config.get("rms_norm_eps", 1e-6))
-    scales = config.get("embedding_multiplier", 1.0), config.get("residual_multiplier", 1.0)
-    return decoder(shape, norm, lambda _: attention, moe, "pre", *scales)
+    embed = spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=config.get("embedding_multiplier", 1.0))
+    step = config.get("residual_multiplier", 1.0)
+    return decoder(shape, norm, lambda _: attention, moe, embed=embed, scale=step)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

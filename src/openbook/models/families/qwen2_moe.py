@@ -6,7 +6,8 @@ from typing import Any
 
 from openbook.models.config import Config
 from openbook.models.experts import expert_names, mixture_of, sparse_layers, write_sparse
-from openbook.models.family import Family, classes_of_last, language, layers_of, none
+from openbook.models.family import Family, layers_of
+from openbook.models.modern import decoder_heads
 from openbook.models.parts import (
     BASE,
     GATED,
@@ -78,11 +79,7 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=lambda _: BASE + PRE_NORMS + GATED + expert_names("model.layers.{i}.mlp"),
-    heads={
-        "Qwen2MoeForCausalLM": language,
-        "Qwen2MoeModel": none,
-        "Qwen2MoeForSequenceClassification": classes_of_last,
-    },
+    heads=decoder_heads("Qwen2Moe"),
     prefix="model.",
     ignore=IGNORE,
 )

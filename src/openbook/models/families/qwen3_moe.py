@@ -7,7 +7,8 @@ from typing import Any
 from openbook.models.config import Config
 from openbook.models.experts import expert_names, sparse_layers
 from openbook.models.families.qwen2_moe import read_mixture, write_mixture
-from openbook.models.family import Family, classes_of_last, language, layers_of, none
+from openbook.models.family import Family, layers_of
+from openbook.models.modern import decoder_heads
 from openbook.models.parts import BASE, GATED, IGNORE, PRE_NORMS, attention_of, decoder, read_shape, write_decoder
 from openbook.nn import spec
 
@@ -37,11 +38,7 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=lambda _: BASE + PRE_NORMS + GATED + expert_names("model.layers.{i}.mlp"),
-    heads={
-        "Qwen3MoeForCausalLM": language,
-        "Qwen3MoeModel": none,
-        "Qwen3MoeForSequenceClassification": classes_of_last,
-    },
+    heads=decoder_heads("Qwen3Moe"),
     prefix="model.",
     ignore=IGNORE,
 )
