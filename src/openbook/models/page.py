@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from openbook.models.cost import LAYER_PARTS, Run, Shapes, Side, Work, count
 from openbook.models.memory import BYTES
+from openbook.models.words import norm_says, rope_says
 from openbook.nn import spec
 from openbook.nn.build import head_name
 
@@ -262,21 +263,15 @@ def _attention_says(layer: spec.Attention) -> str:
     said += [] if layer.pattern.causal else ["both ways"]
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
     said += [f"chunks of {layer.pattern.chunk:,}"] if layer.pattern.chunk else []
-    said += [_rope_says(layer.rope, layer.head_dim)] if layer.rope else []
+    said += [rope_says(layer.rope, layer.head_dim)] if layer.rope else []
     said += ["position bias"] if layer.relative else []
     said += [f"q, k and v within ±{layer.clip:g}"] if layer.clip else []
-    said += [_norm_says(layer.norm)] if layer.norm else []
+    said += [norm_says(layer.norm)] if layer.norm else []
     said += [f"sharper every {layer.temperature.every:,} tokens"] if layer.temperature else []
     said += ["sinks"] if layer.sinks else []
     said += ["gated"] if layer.gate else []
     said += [f"scores capped at {layer.softcap:g}"] if layer.softcap else []
     return " · ".join(said)
-
-
-def _norm_says(norm: spec.Norm | spec.QueryKeyNorm) -> str:
-    rule = spec.QueryKeyNorm(norm=norm) if isinstance(norm, spec.Norm) else norm
-    how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[rule.over]
-    return f"q and k normalised{how}" + (", once turned" if rule.rotated else "")
 
 
 def _disentangled_says(layer: spec.DisentangledAttention) -> str:
@@ -290,31 +285,8 @@ def _latent_says(layer: spec.LatentAttention) -> str:
     said += [f"latent of {layer.kv_rank:,}"]
     said += [f"queries from {layer.q_rank:,}"] if layer.q_rank else []
     said += [f"window {layer.pattern.window:,}"] if layer.pattern.window else []
-    said += [_rope_says(layer.rope, layer.rope.dim)]
+    said += [rope_says(layer.rope, layer.rope.dim)]
     return " · ".join(said)
-
-
-def _rope_says(rope: spec.Rope, head_dim: int) -> str:
-    part = "" if rope.dim == head_dim else f" on {rope.dim}"
-    part += " in neighbours" if rope.neighbours else ""
-    match rope.scaling:
-        case None:
-            how = ""
-        case spec.LinearScaling(factor=factor):
-            how = f", linear × {factor:g}"
-        case spec.DynamicScaling(factor=factor, original=original):
-            how = f", dynamic × {factor:g} beyond {original:,}"
-        case spec.YarnScaling(factor=factor, original=original):
-            how = f", yarn × {factor:g} of {original:,}"
-        case spec.WavelengthScaling(factor=factor, original=original):
-            how = f", by wavelength × {factor:g} of {original:,}"
-        case spec.LongRopeScaling(original=original):
-            how = f", longrope beyond {original:,}"
-        case spec.NtkScaling(factor=factor):
-            how = f", ntk × {factor:g}"
-        case spec.ProportionalScaling(share=share, factor=factor):
-            how = f", {share:.0%} of the frequencies × {factor:g}"
-    return f"rope{part} θ {rope.theta:,.0f}{how}"
 
 
 def _head_says(head: spec.Head) -> str:
