@@ -106,12 +106,15 @@ class Kept(Dense):
         super().__init__(torch.zeros(1, tokens, dtype=torch.int64), None, (), before + tokens)
         self.keys: tuple[Tensor, Tensor] | None = None
         if before and isinstance(layer, spec.Attention):
-            self.keys = tuple(torch.randn(1, before, layer.kv_heads, layer.head_dim) for _ in range(2))  # type: ignore[assignment]
+            size = (1, before + tokens, layer.kv_heads, layer.head_dim)
+            self.keys = torch.randn(size), torch.randn(size)
         self.slot: tuple[Tensor, ...] | None = None
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:  # noqa: ARG002
         if self.keys is not None:
-            k, v = torch.cat([self.keys[0], k], dim=1), torch.cat([self.keys[1], v], dim=1)
+            for kept, new in zip(self.keys, (k, v), strict=True):
+                kept[:, -new.shape[1] :] = new
+            k, v = self.keys
         q, k, v = (one.transpose(1, 2) for one in (q, k, v))
         causal = q.shape[2] > 1
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)

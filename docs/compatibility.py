@@ -142,6 +142,12 @@ def facts(config: dict[str, Any]) -> Iterator[str]:
                 yield "mixture of experts"
             case spec.Selective():
                 yield "selective state space"
+            case spec.StateSpaceDual():
+                yield "state space with one decay a head"
+            case spec.Structured():
+                yield "structured state space"
+            case spec.GatedDelta():
+                yield "gated delta rule"
     yield from (["learned positions"] if model.embed.positions is not None else [])
 
 

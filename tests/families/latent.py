@@ -63,6 +63,13 @@ def _glm(name: str, **values: Any) -> Case:
     return Case(name, "Glm4MoeConfig", "Glm4MoeForCausalLM", _own({**small, "num_nextn_predict_layers": 0, **values}))
 
 
+def _dots(name: str, **values: Any) -> Case:
+    latent = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    small = {key: value for key, value in SMALL.items() if key not in latent}
+    small |= {"hidden_size": 42, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}
+    return Case(name, "Dots1Config", "Dots1ForCausalLM", _own({**small, **values}))
+
+
 def _lite(name: str, **values: Any) -> Case:
     small = {key: value for key, value in SMALL.items() if key != "first_k_dense_replace"}
     return Case(name, "Glm4MoeLiteConfig", "Glm4MoeLiteForCausalLM", _own({**small, **values}))
@@ -95,6 +102,8 @@ CASES = [
     _v2("deepseek2-lite", q_lora_rank=None, topk_method="greedy", attention_bias=True, hidden_act="gelu"),
     _glm("glm4-moe", use_qk_norm=True),
     _glm("glm4-moe-odd", attention_bias=True, n_group=1, topk_group=1, n_shared_experts=1, norm_topk_prob=False),
+    _dots("dots1", sliding_window=5, max_window_layers=1),
+    _dots("dots1-odd", attention_bias=True, norm_topk_prob=True, n_group=1, topk_group=1, sliding_window=None),
     _lite("glm4-moe-lite", mlp_layer_types=["sparse", "dense", "sparse"]),
     _lite("glm4-moe-lite-usual", n_group=1, topk_group=1, rope_interleave=False, tie_word_embeddings=True),
 ]

@@ -64,6 +64,29 @@ NEXT: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.3},
 }
 
+GRANITE: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 36,
+    "intermediate_size": 22,
+    "shared_intermediate_size": 34,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 3e-5,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.02,
+    "mamba_n_heads": 6,
+    "mamba_d_state": 5,
+    "mamba_d_conv": 3,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 1.5,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 1.3,
+}
+
 # Named so that what is said greedily repeats itself: a name is a seed.
 CASES = [
     Case("mamba2-one", "Mamba2Config", "Mamba2ForCausalLM", MAMBA2),
@@ -93,7 +116,9 @@ CASES = [
         "JambaConfig",
         "JambaForCausalLM",
         {
-            **{key: value for key, value in JAMBA.items() if key != "router_aux_loss_coef"},
+            **{
+                key: value for key, value in JAMBA.items() if key not in ("router_aux_loss_coef", "num_experts_per_tok")
+            },
             "num_hidden_layers": 2,
             "num_experts": 1,
             "mamba_proj_bias": True,
@@ -118,6 +143,45 @@ CASES = [
             "attention_bias": True,
             "hidden_act": "gelu",
             "tie_word_embeddings": True,
+        },
+    ),
+    Case(
+        "bamba",
+        "BambaConfig",
+        "BambaForCausalLM",
+        {
+            "vocab_size": 131,
+            "hidden_size": 36,
+            "intermediate_size": 44,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 64,
+            "rms_norm_eps": 3e-5,
+            "attn_layer_indices": [1],
+            "mamba_n_heads": 6,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 5,
+            "mamba_d_conv": 3,
+            "mlp_bias": True,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    Case("granite-hybrid", "GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM", GRANITE),
+    Case(
+        "granite-hybrid-dense",
+        "GraniteMoeHybridConfig",
+        "GraniteMoeHybridForCausalLM",
+        {
+            **{key: value for key, value in GRANITE.items() if "expert" not in key and "router" not in key},
+            "num_local_experts": 0,
+            "num_hidden_layers": 2,
+            "layer_types": ["full_attention", "linear_attention"],
+            "position_embedding_type": "rope",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+            "mamba_n_groups": 2,
+            "attention_bias": True,
         },
     ),
 ]

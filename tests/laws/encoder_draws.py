@@ -83,5 +83,36 @@ def modernbert(draw: random.Random) -> Drawn:
     return "ModernBertConfig", "ModernBertForMaskedLM", values | special, "encoder"
 
 
+def deberta(draw: random.Random) -> Drawn:
+    special = {
+        "type_vocab_size": draw.choice([0, 2]),
+        "relative_attention": draw.random() < 0.8,
+        "max_relative_positions": draw.choice([-1, 3, 20, 60]),
+        "pos_att_type": draw.choice(["c2p", "p2c", "p2c|c2p", ["c2p", "p2c"], None]),
+        "position_biased_input": draw.random() < 0.5,
+    }
+    return "DebertaConfig", "DebertaForMaskedLM", base(draw) | special, "encoder"
+
+
+def deberta_v2(draw: random.Random) -> Drawn:
+    _, _, values, kind = deberta(draw)
+    special = {
+        "max_relative_positions": draw.choice([-1, 13, 60]),
+        "position_buckets": draw.choice([-1, 4, 7, 16]),
+        "share_att_key": draw.random() < 0.5,
+        "norm_rel_ebd": draw.choice(["none", "layer_norm"]),
+        "conv_kernel_size": draw.choice([0, 1, 3, 7]),
+        "conv_act": draw.choice(ACTIVATIONS),
+    }
+    return "DebertaV2Config", "DebertaV2ForMaskedLM", values | special, kind
+
+
+def longformer(draw: random.Random) -> Drawn:
+    values = base(draw)
+    windows = [draw.choice([4, 8]) for _ in range(values["num_hidden_layers"])]
+    special = {"attention_window": draw.choice([4, 6, windows]), "pad_token_id": draw.choice([0, 1, 2])}
+    return "LongformerConfig", "LongformerForMaskedLM", values | special, "encoder"
+
+
 KINDS = ("full_attention", "sliding_attention")
-DRAWS = [roberta, distilbert, albert, electra, mpnet, modernbert]
+DRAWS = [roberta, distilbert, albert, electra, mpnet, modernbert, deberta, deberta_v2, longformer]

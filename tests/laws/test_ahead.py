@@ -113,7 +113,11 @@ def agrees(case: Case, made: Any, model: LanguageModel) -> bool:
     return len(found) == len(made.layers)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+QUICK = ("deepseek3-yarn-ahead", "glm4-moe-odd-ahead")
+MARKED = [pytest.param(c, id=c.name, marks=() if c.name in QUICK else (pytest.mark.slow,)) for c in CASES]
+
+
+@pytest.mark.parametrize("case", MARKED)
 def test_further_tokens_equal_the_reference(case: Case, tmp_path: Path) -> None:
     made = further(case)
     model = load(folder_of(case, made, tmp_path))

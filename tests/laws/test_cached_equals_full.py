@@ -62,6 +62,8 @@ def windowed(window: int | None, **more: object) -> spec.Attention:
 
 
 SELECTIVE = spec.Selective(inner=48, state=8, kernel=4, rank=3)
+DUAL = spec.StateSpaceDual(heads=6, head_dim=7, groups=2, state=5, kernel=3, norm=RMS)
+DELTA = spec.GatedDelta(heads=2, value_heads=4, key_dim=6, value_dim=9, kernel=3, norm=RMS)
 RELATIVE = spec.Relative(heads=4, buckets=8, distance=20)
 T5_ENCODER = spec.Encoder(
     stack=spec.Stack(
@@ -104,6 +106,7 @@ SPECS = {
     "heads": decoder([[heads(rope=ROPE, norm=spec.QueryKeyNorm(norm=RMS, over="heads", rotated=True)), MLP]] * 2),
     "sharper": decoder([[heads(temperature=spec.Temperature(every=4, scale=0.4, offset=1)), MLP]] * 2),
     "mamba": decoder([[SELECTIVE]] * 2),
+    "states": decoder([[spec.Structured(state=10), MLP], [DUAL], [DELTA]]),
     "hybrid": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]]),
     "shared": decoder([[SELECTIVE], [windowed(6), MLP], [heads(rope=ROPE), MLP]], order=(0, 1, 0, 2, 1, 1, 0)),
     "t5": decoder(T5, relative=RELATIVE, source=T5_ENCODER),

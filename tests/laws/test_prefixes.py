@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from openbook.data.batch import IGNORED, Batch
 from openbook.errors import InputError, Refusal
 from openbook.generate import cache as caches
 from openbook.generate.cache import Contiguous
@@ -25,6 +26,7 @@ from openbook.nn.marks import mark
 from openbook.nn.model import LanguageModel
 from openbook.nn.plain import from_plain, to_plain
 from openbook.nn.state import Dense
+from openbook.train.objectives import Language
 
 BOUND = 1e-5
 
@@ -146,3 +148,39 @@ def test_the_pattern_is_a_value() -> None:
     assert from_plain(to_plain(said), spec.Model) == said
     plain = replace(said, stack=replace(said.stack, blocks=()))
     assert not plain.prefixed
+
+
+def batch_of(texts: list[Tensor], lengths: tuple[int, ...]) -> list[Batch]:
+    """One batch for each text; the first `lengths` tokens are a prompt, which is not learned."""
+    found = []
+    for text, count in zip(texts, lengths, strict=True):
+        targets = torch.cat([text[:, 1:], torch.full((1, 1), IGNORED)], 1)
+        targets[:, : count - 1] = IGNORED
+        found.append(Batch(ids=text, targets={"language": targets}))
+    return found
+
+
+def test_what_is_not_learned_is_the_prefix() -> None:
+    """The loop's batches say it themselves: of each text, up to the token that predicts the first target."""
+    texts, lengths = [torch.randint(0, 61, (1, count)) for count in (9, 6, 7)], (5, 3, 1)
+    alone = batch_of(texts, lengths)
+    segments = torch.tensor([[1] * 9 + [2] * 6 + [3] * 7 + [0] * 2])
+    empty = torch.zeros(1, 2, dtype=torch.int64)
+    packed = Batch(
+        ids=torch.cat([*texts, empty], 1),
+        segments=segments,
+        targets={"language": torch.cat([*(one.targets["language"] for one in alone), empty + IGNORED], 1)},
+    )
+    flags = [torch.arange(text.shape[1]) < count for text, count in zip(texts, lengths, strict=True)]
+    for one, expected in zip(alone, flags, strict=True):
+        assert torch.equal(one.prefixes()[0], expected)
+    assert torch.equal(packed.prefixes()[0], torch.cat([*flags, empty[0] > 0]))
+    model = model_of().train()
+    results = []
+    for batches in ([packed], alone, [replace(packed, marks=torch.zeros_like(segments, dtype=torch.bool))]):
+        model.zero_grad()
+        total = torch.stack([Language()(model, one)["language"].total for one in batches]).sum()
+        total.backward()
+        results.append([total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(close(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not close(results[2][0], results[1][0])  # the seeded fault: nothing is marked

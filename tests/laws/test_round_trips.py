@@ -81,6 +81,8 @@ def test_what_no_family_says_is_saved_as_it_is(tmp_path: Path) -> None:
         branches=(
             spec.Branch(layer=attention, norm=norm),
             spec.Branch(layer=spec.Selective(inner=12, rank=2), norm=norm),
+            spec.Branch(layer=spec.Structured(state=4, start="inv"), norm=norm),
+            spec.Branch(layer=spec.GatedDelta(heads=1, value_heads=2, key_dim=3, value_dim=4, norm=norm), norm=norm),
         )
     )
     parallel = spec.Block(

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from openbook.errors import ConfigError
+from openbook.hardware import cpu_features
 from openbook.models.make import make
+from openbook.native import build as compiler
 from openbook.native import scan as native
 from openbook.nn import delta, dual, scan, spec, structured
 from openbook.nn.build import build
@@ -89,6 +91,25 @@ def test_the_native_scan_is_the_recurrence(shape: tuple[int, ...], marked: bool)
     assert agree(partial(selective_native, mark=mark), partial(selective_definition, mark=mark), inputs)
 
 
+@pytest.mark.parametrize("flags", [("-O1",), ("-O1", "-mavx2", "-mfma")], ids=["plain", "avx2"])
+def test_every_unit_is_the_recurrence(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    if len(flags) > 1 and "AVX2" not in cpu_features():
+        pytest.skip("no AVX2 here")
+    library = compiler.load("scan", native.SOURCES, [(*native.EXACT, *flags)])
+    assert library is not None
+    native.declared(library)
+    monkeypatch.setattr(native, "library", lambda: library)
+    mark = marks_of(2, 45)
+    for shape in SHAPES[1:3]:
+        inputs = selective_case(45, *shape[1:])
+        assert agree(partial(selective_native, mark=mark), partial(selective_definition, mark=mark), inputs)
+    with torch.no_grad():
+        given = delta_case(20)
+        found, expected = delta.exact(*given[:5], None, given[5]), delta.recurrence(*given[:5], None, given[5])
+        assert found is not None
+        assert all(close(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -120,7 +141,7 @@ def test_a_scan_keeps_one_state_in_many() -> None:
 def test_a_scan_without_a_compiler_is_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = selective_case(20, 12, 1, 4, 4)
     expected = selective_native(*inputs, mark=None)
-    monkeypatch.setattr(scan, "_compiled", lambda: False)
+    monkeypatch.setattr(scan, "_compiled", lambda _: False)
     assert all(close(a, b) for a, b in zip(selective_native(*inputs, mark=None), expected, strict=True))
 
 

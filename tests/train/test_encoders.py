@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,23 @@ def test_hidden_words_are_learned() -> None:
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     assert losses[0] > 3.5
     assert sum(losses[-10:]) / 10 < 2.8
+
+
+@pytest.mark.slow
+def test_replaced_words_are_found() -> None:
+    """Far better than whoever knows only how many there are."""
+    sizes = {**SIZES, "dim": 48, "hidden": 96}
+    model = make_pair(spec_of("electra", sizes, MORE, "replaced"), 0.5, 0)
+    run = tiny_run(steps=220, rows=[(0, 16)], objective=ReplacedToken(), model=model)  # type: ignore[arg-type]
+    run.rows, run.heldout = MaskedRows(Text(), replace(MASKING, rate=0.15), 5, draws=True), None
+    run.optimizer = Optimizer(model, Optimisation(lr=0.003))
+    records: list[Any] = []
+    run.watchers = [type("Keep", (), {"record": lambda _, record: records.append(record), "close": lambda _: None})()]
+    fit(run)
+    last = [record for record in records if record["kind"] == "step"][-20:]
+    share, loss = (sum(record[name] for record in last) / 20 for name in ("fakes", "replaced"))
+    blind = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert loss < 0.6 * blind
 
 
 @pytest.mark.parametrize(

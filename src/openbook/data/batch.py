@@ -33,10 +33,11 @@ class Batch:
     source_segments: Tensor | None = None  # [B,S] int64
     embeds: Tensor | None = None  # [B,T,D], in place of the embedding of `ids`
     types: Tensor | None = None  # [B,T] int64, BERT's token types
+    marks: Tensor | None = None  # [B,T] boolean, the tokens of a prefix, or global ones (see nn/spec_local.py)
 
     def __post_init__(self) -> None:
         assert self.ids.ndim == 2, f"ids must be [B,T], got {list(self.ids.shape)}"
-        for name in ("positions", "segments", "types"):
+        for name in ("positions", "segments", "types", "marks"):
             value = getattr(self, name)
             assert value is None or value.shape == self.ids.shape, (
                 f"{name} {list(value.shape)} != {list(self.ids.shape)}"
@@ -46,6 +47,20 @@ class Batch:
     def rows(self) -> int:
         """B."""
         return self.ids.shape[0]
+
+    def prefixes(self) -> Tensor:
+        """What stands before a text's first target, the token that predicts it included: [B,T] boolean.
+
+        It is the prompt of a text whose answer alone is learned.
+        """
+        learned = (self.targets["language"] != IGNORED).long()
+        passed = learned.cumsum(1) - learned  # targets before each token
+        segments = torch.ones_like(self.ids) if self.segments is None else self.segments
+        places = torch.arange(segments.shape[1], device=segments.device)
+        first = torch.ones_like(segments, dtype=torch.bool)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        start = torch.where(first, places, 0).cummax(dim=1).values  # where each token's text begins
+        return (passed == passed.gather(1, start)) & (segments != 0)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""

@@ -80,6 +80,10 @@ def read_encoder(
     parts = (attention, mlp)
     block = spec.Block(branches=tuple(spec.Branch(layer=p, norm=norm, place="post", dropout=drop) for p in parts))
     count = config.size("max_position_embeddings", 512)
+    if count <= offset:
+        raise ConfigError(
+            f"`max_position_embeddings` must be above {offset}, the first token's row: got {count} ({config.where})."
+        )
     embed = spec.Embed(
         vocab=config.size("vocab_size"),
         dim=config.size(narrow, 128) if narrow else dim,

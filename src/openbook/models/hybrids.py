@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.config import Config
+from openbook.models.config import Config, spell_activation
 from openbook.models.family import CannotSay
 from openbook.models.names import Name
+from openbook.models.parts import write_labels
 from openbook.nn import spec
 
 
@@ -31,6 +33,25 @@ def say_every(found: Sequence[bool], what: str) -> dict[str, int]:
             if all(one == (number % period == offset) for number, one in enumerate(found)):
                 return {f"{what}_layer_period": period, f"{what}_layer_offset": offset}
     raise CannotSay(f"its layers of kind '{what}' do not stand at equal distances")
+
+
+def write_plain(model: spec.Model, attention: spec.Attention, mlp: spec.MLP) -> dict[str, Any]:
+    """The keys that these families share, positions left out."""
+    if model.stack.final_norm is None:
+        raise CannotSay("it needs a final norm")
+    return {
+        "vocab_size": model.embed.vocab,
+        "hidden_size": model.stack.dim,
+        "intermediate_size": mlp.hidden,
+        "num_hidden_layers": len(model.stack.blocks),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "max_position_embeddings": model.context,
+        "rms_norm_eps": model.stack.final_norm.eps,
+        "hidden_act": spell_activation(mlp.activation),
+        "attention_dropout": attention.dropout,
+        "tie_word_embeddings": model.language is None or model.language.tied,
+    } | write_labels(model)
 
 
 def by_layer(model: spec.Model, names: Callable[[spec.Layer], tuple[Name, ...]]) -> tuple[Name, ...]:

@@ -18,9 +18,10 @@ from openbook.models.names import Name
 from openbook.models.parts import BASE, BLOCK, GATED, PRE_NORMS, Shape, decoder, write_labels
 from openbook.nn import spec
 
+Mixer = spec.Attention | spec.LatentAttention
 LATENT_NORM = spec.Norm(eps=1e-6)  # whatever a config.json says of the other norms
-# What tells a trainer or a sharded server something, and changes no number.
 CONTEXT = 4096  # where a config.json is silent
+# What tells a trainer or a sharded server something, and changes no number.
 INERT = ("aux_loss_alpha", "seq_aux", "ep_size")
 LATENT_SIZES: Mapping[str, str] = {key: name for key, name in SIZES.items() if key not in ("kv_heads", "head_dim")}
 
@@ -216,7 +217,7 @@ def read_groups(config: Config, groups: int, top_groups: int) -> spec.Routing:
 
 def read_decoder(
     config: Config,
-    attention: spec.Attention | spec.LatentAttention,
+    attention: Mixer | Callable[[int], Mixer],
     moe: spec.MoE,
     dense: int,
     eps: float = 1e-6,
@@ -233,25 +234,27 @@ def read_decoder(
 
 def build(
     config: Config,
-    attention: spec.Attention | spec.LatentAttention,
+    attention: Mixer | Callable[[int], Mixer],
     ffn: Callable[[int], spec.MLP | spec.MoE],
     eps: float = 1e-6,
     context: int = CONTEXT,
 ) -> spec.Model:
-    """The model of one attention and these feed-forward layers."""
+    """The model of one attention, or one for each block, and these feed-forward layers."""
+    first = attention(0) if callable(attention) else attention
     for key in INERT:
         config.raw(key)
     shape = Shape(
         vocab=config.size("vocab_size"),
         dim=config.size("hidden_size"),
         layers=config.layers("num_hidden_layers"),
-        heads=attention.heads,
-        kv_heads=attention.heads,
-        head_dim=attention.rope.dim if attention.rope else 1,
+        heads=first.heads,
+        kv_heads=first.heads,
+        head_dim=first.rope.dim if first.rope else 1,
         hidden=config.size("intermediate_size"),
         context=config.size("max_position_embeddings", context),
     )
-    return decoder(shape, spec.Norm(eps=config.get("rms_norm_eps", eps)), lambda _: attention, ffn)
+    norm = spec.Norm(eps=config.get("rms_norm_eps", eps))
+    return decoder(shape, norm, attention if callable(attention) else lambda _: first, ffn)
 
 
 def write_routed(model: spec.Model) -> dict[str, Any]:

@@ -87,7 +87,10 @@ def _structure(this: Description) -> Iterator[str]:
     yield from _side(found.main, this, "")
     for head in this.model.heads:
         name = head_name(head)
-        yield from _entry(f"head · {name}", _head_says(head), found.heads[name])
+        shapes = found.heads[name]
+        own = {part.rpartition("steps.0.")[2]: shape for part, shape in shapes.items() if ".block." not in part}
+        own = {part: shape for part, shape in own.items() if not part.startswith("steps.")}
+        yield from _entry(f"head · {name}", _head_says(head), shapes, shown=own)
 
 
 def _side(side: Side, this: Description, prefix: str) -> Iterator[str]:
@@ -152,11 +155,13 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join("–".join(map(str, span)) for span in spans)
 
 
-def _entry(label: str, says: str, shapes: Shapes, indent: int = 2) -> Iterator[str]:
-    """A label, what it says, its shapes on lines of their own, its parameters flush right."""
+def _entry(label: str, says: str, shapes: Shapes, indent: int = 2, shown: Shapes | None = None) -> Iterator[str]:
+    """A label, what it says, its shapes (or those `shown`) on lines of their own, its parameters flush right."""
     pad = " " * indent
     total = f"{count(shapes):,}" if shapes else "0"
-    lines = [line for text in (says, shapes_say(shapes)) for line in wrapped(text, WIDTH - 40)]
+    lines = [
+        line for text in (says, shapes_say(shapes if shown is None else shown)) for line in wrapped(text, WIDTH - 40)
+    ]
     first, *rest = lines or [""]
     yield f"{pad}{label:<{24 - indent}}{first:<{WIDTH - 40}}{total:>16}"
     for line in rest:
@@ -269,10 +274,9 @@ def _attention_says(layer: spec.Attention) -> str:
 
 
 def _norm_says(norm: spec.Norm | spec.QueryKeyNorm) -> str:
-    if isinstance(norm, spec.Norm):
-        return "q and k normalised"
-    how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[norm.over]
-    return f"q and k normalised{how}" + (", once turned" if norm.rotated else "")
+    rule = spec.QueryKeyNorm(norm=norm) if isinstance(norm, spec.Norm) else norm
+    how = {"head": "", "heads": ", a weight for each head", "width": " over all heads"}[rule.over]
+    return f"q and k normalised{how}" + (", once turned" if rule.rotated else "")
 
 
 def _disentangled_says(layer: spec.DisentangledAttention) -> str:

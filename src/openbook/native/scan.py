@@ -58,17 +58,20 @@ def library() -> ctypes.CDLL | None:
     choices = [(*EXACT, *WIDE)] if "AVX-512 VNNI" in features else []
     choices += [(*EXACT, "-mavx2", "-mfma")] if "AVX2" in features else [EXACT]
     found = build.load("scan", SOURCES, choices)
-    if found is not None:
-        word, address = ctypes.c_int64, ctypes.c_void_p
-        found.openbook_scan_forward.argtypes = found.openbook_scan_threads.argtypes = [address, word]
-        found.openbook_scan_backward.argtypes = [address, address, word]
-        found.openbook_scan_delta.argtypes = found.openbook_scan_turn.argtypes = [address, word]
-        for function in (
-            found.openbook_scan_forward,
-            found.openbook_scan_threads,
-            found.openbook_scan_backward,
-            found.openbook_scan_delta,
-            found.openbook_scan_turn,
-        ):
-            function.restype = ctypes.c_int
+    return None if found is None else declared(found)
+
+
+def declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the types of its functions."""
+    word, address = ctypes.c_int64, ctypes.c_void_p
+    found.openbook_scan_backward.argtypes = [address, address, word]
+    found.openbook_scan_backward.restype = ctypes.c_int
+    for function in (
+        found.openbook_scan_forward,
+        found.openbook_scan_threads,
+        found.openbook_scan_delta,
+        found.openbook_scan_turn,
+    ):
+        function.argtypes = [address, word]
+        function.restype = ctypes.c_int
     return found

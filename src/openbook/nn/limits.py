@@ -226,8 +226,10 @@ def _check_widths(model: spec.Model) -> None:
             f"An embedding with `inner` must have the stack's `dim`: got {model.embed.dim} and {model.stack.dim}."
         )
     head, own = model.language, model.embed.inner or model.embed.dim
+    if head is not None and (head.directions > 2 or model.stack.width % head.directions):
+        raise ConfigError(f"`directions` of a head must be 1, or 2 halves of a state: got {head.directions}.")
     if head is not None and head.tied:
-        width = (head.transform and head.transform.dim) or model.stack.width
+        width = (head.transform and head.transform.dim) or model.stack.width // head.directions
         if own != width:
             raise ConfigError(f"A tied head needs an embedding as wide as what it reads: got {own} and {width}.")
 

@@ -5,24 +5,28 @@
                  h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t,  y_t = C_t h_t + D x_t, states in no memory but the last
 
 `scan_reference` is the definition, one token after another. On the CPU `selective` is native/scan.cpp, with its
-gradients: it keeps one state in `CHUNK` and makes the others again; without a compiler, and on a GPU without Triton,
-it is `selective_reference`. What a row gets from the native one depends on this row alone, however it is cut.
-Symbols: see shapes.py; C are channels, G the groups of them that share B and C of the paper (`write` and `read`).
+gradients: it keeps one state in `BORDER` and makes the others again. On a GPU scan_triton.py does the same. Without a
+compiler, or without Triton, it is `selective_reference`. What a row gets from the native one depends on this row alone,
+however it is cut. Symbols: see shapes.py; C are channels, G the groups of them that share B and C of the paper (`write`
+and `read`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openbook import log
 from openbook.native import scan as native
 
 CHUNK = 64  # tokens, on a GPU
-BORDER = 32  # tokens from one kept state to the next, for the backward pass
+BORDER = 32  # tokens from one kept state to the next, for the backward pass of the native scan,
+STRETCH = 16  # and of Triton's
 
 
 def scan_reference(decay: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
@@ -122,8 +126,19 @@ chain.register_autograd(_back_chain, setup_context=_remember)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _compiled() -> bool:
-    return native.library() is not None
+def _compiled(device: str) -> bool:
+    """Whether there is an operator for such a device."""
+    return native.library() is not None if device == "cpu" else device == "cuda" and _gpu_kernels() is not None
+
+
+@functools.cache
+def _gpu_kernels() -> Any:
+    try:
+        from openbook.nn import scan_triton
+    except ImportError:
+        log.note("Triton is not installed: scans on the GPU are slow.", once="scan triton")
+        return None
+    return scan_triton
 
 
 def selective(
@@ -143,11 +158,11 @@ def selective(
     """
     given = x, step, write, read, decay, skip, start
     x, step, write, read, decay, skip, start = (one.float() for one in given)
-    if x.device.type != "cpu" or not _compiled():
+    if not _compiled(x.device.type):
         return selective_reference(x, step, write, read, decay, skip, mark, start)
     flags = None if mark is None else mark.to(torch.int8)
     learns = torch.is_grad_enabled() and any(one.requires_grad for one in given)
-    if learns or torch.compiler.is_compiling():
+    if learns or x.is_cuda or torch.compiler.is_compiling():
         y, last, _ = _selective(x, step, write, read, decay, skip, flags, start)
         return y, last
     return _forward(x, step, write, read, decay, skip, flags, start, None)
@@ -219,6 +234,11 @@ def _forward(
     return y, last
 
 
+def _borders(x: Tensor, write: Tensor) -> Tensor:
+    stretch = STRETCH if x.is_cuda else BORDER
+    return x.new_empty(x.shape[0], -(-x.shape[1] // stretch), write.shape[3], x.shape[2])
+
+
 @torch.library.custom_op("openbook::selective_scan", mutates_args=())
 def _selective(
     x: Tensor,
@@ -230,8 +250,11 @@ def _selective(
     mark: Tensor | None,
     start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and the states [B,T/BORDER,N,C] from which the backward pass makes the others."""
-    borders = x.new_empty(x.shape[0], -(-x.shape[1] // BORDER), write.shape[3], x.shape[2])
+    """y, the last state, and the states before each stretch [B,T/BORDER,N,C], of which the others are made again."""
+    if x.is_cuda:
+        done: tuple[Tensor, Tensor, Tensor] = _gpu_kernels().forward(x, step, write, read, decay, skip, mark, start)
+        return done
+    borders = _borders(x, write)
     y, last = _forward(x, step, write, read, decay, skip, mark, start, borders)
     return y, last, borders
 
@@ -247,7 +270,7 @@ def _(
     mark: Tensor | None,  # noqa: ARG001
     start: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    borders = x.new_empty(x.shape[0], -(-x.shape[1] // BORDER), write.shape[3], x.shape[2])
+    borders = _borders(x, write)
     return x.new_empty(x.shape), start.new_empty(start.shape), borders
 
 
@@ -265,6 +288,11 @@ def _selective_back(
     to_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, step, write, read, decay, skip and start."""
+    if x.is_cuda:
+        found_there: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _gpu_kernels().backward(
+            x, step, write, read, decay, skip, mark, borders, to_y, to_last
+        )
+        return found_there
     library = native.library()
     assert library is not None
     tensors = [one.contiguous() for one in (x, step, write, read, decay, skip)]

@@ -239,7 +239,13 @@ def hidden_states(
     routers: list[Decision] | None,
     sources: list[Decision] | None = None,
 ) -> Tensor:
-    """The model's last hidden states [B,T,D] for a batch; an encoder-decoder reads `batch.source`."""
+    """The model's last hidden states [B,T,D] for a batch; an encoder-decoder reads `batch.source`.
+
+    Where a model has a prefix and the batch marks none, it is what stands before the first target of each text.
+    """
+    marks = batch.marks
+    if marks is None and model.spec.prefixed and "language" in batch.targets:
+        marks = batch.prefixes()
     encoded = None if batch.source is None else model.encode_source(batch.source, batch.source_segments, sources)
     return model.hidden(
         batch.ids,
@@ -249,6 +255,7 @@ def hidden_states(
         encoded=encoded,
         source_segments=batch.source_segments,
         routers=routers,
+        marks=marks,
     )
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from openbook.models import encoders
 from openbook.models.config import Config
-from openbook.models.families import deberta_v2
-from openbook.models.families.deberta_v2 import OWN, SELF, encoder, shared, size_of, span_of, terms_of, write
+from openbook.models.disentangled import (
+    OWN,
+    PUBLISHED,
+    SELF,
+    UNREAD,
+    encoder,
+    heads,
+    shared,
+    size_of,
+    span_of,
+    terms_of,
+    write,
+)
 from openbook.models.family import CannotSay, Family, layers_of
 from openbook.models.names import Name, fused
 from openbook.nn import spec
@@ -38,11 +48,11 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
 
 
 def names(model: spec.Model) -> tuple[Name, ...]:
-    heads = layers_of(model.stack, spec.DisentangledAttention)[0].heads
+    count = layers_of(model.stack, spec.DisentangledAttention)[0].heads
     return (
         Name(f"{SELF}q_bias", f"{OWN}q.bias"),
         Name(f"{SELF}v_bias", f"{OWN}v.bias"),
-        *fused(f"{SELF}in_proj", (f"{OWN}q", f"{OWN}k", f"{OWN}v"), (1, 1, 1), groups=heads),
+        *fused(f"{SELF}in_proj", (f"{OWN}q", f"{OWN}k", f"{OWN}v"), (1, 1, 1), groups=count),
         Name(f"{SELF}pos_proj", f"{OWN}position_k"),
         Name(f"{SELF}pos_q_proj", f"{OWN}position_q"),
         *shared(model),
@@ -54,14 +64,8 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads={
-        "DebertaForMaskedLM": deberta_v2.masked_language,
-        "DebertaModel": lambda _: (),
-        "DebertaForSequenceClassification": deberta_v2.classes,
-        "DebertaForTokenClassification": deberta_v2.token_classes,
-        "DebertaForQuestionAnswering": encoders.span,
-    },
+    heads=heads("Deberta"),
     prefix="deberta.",
-    ignore=deberta_v2.FAMILY.ignore,
-    respelled=deberta_v2.PUBLISHED,
+    ignore=UNREAD,
+    respelled=PUBLISHED,
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from openbook.models.config import Config, spell_activation
+from openbook.models.config import Config
 from openbook.models.experts import expert_names
 from openbook.models.families.mamba import NAMES as MAMBA_NAMES
 from openbook.models.family import CannotSay, Family, classes_of_last, language, layers_of, none
-from openbook.models.hybrids import by_layer, every, say_every
+from openbook.models.hybrids import by_layer, every, say_every, write_plain
 from openbook.models.names import Name
-from openbook.models.parts import BASE, BLOCK, decoder, read_shape, write_labels
+from openbook.models.parts import BASE, BLOCK, decoder, read_shape
 from openbook.nn import spec
 
 INERT = ("use_mamba_kernels", "use_mambapy", "use_associative_scan", "calc_logits_for_entire_prompt")
@@ -66,8 +66,8 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
     sparse = [isinstance(pair[-1], spec.MoE) for pair in pairs]
     moe = next((pair[-1] for pair in pairs if isinstance(pair[-1], spec.MoE)), None)
     mlp = next((pair[-1] for pair in pairs if isinstance(pair[-1], spec.MLP)), None if moe is None else moe.expert)
-    if mlp is None or model.stack.final_norm is None or mamba.inner % model.stack.dim:
-        raise CannotSay("it needs feed-forward layers, a final norm and channels that are a multiple of its width")
+    if mlp is None or mamba.inner % model.stack.dim:
+        raise CannotSay("it needs feed-forward layers and channels that are a multiple of its width")
     experts = (
         {"num_experts": 1}
         if moe is None
@@ -78,29 +78,18 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         }
     )
     return (
-        {
-            "vocab_size": model.embed.vocab,
-            "hidden_size": model.stack.dim,
-            "intermediate_size": mlp.hidden,
-            "num_hidden_layers": len(pairs),
-            "num_attention_heads": attention.heads,
-            "num_key_value_heads": attention.kv_heads,
-            "max_position_embeddings": model.context,
-            "rms_norm_eps": model.stack.final_norm.eps,
-            "hidden_act": spell_activation(mlp.activation),
-            "attention_dropout": attention.dropout,
+        write_plain(model, attention, mlp)
+        | {
             "mamba_expand": mamba.inner // model.stack.dim,
             "mamba_d_state": mamba.state,
             "mamba_d_conv": mamba.kernel,
             "mamba_dt_rank": mamba.rank,
             "mamba_proj_bias": mamba.bias,
             "mamba_conv_bias": mamba.conv_bias,
-            "tie_word_embeddings": model.language is None or model.language.tied,
         }
         | experts
         | say_every([isinstance(pair[0], spec.Attention) for pair in pairs], "attn")
         | (say_every(sparse, "expert") if moe is not None else {})
-        | write_labels(model)
     )
 
 
