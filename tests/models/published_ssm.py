@@ -89,6 +89,23 @@ QWEN3_NEXT = {
     "rope_theta": 10000000,
     "max_position_embeddings": 262144,
 }
+BAMBA = {
+    "model_type": "bamba",
+    "architectures": ["BambaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "attn_layer_indices": [9, 18, 27],
+    "mamba_n_heads": 128,
+    "mamba_d_head": 64,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 128,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
 
 # Numbers of parameters as published with the weights.
 PARAMETERS: list[tuple[str, dict[str, Any], int]] = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openbook.models.describe import describe
-from tests.models.published_ssm import ACTIVE, CODESTRAL, JAMBA, KEPT, PARAMETERS, QWEN3_NEXT
+from tests.models.published_ssm import ACTIVE, BAMBA, CODESTRAL, JAMBA, KEPT, PARAMETERS, QWEN3_NEXT
 
 
 @pytest.mark.parametrize(("config", "total"), [row[1:] for row in PARAMETERS], ids=[row[0] for row in PARAMETERS])
@@ -17,7 +17,7 @@ def test_published_sizes_are_exact(config: dict[str, Any], total: int) -> None:
     assert describe({**config, "num_hidden_layers": config["num_hidden_layers"] - 1}).total != total
 
 
-@pytest.mark.parametrize("config", [CODESTRAL, JAMBA, QWEN3_NEXT], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("config", [CODESTRAL, JAMBA, QWEN3_NEXT, BAMBA], ids=lambda config: config["model_type"])
 def test_sizes_are_those_of_the_reference(config: dict[str, Any]) -> None:
     import transformers
 

@@ -305,3 +305,32 @@ def from_toml(text: str) -> Recipe:
 def test_a_step_without_schedule_or_time_is_refused() -> None:
     with pytest.raises(ConfigError, match="minutes"):
         TrainPart(minutes=float("nan"))
+
+
+EXPERTS = """
+[experts]
+balance = 0.0
+z_loss = 0.001
+capacity = 1.25
+"""
+SPARSE = """
+[model.more]
+num_local_experts = 4
+num_experts_per_tok = 2
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_experts_and_a_plain_family_comes_out(recipe_file: Path) -> None:
+    """What the recipe asks of experts is of training alone; what is measured of them stands in the journal."""
+    said = recipe_file.read_text().replace('family = "llama"', 'family = "mixtral"')
+    recipe_file.write_text(said + SPARSE + EXPERTS)
+    out = pretrain(read(recipe_file), watchers=[])
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "mixtral"
+    assert config["router_aux_loss_coef"] == 0.001
+    steps = [record for record in read_journal(out / "metrics.jsonl") if record["kind"] == "step"]
+    assert all({"least", "most", "entropy", "dropped"} == set(step["experts"]) for step in steps)
+    assert all(step["router_z"] > 0 for step in steps)
+    with pytest.raises(CheckpointError, match=r"experts\.capacity"):
+        pretrain(read(recipe_file, "--experts.capacity", "2.0"), watchers=[])

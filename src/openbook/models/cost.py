@@ -14,6 +14,7 @@ from math import prod
 import torch
 from torch import nn
 
+from openbook.models.sight import tokens_seen
 from openbook.nn import spec
 from openbook.nn.build import AHEAD, build
 from openbook.nn.stack import ResidualBlock, Tower
@@ -328,18 +329,18 @@ def work(found: Inventory, context: int, source: bool = False) -> Work:
             case spec.Attention() as layer if mine:
                 weights += _matrices(item.shapes)
                 widths = layer.heads * layer.head_dim
-                first, final = _seen(layer.pattern, context)
+                first, final = tokens_seen(layer.pattern, context)
             case spec.GlobalAttention() as layer if mine:
                 weights += _matrices({n: s for n, s in item.shapes.items() if n != "global_q.weight"})
                 widths = layer.heads * layer.head_dim
-                first, final = _seen(layer.pattern, context)
+                first, final = tokens_seen(layer.pattern, context)
             case spec.DisentangledAttention() as layer if mine:
                 weights += _matrices({n: s for n, s in item.shapes.items() if not n.startswith("position_")})
                 widths, first, final = layer.heads * layer.head_dim, context, context
                 weights += _distances(layer, found.source if source and found.source else found.main, context)
             case spec.LatentAttention() as layer if mine:  # expanded over whole rows; absorbed when one is decoded
                 weights += _matrices(item.shapes)
-                rank, turned, seen = layer.kv_rank, layer.rope.dim, _seen(layer.pattern, context)
+                rank, turned, seen = layer.kv_rank, layer.rope.dim, tokens_seen(layer.pattern, context)
                 widths, first = 1, layer.heads * (layer.nope_dim + turned + layer.value_dim) / 2 * seen[0]
                 final = layer.heads * (2 * rank + turned) / 2 * seen[1]
             case spec.CrossAttention() as layer:
@@ -389,17 +390,3 @@ def _distances(layer: spec.DisentangledAttention, side: Side, context: int) -> i
 
 def _matrices(shapes: Shapes) -> int:
     return sum(prod(shape) for shape in shapes.values() if len(shape) >= 2)
-
-
-def _seen(pattern: spec.Pattern, context: int) -> tuple[float, float]:
-    """How many tokens one sees, itself included: the mean over a row, and the row's last."""
-
-    def pairs(tokens: int) -> float:  # of a stretch: how many its tokens see in all, if causal
-        reach = tokens if pattern.window is None else min(pattern.window, tokens)
-        return reach * (reach + 1) / 2 + (tokens - reach) * reach
-
-    whole, left = divmod(context, pattern.chunk or context)
-    causal = (whole * pairs(pattern.chunk or context) + pairs(left)) / context
-    if pattern.causal:
-        return causal, min(left or pattern.chunk or context, pattern.window or context)
-    return 2 * causal - 1, 2 * causal - 1

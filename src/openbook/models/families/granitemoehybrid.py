@@ -49,9 +49,10 @@ def to_spec(config: Config) -> spec.Model:
             f"`layer_types` must list {shape.layers} layers, each 'mamba' or 'attention': got {kinds!r} "
             f"({config.where})."
         )
-    scales = config.get("embedding_multiplier", 1.0), config.get("residual_multiplier", 1.0)
+    embed = spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=config.get("embedding_multiplier", 1.0))
+    step = config.get("residual_multiplier", 1.0)
     mixers = [attention if KINDS[kind] else mamba for kind in kinds]
-    return decoder(shape, norm, mixers.__getitem__, moe if experts else shared, "pre", *scales)
+    return decoder(shape, norm, mixers.__getitem__, moe if experts else shared, embed=embed, scale=step)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
