@@ -20,6 +20,7 @@ from openbook.nn.build import check_heads
 # pre, post: one branch after the other. shared: side by side after one norm. each: side by side, each after its own.
 Way = Literal["pre", "post", "shared", "each"]
 Keys = Mapping[str, str]
+Said = Mapping[type, dict[str, Any]]  # kind of spec value → its fields, as fields.py reads them
 # Our words for the sizes, as the configurations that follow GPT-2's spell them.
 GPT: Keys = {
     "vocab": "vocab_size",
@@ -79,6 +80,13 @@ class Sizes(NamedTuple):
         blocks = (blocks,) * self.layers if isinstance(blocks, spec.Block) else blocks
         stack = spec.Stack(dim=self.dim, blocks=blocks, final_norm=norm, relative=relative)
         return spec.Model(embed=embed or self.embed(), stack=stack, heads=(), context=self.context)
+
+
+def plain(size: Sizes, attention: spec.Attention, said: Said, way: Way = "pre", *, learned: bool = False) -> spec.Model:
+    """A decoder of equal blocks; `said` is what the family's table reads of norm, feed-forward layer and rates."""
+    norm = spec.Norm(kind="layer", bias=True, **said[spec.Norm])
+    layers = block(attention, size.mlp(**said[spec.MLP]), norm, way, **said[spec.Branch])
+    return size.model(layers, norm, size.embed(**said[spec.Embed], learned=learned))
 
 
 def read_sizes(config: Config, keys: Keys, context: int | None = None) -> Sizes:

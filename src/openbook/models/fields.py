@@ -22,6 +22,11 @@ Table = Mapping[type, Fields]  # kind of spec value → its fields
 P = TypeVar("P")
 
 
+def biases(key: str, default: bool) -> Fields:
+    """Biases on all four maps of attention, under one key."""
+    return {"bias": (key, default), "out_bias": (key, default)}
+
+
 def read(config: Config, table: Table) -> dict[type, dict[str, Any]]:
     """The fields of each kind of value, as the config.json says them."""
     return {kind: take(config, fields) for kind, fields in table.items()}

@@ -68,11 +68,18 @@ class Name:
 
 
 def fused(
-    theirs: str, ours: Iterable[str], shares: Iterable[int], groups: int = 1, transpose: bool = False
+    theirs: str,
+    ours: Iterable[str],
+    shares: Iterable[int],
+    groups: int = 1,
+    *,
+    transpose: bool = False,
+    stacked: bool = False,
 ) -> tuple[Name, ...]:
-    """Entries for one published matrix that is several of ours, in the order of its rows: see `Part`."""
+    """Entries for one published matrix that is several of ours, in the order of its rows: see `Part` and `Name`."""
     sizes = tuple(shares)
-    return tuple(Name(theirs, own, transpose, Part(which, sizes, groups)) for which, own in enumerate(ours))
+    parts = ((own, Part(which, sizes, groups)) for which, own in enumerate(ours))
+    return tuple(Name(theirs, own, transpose, part, stacked=stacked) for own, part in parts)
 
 
 @dataclass(frozen=True)

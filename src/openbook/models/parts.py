@@ -6,6 +6,7 @@ A family's own file says what is special about it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from openbook.errors import ConfigError
@@ -27,6 +28,11 @@ class Shape(NamedTuple):
     head_dim: int
     hidden: int
     context: int
+
+    @property
+    def attention(self) -> spec.Attention:
+        """Causal attention without positions or biases."""
+        return spec.Attention(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
 
 def read_shape(config: Config, context: int, kv_heads: int | None = None, head_dim: int | None = None) -> Shape:
@@ -55,15 +61,8 @@ def read_shape(config: Config, context: int, kv_heads: int | None = None, head_d
 
 def attention_of(config: Config, shape: Shape, window: int | None, **special: Any) -> spec.Attention:
     """One layer's attention with rotary positions; `special` is what the family adds."""
-    return spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        pattern=spec.Pattern(window=window),
-        rope=read_rope(config, shape.head_dim, shape.context),
-        dropout=config.get("attention_dropout", 0.0),
-        **special,
-    )
+    rope, dropout = read_rope(config, shape.head_dim, shape.context), config.get("attention_dropout", 0.0)
+    return replace(shape.attention, pattern=spec.Pattern(window=window), rope=rope, dropout=dropout, **special)
 
 
 def decoder(

@@ -22,9 +22,8 @@ KEYS = {**SIZES, "hidden": "ffn_hidden_size", "kv_heads": "num_kv_heads"}
 TABLE: fields.Table = {
     spec.Attention: {
         "relative": ("alibi", False),
-        "bias": ("bias", False),
-        "out_bias": ("bias", False),
         "dropout": ("attention_dropout", 0.0),
+        **fields.biases("bias", False),
     },
     spec.MLP: {"activation": ("activation", "gelu"), "bias": ("bias", False)},
     spec.Norm: {"eps": ("layer_norm_epsilon", 1e-5)},

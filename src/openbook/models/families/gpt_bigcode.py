@@ -30,10 +30,7 @@ def to_spec(config: Config) -> spec.Model:
     kv_heads = 1 if config.get("multi_query", True) else size.heads
     scale = None if config.get("scale_attn_weights", True) else 1.0
     shape = replace(size.attention, kv_heads=kv_heads, bias=True, out_bias=True, scale=scale)
-    norm = spec.Norm(kind="layer", bias=True, **said[spec.Norm])
-    attention, mlp = replace(shape, **said[spec.Attention]), size.mlp(**said[spec.MLP])
-    block = classic.block(attention, mlp, norm, **said[spec.Branch])
-    return size.model(block, norm, size.embed(**said[spec.Embed], learned=True))
+    return classic.plain(size, replace(shape, **said[spec.Attention]), said, learned=True)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

@@ -26,7 +26,7 @@ TABLE: fields.Table = {
 def kinds(config: Config, layers: int) -> list[str]:
     """`global` or `local` for each layer: `attention_types` lists runs of them and how often each is repeated."""
     runs = config.raw("attention_types", [[["global", "local"], 12]])
-    config.raw("attention_layers")  # the same, written out
+    config.inert("attention_layers")  # the same, written out
     try:
         found = [kind for run, times in runs for _ in range(min(times, layers)) for kind in run]
     except (TypeError, ValueError) as error:

@@ -13,11 +13,7 @@ from openbook.models.parts import block_names
 from openbook.nn import spec
 
 TABLE: fields.Table = {
-    spec.Attention: {
-        "bias": ("attention_bias", True),
-        "out_bias": ("attention_bias", True),
-        "dropout": ("attention_dropout", 0.0),
-    },
+    spec.Attention: {**fields.biases("attention_bias", True), "dropout": ("attention_dropout", 0.0)},
     spec.MLP: {"activation": ("hidden_act", "gelu")},
     spec.Norm: {"eps": ("layer_norm_eps", 1e-5)},
     spec.Branch: {"dropout": ("hidden_dropout", 0.0)},
@@ -31,11 +27,9 @@ def to_spec(config: Config) -> spec.Model:
     config.inert("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
     base, share = config.get("rotary_emb_base", 1e4), config.get("rotary_pct", 0.25)  # the old spelling
     rope = read_rope(config, size.head_dim, size.context or 2048, theta=base, share=share)
-    attention, mlp = replace(size.attention, rope=rope, **said[spec.Attention]), size.mlp(**said[spec.MLP])
-    norm = spec.Norm(kind="layer", bias=True, **said[spec.Norm])
+    attention = replace(size.attention, rope=rope, **said[spec.Attention])
     way: classic.Way = "each" if config.get("use_parallel_residual", True) else "pre"
-    block = classic.block(attention, mlp, norm, way, **said[spec.Branch])
-    return size.model(block, norm, size.embed(**said[spec.Embed]))
+    return classic.plain(size, attention, said, way)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

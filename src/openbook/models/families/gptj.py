@@ -21,12 +21,11 @@ def to_spec(config: Config) -> spec.Model:
     for key in ("rotary", "scale_attn_weights"):
         config.fixed(key, True, True)
     config.inert(*classic.SUMMARY)
-    turned, norm = config.size("rotary_dim", 64), spec.Norm(kind="layer", bias=True, **said[spec.Norm])
+    turned = config.size("rotary_dim", 64)
     if turned % 2 or turned > size.head_dim:
         raise ConfigError(f"`rotary_dim` must be even and at most {size.head_dim}: got {turned} ({config.where}).")
     attention = replace(size.attention, rope=spec.Rope(dim=turned, neighbours=True), **said[spec.Attention])
-    block = classic.block(attention, size.mlp(**said[spec.MLP]), norm, "shared", **said[spec.Branch])
-    return size.model(block, norm, size.embed(**said[spec.Embed]))
+    return classic.plain(size, attention, said, "shared")
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

@@ -14,11 +14,7 @@ from openbook.nn import spec
 
 KEYS = {**SIZES, "hidden": "ffn_dim"}
 TABLE: fields.Table = {
-    spec.Attention: {
-        "bias": ("enable_bias", True),
-        "out_bias": ("enable_bias", True),
-        "dropout": ("attention_dropout", 0.0),
-    },
+    spec.Attention: {**fields.biases("enable_bias", True), "dropout": ("attention_dropout", 0.0)},
     spec.MLP: {"activation": ("activation_function", "relu"), "bias": ("enable_bias", True)},
     spec.Branch: {"dropout": ("dropout", 0.1)},
 }

@@ -25,13 +25,11 @@ def to_spec(config: Config) -> spec.Model:
     size, said = classic.read_sizes(config, SIZES, context=2048), fields.read(config, TABLE)
     config.fixed("head_dim", size.head_dim, size.head_dim)
     config.inert("classifier_dropout")
-    norm = spec.Norm(kind="layer", bias=True, **said[spec.Norm])
     rope = read_rope(config, size.head_dim, size.context or 2048, share=0.5)
-    each = norm if config.get("qk_layernorm", False) else None
+    each = spec.Norm(kind="layer", bias=True, **said[spec.Norm]) if config.get("qk_layernorm", False) else None
     shape = replace(size.attention, rope=rope, bias=True, out_bias=True, norm=each)
     attention = replace(shape, kv_heads=size.kv_heads(config), **said[spec.Attention])
-    block = classic.block(attention, size.mlp(**said[spec.MLP]), norm, "shared", **said[spec.Branch])
-    return size.model(block, norm, size.embed(**said[spec.Embed]))
+    return classic.plain(size, attention, said, "shared")
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
