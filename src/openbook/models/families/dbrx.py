@@ -86,6 +86,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         "ffn_act_fn": {"name": spell_activation(moe.expert.activation)},
         "ffn_hidden_size": moe.expert.hidden,
         "hidden_size": model.stack.dim,
+        "moe_jitter_eps": moe.jitter or None,
         EVEN: 1.0 if moe.routing.renormalise else None,
     }
     return {

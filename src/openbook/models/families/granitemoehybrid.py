@@ -35,7 +35,8 @@ def to_spec(config: Config) -> spec.Model:
     shared = spec.MLP(**fields.take(config, SHARED))
     layer = bamba.read_mamba(config, shape.dim, shared.activation, norm)
     experts, expert = config.get("num_local_experts", 8), replace(shared, hidden=shape.hidden)
-    moe = spec.MoE(experts=experts, expert=expert, shared=shared, **fields.take(config, ROUTED))
+    moe = spec.MoE(experts=experts, expert=expert, shared=shared, **fields.take(config, ROUTED)) if experts else None
+    config.inert("num_experts_per_tok", "router_aux_loss_coef")  # where there are no experts
     kinds = config.raw("layer_types", config.raw("layers_block_type", ["mamba"] * shape.layers))
     if not isinstance(kinds, list) or len(kinds) != shape.layers or any(str(kind) not in KINDS for kind in kinds):
         raise ConfigError(
@@ -43,7 +44,7 @@ def to_spec(config: Config) -> spec.Model:
             f"({config.where})."
         )
     mixers = [full if KINDS[kind] else layer for kind in kinds]
-    return decoder(shape, norm, mixers.__getitem__, moe if experts else shared, **granite.read_scaled(config, shape))
+    return decoder(shape, norm, mixers.__getitem__, moe or shared, **granite.read_scaled(config, shape))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:

@@ -83,18 +83,12 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
 
 def names(_: spec.Model) -> tuple[Name, ...]:
     theirs, ours = "model.layers.{i}.feed_forward", f"{BLOCK}.1.layer"
-    parts = ("gate", "up", "down")
+    parts, halves = ("gate", "up", "down"), (f"{ours}.experts.gate", f"{ours}.experts.up")
     return (
         *BASE,
         *PRE_NORMS,
         Name(f"{theirs}.router", f"{ours}.router"),
-        *fused(
-            f"{theirs}.experts.gate_up_proj",
-            (f"{ours}.experts.gate", f"{ours}.experts.up"),
-            (1, 1),
-            transpose=True,
-            stacked=True,
-        ),
+        *fused(f"{theirs}.experts.gate_up_proj", halves, (1, 1), transpose=True, stacked=True),
         Name(f"{theirs}.experts.down_proj", f"{ours}.experts.down", True, stacked=True),
         *(Name(f"{theirs}.shared_expert.{part}_proj", f"{ours}.shared.{part}") for part in parts),
         *(Name(f"{theirs}.{part}_proj", f"{ours}.{part}") for part in parts),
