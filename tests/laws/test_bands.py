@@ -40,7 +40,7 @@ def states(
     positions = torch.arange(tokens).expand(2, tokens)
     dense = Dense(positions, segments, (), tokens, marks=marks)
     marked = marks if pattern.marked else None
-    return band.band(pattern, tokens, segments, marked, positions.device), dense._mask(pattern)
+    return band.band(pattern, tokens, segments, marked, positions.device), dense._mask(pattern, segments)
 
 
 def documents(tokens: int) -> Tensor:

@@ -98,7 +98,7 @@ SPECS = {
     "qwen3": decoder([[heads(1, rope=ROPE, norm=RMS), MLP]] * 2),
     "mixtral": decoder([[heads(rope=ROPE), spec.MoE(experts=4, top_k=2, expert=MLP)]] * 2),
     "experts": decoder([[heads(rope=ROPE), EXPERTS]] * 2),
-    "sinks": decoder([[heads(rope=ROPE, sinks=True), MLP], [windowed(4, sinks=True), MLP]]),
+    "sinks": decoder([[windowed(4, sinks=True), MLP], [heads(rope=ROPE, sinks=True), MLP]]),
     "dynamic": decoder([[heads(rope=spec.Rope(dim=8, scaling=spec.DynamicScaling(factor=4.0, original=8))), MLP]] * 2),
     "chunks": decoder([[heads(pattern=spec.Pattern(chunk=5), rope=ROPE), MLP], [heads(), MLP]] * 2),
     "longrope": decoder([[heads(rope=spec.Rope(dim=8, scaling=LONGROPE)), MLP]] * 2),
