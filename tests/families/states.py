@@ -176,7 +176,6 @@ CASES = [
         {
             **{key: value for key, value in GRANITE.items() if "expert" not in key and "router" not in key},
             "num_local_experts": 0,
-            "num_experts_per_tok": 0,  # as it is published
             "num_hidden_layers": 2,
             "layer_types": ["full_attention", "linear_attention"],
             "position_embedding_type": "rope",

@@ -7,7 +7,7 @@ from typing import Any
 
 from openbook.models import classic, fields
 from openbook.models.config import Config
-from openbook.models.family import CannotSay, Family, Heads, classes_of_last, language, layers_of, none
+from openbook.models.family import CannotSay, Family, classes_of_last, layers_of, none
 from openbook.models.names import Name, fused
 from openbook.models.parts import block_names
 from openbook.nn import spec
@@ -34,18 +34,11 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
     attentions: list[spec.Attention] = layers_of(model.stack, spec.Attention)
     if not isinstance(model.embed.positions, spec.Learned):
         raise CannotSay("it needs learned positions")
-    return (
-        classic.write_sizes(model, classic.GPT)
-        | fields.write(model, TABLE)
-        | {
-            "scale_attn_weights": attentions[0].scale in (None, attentions[0].head_dim ** -0.5),
-            "scale_attn_by_inverse_layer_idx": len({layer.scale for layer in attentions}) > 1,
-        }
-    )
-
-
-def tied_language(config: Config) -> Heads:
-    return language(config, default=True)
+    own = {
+        "scale_attn_weights": attentions[0].scale in (None, attentions[0].head_dim ** -0.5),
+        "scale_attn_by_inverse_layer_idx": len({layer.scale for layer in attentions}) > 1,
+    }
+    return classic.write_sizes(model, classic.GPT) | fields.write(model, TABLE) | own
 
 
 H = "transformer.h.{i}."
@@ -64,7 +57,11 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=lambda _: NAMES,
-    heads={"GPT2LMHeadModel": tied_language, "GPT2Model": none, "GPT2ForSequenceClassification": classes_of_last},
+    heads={
+        "GPT2LMHeadModel": classic.tied_language,
+        "GPT2Model": none,
+        "GPT2ForSequenceClassification": classes_of_last,
+    },
     prefix="transformer.",
     ignore=(r".*attn\.bias", r".*attn\.masked_bias"),
     sizes=classic.GPT,

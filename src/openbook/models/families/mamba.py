@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.models import fields
+from openbook.models.classic import tied_language
 from openbook.models.config import Config
-from openbook.models.family import SIZES, Family, Heads, none
-from openbook.models.family import language as language_head
+from openbook.models.family import SIZES, Family, none
 from openbook.models.hybrids import read_states, state_rank, widened, write_states
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK
@@ -41,10 +41,6 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
     return write_states(model, layer.inner) | fields.say(layer, LAYER) | own
 
 
-def language(config: Config) -> Heads:
-    return language_head(config, default=True)
-
-
 M, OURS = "backbone.layers.{i}.mixer.", f"{BLOCK}.0.layer."
 SHARED = (  # with Mamba 2
     Name("backbone.embeddings", "embed.tokens"),
@@ -64,7 +60,7 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=lambda _: NAMES,
-    heads={"MambaForCausalLM": language, "MambaModel": none},
+    heads={"MambaForCausalLM": tied_language, "MambaModel": none},
     prefix="backbone.",
     sizes={word: SIZES[word] for word in ("vocab", "dim", "layers", "hidden", "tied")},
 )

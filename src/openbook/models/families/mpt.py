@@ -56,13 +56,8 @@ def to_spec(config: Config) -> spec.Model:
         raise ConfigError(f"`norm_type` must be one of {', '.join(NORMS)}: got {config.raw('norm_type')!r}.")
     config.inert(*INERT)
     nested = read_attention(config)
-    attention = replace(
-        size.attention,
-        relative=True,
-        clip=nested.get("clip_qkv", 0.0) or None,
-        scale=nested.get("softmax_scale", None, float),
-        dropout=nested.get("attn_pdrop", 0.0),
-    )
+    scores = fields.take(nested, {"scale": ("softmax_scale", float), "dropout": ("attn_pdrop", 0.0)})
+    attention = replace(size.attention, relative=True, clip=nested.get("clip_qkv", 0.0) or None, **scores)
     norm, mlp = spec.Norm(kind="layer", **said[spec.Norm]), size.mlp("gelu", bias=False)
     alibi = spec.Alibi(heads=size.heads, most=nested.positive("alibi_bias_max", 8.0))
     nested.warn_unread()
