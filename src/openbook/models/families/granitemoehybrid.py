@@ -19,7 +19,6 @@ from openbook.nn import spec
 
 KINDS = {"mamba": False, "linear_attention": False, "attention": True, "full_attention": True}
 SHARED: fields.Fields = {"hidden": ("shared_intermediate_size", 1024), "activation": ("hidden_act", "silu")}
-ROUTED = {field: row for field, row in chosen(8, 2).items() if field != "experts"}
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -35,8 +34,8 @@ def to_spec(config: Config) -> spec.Model:
     shared = spec.MLP(**fields.take(config, SHARED))
     layer = bamba.read_mamba(config, shape.dim, shared.activation, norm)
     experts, expert = config.get("num_local_experts", 8), replace(shared, hidden=shape.hidden)
-    moe = spec.MoE(experts=experts, expert=expert, shared=shared, **fields.take(config, ROUTED)) if experts else None
-    config.inert("num_experts_per_tok", "router_aux_loss_coef")  # where there are no experts
+    top_k, balance = config.get("num_experts_per_tok", 2), config.get("router_aux_loss_coef", 0.001)  # may be 0
+    moe = spec.MoE(experts=experts, top_k=top_k, expert=expert, shared=shared, balance=balance)
     kinds = config.raw("layer_types", config.raw("layers_block_type", ["mamba"] * shape.layers))
     if not isinstance(kinds, list) or len(kinds) != shape.layers or any(str(kind) not in KINDS for kind in kinds):
         raise ConfigError(
@@ -44,7 +43,7 @@ def to_spec(config: Config) -> spec.Model:
             f"({config.where})."
         )
     mixers = [full if KINDS[kind] else layer for kind in kinds]
-    return decoder(shape, norm, mixers.__getitem__, moe or shared, **granite.read_scaled(config, shape))
+    return decoder(shape, norm, mixers.__getitem__, moe if experts else shared, **granite.read_scaled(config, shape))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
     kinds = ["full_attention" if isinstance(one, spec.Attention) else "linear_attention" for one in mixers]
     own = {"layer_types": kinds, "position_embedding_type": None if full.rope is None else "rope"}
     rope = {} if full.rope is None else {"rope_parameters": write_rope(full.rope, full.head_dim)}
-    experts = {"num_local_experts": 0} if moe is None else {"num_local_experts": moe.experts} | fields.say(moe, ROUTED)
+    experts = {"num_local_experts": 0} if moe is None else fields.say(moe, chosen(8, 2))
     plain = write_plain(model, full, shared if moe is None else moe.expert) | bamba.write_mamba(model)
     said = write_bias(model) | granite.write_scaled(model) | fields.say(shared, SHARED)
     return plain | said | experts | rope | own
