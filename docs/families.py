@@ -43,10 +43,10 @@ These are parts of a spec (`model_type: openbook`); each is held to a reference 
 """
 
 PARTS = (
-    ("Elman network, LSTM, GRU, both ways or apart", "`torch.nn.RNN`, `LSTM`, `GRU`", "tests/laws/test_recurrent.py"),
-    ("attention of Bahdanau and of Luong", "the papers' formulas", "tests/laws/test_recurrent.py"),
-    ("S4D", "the kernel by explicit powers; convolution and recurrence", "tests/laws/test_state_spaces.py"),
-    ("gated delta rule", "the recurrence, one token after another", "tests/laws/test_state_spaces.py"),
+    ("Elman network, LSTM, GRU, both ways or apart", "`torch.nn.RNN`, `LSTM`, `GRU`", "tests/nn/test_recurrent.py"),
+    ("attention of Bahdanau and of Luong", "the papers' formulas", "tests/nn/test_recurrent.py"),
+    ("S4D", "the kernel by explicit powers; convolution and recurrence", "tests/laws/test_states.py"),
+    ("gated delta rule", "the recurrence, one token after another", "tests/laws/test_states.py"),
     ("the Transformer of 2017", "`torch.nn.Transformer`", "tests/laws/test_transformer.py"),
 )
 
