@@ -69,7 +69,7 @@ def by_place(model: LanguageModel, rows: torch.Tensor) -> list[float]:
 
 def run(quick: bool, seed: int) -> Results:
     """Loss by place for each kind of positions."""
-    steps, dim, layers = (250, 48, 2) if quick else (2500, 96, 3)
+    steps, dim, layers = (250, 48, 2) if quick else (1000, 64, 3)
     ids, vocab = text(400_000)
     held = ids[-60_000:]
     row = windows(held, TRAINED * TIMES)

@@ -64,7 +64,7 @@ def mixers(dim: int) -> dict[str, spec.Layer]:
 
 def run(quick: bool, seed: int) -> Results:
     """The share of right answers for each kind and number of pairs."""
-    steps, dim, most = (300, 32, 16) if quick else (2000, 48, 48)
+    steps, dim, most = (300, 32, 16) if quick else (1200, 48, 32)
     asked = [count for count in (2, 4, 8, 12, 16, 24, 32, 48) if count <= most]
     found: Results = {"pairs": asked, "right": {}}
     for name, mixer in mixers(dim).items():

@@ -508,5 +508,5 @@ def test_every_family_is_here() -> None:
     from openbook.models.registry import known
 
     covered = {case.reference().config.model_type for case in ALL}
-    others = {"openbook", "kimi_k2"}  # any spec; and the layout of another family, held to it in test_latent_families.py
+    others = {"openbook", "kimi_k2"}  # any spec; another family's layout, held to it in test_latent_families.py
     assert covered == set(known()) - others

@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from openbook.errors import ConfigError
-from openbook.models.config import Config, share_of, spell_activation, write_rope
-from openbook.models.family import CannotSay, Heads, branches_of, classes_of_last, labels, language, layers_of, none
+from openbook.models.config import Config, share_of, write_rope
+from openbook.models.family import CannotSay, Heads, classes_of_last, labels, language, layers_of, none
+from openbook.models.fields import Table
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK, write_labels
 from openbook.nn import spec
+from openbook.nn.build import check_heads
 
 # pre, post: one branch after the other. shared: side by side after one norm. each: side by side, each after its own.
 Way = Literal["pre", "post", "shared", "each"]
 Keys = Mapping[str, str]
+Said = Mapping[type, dict[str, Any]]  # kind of spec value → its fields, as fields.py reads them
 # Our words for the sizes, as the configurations that follow GPT-2's spell them.
 GPT: Keys = {
     "vocab": "vocab_size",
@@ -51,6 +54,12 @@ class Sizes(NamedTuple):
         """A key and value for each head, no biases, no positions."""
         return spec.Attention(heads=self.heads, kv_heads=self.heads, head_dim=self.head_dim)
 
+    def kv_heads(self, config: Config) -> int:
+        """As many as `num_key_value_heads` says, else one for each head."""
+        count = config.size("num_key_value_heads", self.heads)
+        check_heads(self.heads, count, config.where)
+        return count
+
     def mlp(self, activation: str, bias: bool = True) -> spec.MLP:
         """The plain feed-forward layer."""
         return spec.MLP(hidden=self.hidden, activation=activation, gated=False, bias=bias)
@@ -71,6 +80,13 @@ class Sizes(NamedTuple):
         blocks = (blocks,) * self.layers if isinstance(blocks, spec.Block) else blocks
         stack = spec.Stack(dim=self.dim, blocks=blocks, final_norm=norm, relative=relative)
         return spec.Model(embed=embed or self.embed(), stack=stack, heads=(), context=self.context)
+
+
+def plain(size: Sizes, attention: spec.Attention, said: Said, way: Way = "pre", *, learned: bool = False) -> spec.Model:
+    """A decoder of equal blocks; `said` is what the family's table reads of norm, feed-forward layer and rates."""
+    norm = spec.Norm(kind="layer", bias=True, **said[spec.Norm])
+    layers = block(attention, size.mlp(**said[spec.MLP]), norm, way, **said[spec.Branch])
+    return size.model(layers, norm, size.embed(**said[spec.Embed], learned=learned))
 
 
 def read_sizes(config: Config, keys: Keys, context: int | None = None) -> Sizes:
@@ -104,27 +120,14 @@ def write_sizes(model: spec.Model, keys: Keys) -> dict[str, Any]:
     return {keys[word]: value for word, value in values.items() if word in keys} | write_heads(model)
 
 
-class Rates(NamedTuple):
-    """What is dropped in training, as the configurations that follow GPT-2's say it."""
-
-    residual: float
-    embed: float
-    attention: float
-
-
-def read_rates(config: Config, default: float) -> Rates:
-    """Of branches, of the embedding, of the attention weights."""
-    return Rates(*(config.get(key, default) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")))
-
-
-def write_gpt(model: spec.Model, keys: Keys = GPT) -> dict[str, Any]:
-    """Sizes, activation, norm and rates under GPT-2's keys."""
-    return write_sizes(model, keys) | {
-        "activation_function": spell_activation(layers_of(model.stack, spec.MLP)[0].activation),
-        "layer_norm_epsilon": norm_of(model).eps,
-        "resid_pdrop": branches_of(model.stack)[0].dropout,
-        "embd_pdrop": model.embed.dropout,
-        "attn_pdrop": layers_of(model.stack, spec.Attention)[0].dropout,
+def gpt_table(activation: tuple[str, str], rate: float) -> Table:
+    """Where the configurations that follow GPT-2's say activation, norm and rates; `rate` is the default of these."""
+    return {
+        spec.Attention: {"dropout": ("attn_pdrop", rate)},
+        spec.MLP: {"activation": activation},
+        spec.Norm: {"eps": ("layer_norm_epsilon", 1e-5)},
+        spec.Branch: {"dropout": ("resid_pdrop", rate)},
+        spec.Embed: {"dropout": ("embd_pdrop", rate)},
     }
 
 
@@ -167,15 +170,6 @@ def way_of(model: spec.Model) -> Way:
     if first.parallel:
         return "shared" if first.norm is not None else "each"
     return "post" if first.branches[0].place == "post" else "pre"
-
-
-def norm_of(model: spec.Model) -> spec.Norm:
-    """The norm of the first block, as good as any: all of a family are alike."""
-    first = model.stack.blocks[0]
-    norm = first.norm or first.branches[0].norm
-    if norm is None:
-        raise CannotSay("it needs norms")
-    return norm
 
 
 QKV = tuple(f"{BLOCK}.0.layer.{name}" for name in "qkv")

@@ -167,6 +167,15 @@ class Config:
         if value != allowed:
             raise ConfigError(f"`{key}` = {value!r} in {self.where} is not known here; only {allowed!r} is.")
 
+    def spelled(self, *keys: str) -> str:
+        """Which of several spellings of one key is there, else the first; all count as read."""
+        self.read.update(keys)
+        return next((key for key in keys if self.has(key)), keys[0])
+
+    def inert(self, *keys: str) -> None:
+        """Keys that this family knows and that change nothing in what it computes."""
+        self.read.update(keys)
+
     def unread(self) -> list[str]:
         """Keys that nothing read and that are not inert."""
         return sorted(key for key in set(self.data) - self.read - INERT if not key.startswith("_"))

@@ -8,11 +8,21 @@ from typing import Any
 from openbook.errors import ConfigError
 from openbook.models.config import Config
 from openbook.models.family import CannotSay, branches_of, layers_of
+from openbook.models.fields import Fields
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK
 from openbook.nn import spec
 
 USUAL = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def chosen(experts: int, top_k: int, key: str = "num_local_experts", balance: float = 0.001) -> Fields:
+    """How many experts there are (under `key`), how many a token has, and how even their load is made: defaults."""
+    return {
+        "experts": (key, experts),
+        "top_k": ("num_experts_per_tok", top_k),
+        "balance": ("router_aux_loss_coef", balance),
+    }
 
 
 def expert_names(

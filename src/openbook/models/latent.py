@@ -241,8 +241,7 @@ def build(
 ) -> spec.Model:
     """The model of one attention, or one for each block, and these feed-forward layers."""
     first = attention(0) if callable(attention) else attention
-    for key in INERT:
-        config.raw(key)
+    config.inert(*INERT)
     shape = Shape(
         vocab=config.size("vocab_size"),
         dim=config.size("hidden_size"),

@@ -29,10 +29,8 @@ def attention(
 ) -> spec.Attention:
     """One layer's attention with rotary positions; `theta` and `share` are defaults, `special` is what is added."""
     rope = read_rope(config, shape.head_dim, shape.context, theta=theta, share=share)
-    return spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+    return replace(
+        shape.attention,
         pattern=spec.Pattern(window=window),
         rope=replace(rope, neighbours=neighbours),
         dropout=config.get("attention_dropout", 0.0),
@@ -40,7 +38,7 @@ def attention(
     )
 
 
-def biased(config: Config, default: bool = False) -> dict[str, bool]:
+def biased(config: Config, default: bool = False) -> dict[str, Any]:
     """Biases on all four maps of attention, as `attention_bias` says."""
     bias = config.get("attention_bias", default)
     return {"bias": bias, "out_bias": bias}

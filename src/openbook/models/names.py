@@ -67,10 +67,19 @@ class Name:
         return Part(self.part[0], (1,) * self.part[1]) if isinstance(self.part, tuple) else self.part
 
 
-def fused(theirs: str, ours: Iterable[str], shares: Iterable[int], groups: int = 1) -> tuple[Name, ...]:
-    """Entries for one published matrix that is several of ours, in the order of its rows: see `Part`."""
+def fused(
+    theirs: str,
+    ours: Iterable[str],
+    shares: Iterable[int],
+    groups: int = 1,
+    *,
+    transpose: bool = False,
+    stacked: bool = False,
+) -> tuple[Name, ...]:
+    """Entries for one published matrix that is several of ours, in the order of its rows: see `Part` and `Name`."""
     sizes = tuple(shares)
-    return tuple(Name(theirs, own, part=Part(which, sizes, groups)) for which, own in enumerate(ours))
+    parts = ((own, Part(which, sizes, groups)) for which, own in enumerate(ours))
+    return tuple(Name(theirs, own, transpose, part, stacked=stacked) for own, part in parts)
 
 
 @dataclass(frozen=True)

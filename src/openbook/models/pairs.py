@@ -53,8 +53,7 @@ def read_pair(
 ) -> spec.Model:
     """The model of a config.json without heads; `default` is the activation where it is silent."""
     dim, drop = config.size("d_model"), config.get("dropout", 0.1)
-    for key in INERT:
-        config.raw(key)
+    config.inert(*INERT)
     activation = config.activation("activation_function", default)
     scale = float(dim) ** 0.5 if config.get("scale_embedding", False) else 1.0
 

@@ -6,6 +6,7 @@ A family's own file says what is special about it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from openbook.errors import ConfigError
@@ -27,6 +28,11 @@ class Shape(NamedTuple):
     head_dim: int
     hidden: int
     context: int
+
+    @property
+    def attention(self) -> spec.Attention:
+        """Causal attention without positions or biases."""
+        return spec.Attention(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
 
 
 def read_shape(config: Config, context: int, kv_heads: int | None = None, head_dim: int | None = None) -> Shape:
@@ -55,15 +61,8 @@ def read_shape(config: Config, context: int, kv_heads: int | None = None, head_d
 
 def attention_of(config: Config, shape: Shape, window: int | None, **special: Any) -> spec.Attention:
     """One layer's attention with rotary positions; `special` is what the family adds."""
-    return spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        pattern=spec.Pattern(window=window),
-        rope=read_rope(config, shape.head_dim, shape.context),
-        dropout=config.get("attention_dropout", 0.0),
-        **special,
-    )
+    rope, dropout = read_rope(config, shape.head_dim, shape.context), config.get("attention_dropout", 0.0)
+    return replace(shape.attention, pattern=spec.Pattern(window=window), rope=rope, dropout=dropout, **special)
 
 
 def decoder(
@@ -171,27 +170,31 @@ def write_windows(model: spec.Model) -> dict[str, Any]:
 
 
 BLOCK = "stack.blocks.{i}.branches"
+# Our words for what a block of attention and a feed-forward layer holds → where it is.
+PLACES = {
+    "norm": "stack.blocks.{i}.norm",
+    "norm1": f"{BLOCK}.0.norm",
+    "norm2": f"{BLOCK}.1.norm",
+    **{part: f"{BLOCK}.0.layer.{part}" for part in ("q", "k", "v", "out", "q_norm", "k_norm")},
+    **{part: f"{BLOCK}.1.layer.{part}" for part in ("gate", "up", "down")},
+}
+
+
+def block_names(theirs: str, transpose: bool = False, **parts: str) -> tuple[Name, ...]:
+    """What each block holds, published under `theirs`: `up="fc1"` for the first map of the feed-forward layer."""
+    return tuple(Name(theirs + name, PLACES[part], transpose) for part, name in parts.items())
+
+
 BASE = (
     Name("model.embed_tokens", "embed.tokens"),
     Name("model.norm", "stack.final_norm"),
     Name("lm_head", "heads.language"),
     Name("score", "heads.classes.linear"),
-    Name("model.layers.{i}.self_attn.q_proj", f"{BLOCK}.0.layer.q"),
-    Name("model.layers.{i}.self_attn.k_proj", f"{BLOCK}.0.layer.k"),
-    Name("model.layers.{i}.self_attn.v_proj", f"{BLOCK}.0.layer.v"),
-    Name("model.layers.{i}.self_attn.o_proj", f"{BLOCK}.0.layer.out"),
-    Name("model.layers.{i}.self_attn.q_norm", f"{BLOCK}.0.layer.q_norm"),
-    Name("model.layers.{i}.self_attn.k_norm", f"{BLOCK}.0.layer.k_norm"),
+    *(Name(f"model.layers.{{i}}.self_attn.{n}_proj", f"{BLOCK}.0.layer.{n}") for n in "qkv"),
+    *block_names("model.layers.{i}.self_attn.", out="o_proj", q_norm="q_norm", k_norm="k_norm"),
 )
-GATED = (
-    Name("model.layers.{i}.mlp.gate_proj", f"{BLOCK}.1.layer.gate"),
-    Name("model.layers.{i}.mlp.up_proj", f"{BLOCK}.1.layer.up"),
-    Name("model.layers.{i}.mlp.down_proj", f"{BLOCK}.1.layer.down"),
-)
-PRE_NORMS = (
-    Name("model.layers.{i}.input_layernorm", f"{BLOCK}.0.norm"),
-    Name("model.layers.{i}.post_attention_layernorm", f"{BLOCK}.1.norm"),
-)
+GATED = block_names("model.layers.{i}.mlp.", gate="gate_proj", up="up_proj", down="down_proj")
+PRE_NORMS = block_names("model.layers.{i}.", norm1="input_layernorm", norm2="post_attention_layernorm")
 BOTH_NORMS = (
     Name("model.layers.{i}.input_layernorm", f"{BLOCK}.0.norm"),
     Name("model.layers.{i}.post_attention_layernorm", f"{BLOCK}.0.post_norm"),

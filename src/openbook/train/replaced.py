@@ -83,18 +83,22 @@ def make_pair(model: spec.Model, share: float, seed: int, device: str | torch.de
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacedToken:
-    """The loss of both: `language` of the generator, `replaced` of the discriminator at `weight`."""
+    """The loss of both: `language` of the generator, `replaced` of the discriminator at `weight`.
+
+    `hidden_only`: the discriminator learns from the words that were hidden alone (the paper's "ELECTRA 15%", §3.4).
+    """
 
     weight: float = 50.0
+    hidden_only: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
             raise ConfigError(f"`weight` of the discriminator's loss must be above 0: got {self.weight}.")
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Hidden words, and every real token."""
+        """Hidden words, and every token that the discriminator learns from."""
         hidden = float((batch.targets["language"] != IGNORE).sum())
-        return {"language": hidden, HEAD: float(real_tokens(batch).sum())}
+        return {"language": hidden, HEAD: hidden if self.hidden_only else float(real_tokens(batch).sum())}
 
     def __call__(self, model: LanguageModel, batch: Batch) -> dict[str, Term]:
         """Summed losses in nats; shown are the generator's and the discriminator's shares of right answers."""
@@ -112,7 +116,7 @@ class ReplacedToken:
         wrong = (given != original).float()
         hidden = hidden_states(model, replace(batch, ids=given), None)
         answers = model.classify(hidden, HEAD).squeeze(-1).float()  # [B,T]
-        real = real_tokens(batch)
+        real = chosen if self.hidden_only else real_tokens(batch)
         total = F.binary_cross_entropy_with_logits(answers[real], wrong[real], reduction="sum")
         right = ((answers > 0) == (wrong > 0))[real].sum()
         guessed = (drawn == words).sum()

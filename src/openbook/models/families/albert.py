@@ -18,16 +18,12 @@ INERT = ("down_scale_factor", "gap_size", "net_structure_type", "num_memory_bloc
 
 
 def to_spec(config: Config) -> spec.Model:
-    for key in INERT:
-        config.raw(key)
+    config.inert(*INERT)
     model = encoders.read_encoder(config, KEYS, narrow="embedding_size", activation="gelu_new", dropout=0.0)
     if model.embed.dim == model.stack.dim:
         raise ConfigError(f"`embedding_size` must not be `hidden_size` here: got {model.embed.dim} ({config.where}).")
-    steps, groups, inner = (
-        len(model.stack.blocks),
-        config.size("num_hidden_groups", 1),
-        config.layers("inner_group_num", 1),
-    )
+    steps, groups = len(model.stack.blocks), config.size("num_hidden_groups", 1)
+    inner = config.layers("inner_group_num", 1)
     if groups > steps or (groups == steps and inner > 1):
         raise ConfigError(
             f"`num_hidden_groups` must be below `num_hidden_layers`, or equal with one inner layer: got {groups} and "
@@ -70,21 +66,23 @@ def token_classes(config: Config) -> Heads:
     return (spec.Classes(count=labels(config), over="tokens", dropout=drop),)
 
 
+LAYER = {
+    "attention.query": "0.layer.q",
+    "attention.key": "0.layer.k",
+    "attention.value": "0.layer.v",
+    "attention.dense": "0.layer.out",
+    "attention.LayerNorm": "0.norm",
+    "ffn": "1.layer.up",
+    "ffn_output": "1.layer.down",
+    "full_layer_layer_norm": "1.norm",
+}
+
+
 def names(model: spec.Model) -> tuple[Name, ...]:
     inner, parts = inner_of(model.stack), []
     for number in range(len(model.stack.blocks)):
-        theirs = f"albert.encoder.albert_layer_groups.{number // inner}.albert_layers.{number % inner}"
-        ours = f"stack.blocks.{number}.branches"
-        parts += [
-            Name(f"{theirs}.attention.query", f"{ours}.0.layer.q"),
-            Name(f"{theirs}.attention.key", f"{ours}.0.layer.k"),
-            Name(f"{theirs}.attention.value", f"{ours}.0.layer.v"),
-            Name(f"{theirs}.attention.dense", f"{ours}.0.layer.out"),
-            Name(f"{theirs}.attention.LayerNorm", f"{ours}.0.norm"),
-            Name(f"{theirs}.ffn", f"{ours}.1.layer.up"),
-            Name(f"{theirs}.ffn_output", f"{ours}.1.layer.down"),
-            Name(f"{theirs}.full_layer_layer_norm", f"{ours}.1.norm"),
-        ]
+        layer = f"albert.encoder.albert_layer_groups.{number // inner}.albert_layers.{number % inner}"
+        parts += [Name(f"{layer}.{a}", f"stack.blocks.{number}.branches.{b}") for a, b in LAYER.items()]
     return (
         *parts,
         *encoders.body("albert")[:4],

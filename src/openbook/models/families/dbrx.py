@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
+from openbook.models import classic, fields
 from openbook.models.config import Config, read_rope, spell_activation, write_rope
 from openbook.models.experts import mixture_of
-from openbook.models.family import CannotSay, Family, language, layers_of, none
+from openbook.models.family import CannotSay, Family, language, none
 from openbook.models.names import Name, fused
-from openbook.models.parts import BLOCK, Shape, decoder
+from openbook.models.parts import BLOCK, Shape, block_names, decoder
 from openbook.nn import spec
 from openbook.nn.build import check_heads
 
@@ -26,60 +28,67 @@ def inner(config: Config, key: str) -> Config:
     return Config(table, f"{key} of {config.where}")
 
 
-def to_spec(config: Config) -> spec.Model:
-    attn, ffn = inner(config, "attn_config"), inner(config, "ffn_config")
+ATTENTION: fields.Fields = {"clip": ("clip_qkv", float), "dropout": ("attn_pdrop", 0.0)}
+MIXTURE: fields.Fields = {
+    "experts": ("moe_num_experts", 4),
+    "top_k": ("moe_top_k", 1),
+    "balance": ("moe_loss_weight", 0.01),
+    "jitter": ("moe_jitter_eps", 0.0),
+}
+EVEN = "moe_normalize_expert_weights"  # to which norm the shares of a token's experts are brought
+
+
+def read_shape(config: Config, kv_heads: int, hidden: int) -> Shape:
+    """The sizes; those of the two tables are given."""
     dim, heads = config.size("d_model", 2048), config.size("n_heads", 16)
-    kv_heads = attn.size("kv_n_heads", config.size("num_key_value_heads", 1))  # the reference writes a copy
-    context = config.size("max_seq_len", 2048)
     check_heads(heads, kv_heads, config.where)
     if dim % heads:
         raise ConfigError(f"`n_heads` must divide `d_model`: got {heads} and {dim} ({config.where}).")
+    vocab, layers = config.size("vocab_size", 32000), config.layers("n_layers", 24)
+    return Shape(vocab, dim, layers, heads, kv_heads, dim // heads, hidden, config.size("max_seq_len", 2048))
+
+
+def read_mixture(ffn: Config, hidden: int) -> spec.MoE:
+    """The experts."""
     act = ffn.raw("ffn_act_fn", {"name": "silu"})
     if not isinstance(act, Mapping) or list(act) != ["name"]:
         raise ConfigError(f"`ffn_act_fn` of {ffn.where} must be an object with a `name`: got {act!r}.")
-    ffn.fixed("hidden_size", dim, dim)
-    config.fixed("emb_pdrop", 0.0, 0.0)
-    config.fixed("resid_pdrop", 0.0, 0.0)
-    attention = spec.Attention(
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=dim // heads,
-        clip=attn.get("clip_qkv", None, float),
-        rope=read_rope(config, dim // heads, context, theta=attn.get("rope_theta", 10000.0)),
-        dropout=attn.get("attn_pdrop", 0.0),
-    )
-    norm = ffn.raw("moe_normalize_expert_weights", 1.0 if "moe_normalize_expert_weights" not in ffn.data else None)
+    norm = ffn.raw(EVEN, None if EVEN in ffn.data else 1.0)
     if norm not in (None, 1):
-        raise ConfigError(f"`moe_normalize_expert_weights` of {ffn.where} must be 1 or null: got {norm!r}.")
-    moe = spec.MoE(
-        experts=ffn.size("moe_num_experts", 4),
-        top_k=ffn.size("moe_top_k", 1),
-        expert=spec.MLP(
-            hidden=ffn.size("ffn_hidden_size", 3584), activation=ffn.activation_named(str(act["name"]), "ffn_act_fn")
-        ),
-        routing=spec.Routing(renormalise=norm is not None),
-        balance=ffn.get("moe_loss_weight", 0.01),
-        jitter=ffn.get("moe_jitter_eps", 0.0),
+        raise ConfigError(f"`{EVEN}` of {ffn.where} must be 1 or null: got {norm!r}.")
+    expert = spec.MLP(hidden=hidden, activation=ffn.activation_named(str(act["name"]), "ffn_act_fn"))
+    return spec.MoE(expert=expert, routing=spec.Routing(renormalise=norm is not None), **fields.take(ffn, MIXTURE))
+
+
+def to_spec(config: Config) -> spec.Model:
+    attn, ffn = inner(config, "attn_config"), inner(config, "ffn_config")
+    kv_heads = attn.size("kv_n_heads", config.size("num_key_value_heads", 1))  # the reference writes a copy
+    shape = read_shape(config, kv_heads, ffn.size("ffn_hidden_size", 3584))
+    ffn.fixed("hidden_size", shape.dim, shape.dim)
+    for key in ("emb_pdrop", "resid_pdrop"):
+        config.fixed(key, 0.0, 0.0)
+    rope = read_rope(config, shape.head_dim, shape.context, theta=attn.get("rope_theta", 10000.0))
+    attention, moe = (
+        replace(shape.attention, rope=rope, **fields.take(attn, ATTENTION)),
+        read_mixture(ffn, shape.hidden),
     )
     attn.warn_unread()
     ffn.warn_unread()
-    shape = Shape(
-        vocab=config.size("vocab_size", 32000),
-        dim=dim,
-        layers=config.layers("n_layers", 24),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=dim // heads,
-        hidden=moe.expert.hidden,
-        context=context,
-    )
     return decoder(shape, NORM, lambda _: attention, moe)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention, moe = layers_of(model.stack, spec.Attention)[0], mixture_of(model)
+    attention, moe = fields.first(model, spec.Attention), mixture_of(model)
     if attention.rope is None:
         raise CannotSay("it needs rotary positions")
+    attn = {"kv_n_heads": attention.kv_heads, "rope_theta": attention.rope.theta}
+    ffn = {
+        "ffn_act_fn": {"name": spell_activation(moe.expert.activation)},
+        "ffn_hidden_size": moe.expert.hidden,
+        "hidden_size": model.stack.dim,
+        "moe_jitter_eps": moe.jitter or None,
+        EVEN: 1.0 if moe.routing.renormalise else None,
+    }
     return {
         "vocab_size": model.embed.vocab,
         "d_model": model.stack.dim,
@@ -88,42 +97,27 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         "max_seq_len": model.context,
         "rope_parameters": write_rope(attention.rope, attention.head_dim),
         "tie_word_embeddings": model.language is not None and model.language.tied,
-        "attn_config": {
-            "attn_pdrop": attention.dropout,
-            "clip_qkv": attention.clip,
-            "kv_n_heads": attention.kv_heads,
-            "rope_theta": attention.rope.theta,
-        },
-        "ffn_config": {
-            "ffn_act_fn": {"name": spell_activation(moe.expert.activation)},
-            "ffn_hidden_size": moe.expert.hidden,
-            "hidden_size": model.stack.dim,
-            "moe_num_experts": moe.experts,
-            "moe_top_k": moe.top_k,
-            "moe_jitter_eps": moe.jitter or None,
-            "moe_loss_weight": moe.balance,
-            "moe_normalize_expert_weights": 1.0 if moe.routing.renormalise else None,
-        },
+        "attn_config": fields.say(attention, ATTENTION) | attn,
+        "ffn_config": fields.say(moe, MIXTURE) | ffn,
     }
 
 
+T, OURS = "transformer.blocks.{i}.", f"{BLOCK}.1.layer"
+
+
 def names(model: spec.Model) -> tuple[Name, ...]:
-    attention, count = layers_of(model.stack, spec.Attention)[0], mixture_of(model).experts
-    block, first, second = "transformer.blocks.{i}", f"{BLOCK}.0", f"{BLOCK}.1"
-    shares = (attention.heads, attention.kv_heads, attention.kv_heads)
-    mlp = f"{block}.ffn.experts.mlp"
+    attention, count = fields.first(model, spec.Attention), mixture_of(model).experts
+    shares, mlp = (attention.heads, attention.kv_heads, attention.kv_heads), f"{T}ffn.experts.mlp"
     return (
         Name("transformer.wte", "embed.tokens"),
         Name("transformer.norm_f", "stack.final_norm"),
         Name("lm_head", "heads.language"),
-        Name(f"{block}.norm_attn_norm.norm_1", f"{first}.norm"),
-        Name(f"{block}.norm_attn_norm.norm_2", f"{second}.norm"),
-        *fused(f"{block}.norm_attn_norm.attn.Wqkv", [f"{first}.layer.{part}" for part in "qkv"], shares),
-        Name(f"{block}.norm_attn_norm.attn.out_proj", f"{first}.layer.out"),
-        Name(f"{block}.ffn.router.layer", f"{second}.layer.router"),
-        Name(f"{mlp}.w1", f"{second}.layer.experts.gate", stacked=True, fold=count),
-        Name(f"{mlp}.v1", f"{second}.layer.experts.up", stacked=True, fold=count),
-        Name(f"{mlp}.w2", f"{second}.layer.experts.down", transpose=True, stacked=True, fold=count),
+        *block_names(f"{T}norm_attn_norm.", norm1="norm_1", norm2="norm_2", out="attn.out_proj"),
+        *fused(f"{T}norm_attn_norm.attn.Wqkv", classic.QKV, shares),
+        Name(f"{T}ffn.router.layer", f"{OURS}.router"),
+        Name(f"{mlp}.w1", f"{OURS}.experts.gate", stacked=True, fold=count),
+        Name(f"{mlp}.v1", f"{OURS}.experts.up", stacked=True, fold=count),
+        Name(f"{mlp}.w2", f"{OURS}.experts.down", transpose=True, stacked=True, fold=count),
     )
 
 

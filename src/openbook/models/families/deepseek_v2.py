@@ -5,18 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.errors import ConfigError
+from openbook.models import latent
 from openbook.models.config import Config
 from openbook.models.family import Family, classes_of_last, language, none
-from openbook.models.latent import (
-    FFN,
-    LATENT,
-    LATENT_SIZES,
-    read_decoder,
-    read_latent,
-    read_routed,
-    write_latent,
-    write_routed,
-)
 from openbook.models.parts import IGNORE
 from openbook.nn import spec
 
@@ -35,12 +26,12 @@ def to_spec(config: Config) -> spec.Model:
     if method == "greedy":
         groups = best = 1
     routing = spec.Routing(renormalise=False, groups=groups, top_groups=best)
-    moe = read_routed(config, routing, EXPERTS)
-    return read_decoder(config, read_latent(config, ATTENTION, context=2048), moe, dense=0, context=2048)
+    moe = latent.read_routed(config, routing, EXPERTS)
+    return latent.read_decoder(config, latent.read_latent(config, ATTENTION, context=2048), moe, dense=0, context=2048)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    said = write_latent(model) | write_routed(model)
+    said = latent.write_latent(model) | latent.write_routed(model)
     return said | {"topk_method": METHODS[said.get("n_group", 1) > 1]}
 
 
@@ -48,7 +39,7 @@ FAMILY = Family(
     model_type="deepseek_v2",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda _: LATENT + FFN,
+    names=lambda _: latent.LATENT + latent.FFN,
     heads={
         "DeepseekV2ForCausalLM": language,
         "DeepseekV2Model": none,
@@ -56,5 +47,5 @@ FAMILY = Family(
     },
     prefix="model.",
     ignore=IGNORE,
-    sizes=LATENT_SIZES,
+    sizes=latent.LATENT_SIZES,
 )

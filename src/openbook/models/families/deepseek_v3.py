@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import latent
 from openbook.models.config import Config
 from openbook.models.family import Family, classes_of_last, none
-from openbook.models.latent import (
-    COPIES,
-    FFN,
-    LATENT,
-    LATENT_SIZES,
-    ahead_names,
-    read_decoder,
-    read_groups,
-    read_latent,
-    read_routed,
-    with_ahead,
-    write_ahead,
-    write_latent,
-    write_routed,
-)
 from openbook.models.parts import IGNORE
 from openbook.nn import spec
 
@@ -29,14 +15,14 @@ EXPERTS = {"n_routed_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_
 
 
 def to_spec(config: Config) -> spec.Model:
-    attention = read_latent(config, ATTENTION, config.get("rope_interleave", True))
-    moe = read_routed(config, read_groups(config, groups=8, top_groups=4), EXPERTS, scale=2.5)
-    return read_decoder(config, attention, moe, dense=3)
+    attention = latent.read_latent(config, ATTENTION, config.get("rope_interleave", True))
+    moe = latent.read_routed(config, latent.read_groups(config, groups=8, top_groups=4), EXPERTS, scale=2.5)
+    return latent.read_decoder(config, attention, moe, dense=3)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     attention = model.stack.blocks[0].branches[0].layer
-    said = write_latent(model) | write_routed(model) | write_ahead(model)
+    said = latent.write_latent(model) | latent.write_routed(model) | latent.write_ahead(model)
     return said | {"rope_interleave": isinstance(attention, spec.LatentAttention) and attention.rope.neighbours}
 
 
@@ -44,13 +30,13 @@ FAMILY = Family(
     model_type="deepseek_v3",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: ahead_names(model, LATENT + FFN),
+    names=lambda model: latent.ahead_names(model, latent.LATENT + latent.FFN),
     heads={
-        "DeepseekV3ForCausalLM": with_ahead(to_spec),
+        "DeepseekV3ForCausalLM": latent.with_ahead(to_spec),
         "DeepseekV3Model": none,
         "DeepseekV3ForSequenceClassification": classes_of_last,
     },
     prefix="model.",
-    ignore=IGNORE + COPIES,
-    sizes=LATENT_SIZES,
+    ignore=IGNORE + latent.COPIES,
+    sizes=latent.LATENT_SIZES,
 )

@@ -9,26 +9,16 @@ from openbook.models.config import Config
 from openbook.models.encoders import Keys
 from openbook.models.family import SIZES, Family, Heads, labels, none
 from openbook.models.names import Name
-from openbook.models.parts import BLOCK
+from openbook.models.parts import block_names
 from openbook.nn import spec
 
-KEYS = Keys(
-    dim="dim",
-    layers="n_layers",
-    heads="n_heads",
-    hidden="hidden_dim",
-    activation="activation",
-    dropout="dropout",
-    attention_dropout="attention_dropout",
-    eps=None,
-    types=None,
-    classes=None,
-)
+PLAIN = {"dim": "dim", "layers": "n_layers", "heads": "n_heads", "hidden": "hidden_dim"}
+DROPS = {"activation": "activation", "dropout": "dropout", "attention_dropout": "attention_dropout"}
+KEYS = Keys(**PLAIN, **DROPS, eps=None, types=None, classes=None)
 
 
 def to_spec(config: Config) -> spec.Model:
-    for key in ("sinusoidal_pos_embds", "tie_weights_"):  # how the positions began; the published tensor holds them
-        config.raw(key)
+    config.inert("sinusoidal_pos_embds", "tie_weights_")  # how the positions began; the published tensor holds them
     return encoders.read_encoder(config, KEYS)
 
 
@@ -50,14 +40,9 @@ def of_row(config: Config, name: str, count: int) -> Heads:
     return (spec.Classes(count=count, over="first", transform=transform, dropout=drop, name=name),)
 
 
-def token_classes(config: Config) -> Heads:
+def of_tokens(config: Config, name: str, drop: float) -> Heads:
     """Labels of each token."""
-    return (spec.Classes(count=labels(config), over="tokens", dropout=config.get("dropout", 0.1)),)
-
-
-def span(config: Config) -> Heads:
-    """Start and end of an answer."""
-    return (spec.Classes(count=labels(config), over="tokens", dropout=config.get("qa_dropout", 0.1), name="span"),)
+    return (spec.Classes(count=labels(config), over="tokens", dropout=drop, name=name),)
 
 
 L = "distilbert.transformer.layer.{i}."
@@ -65,14 +50,8 @@ NAMES = (
     Name("distilbert.embeddings.word_embeddings", "embed.tokens"),
     Name("distilbert.embeddings.position_embeddings", "embed.positions"),
     Name("distilbert.embeddings.LayerNorm", "embed.norm"),
-    Name(f"{L}attention.q_lin", f"{BLOCK}.0.layer.q"),
-    Name(f"{L}attention.k_lin", f"{BLOCK}.0.layer.k"),
-    Name(f"{L}attention.v_lin", f"{BLOCK}.0.layer.v"),
-    Name(f"{L}attention.out_lin", f"{BLOCK}.0.layer.out"),
-    Name(f"{L}sa_layer_norm", f"{BLOCK}.0.norm"),
-    Name(f"{L}ffn.lin1", f"{BLOCK}.1.layer.up"),
-    Name(f"{L}ffn.lin2", f"{BLOCK}.1.layer.down"),
-    Name(f"{L}output_layer_norm", f"{BLOCK}.1.norm"),
+    *block_names(f"{L}attention.", q="q_lin", k="k_lin", v="v_lin", out="out_lin"),
+    *block_names(L, norm1="sa_layer_norm", norm2="output_layer_norm", up="ffn.lin1", down="ffn.lin2"),
     Name("vocab_transform", "heads.language.transform.linear"),
     Name("vocab_layer_norm", "heads.language.transform.norm"),
     Name("vocab_projector", "heads.language"),
@@ -92,11 +71,11 @@ FAMILY = Family(
         "DistilBertForMaskedLM": masked_language,
         "DistilBertModel": none,
         "DistilBertForSequenceClassification": lambda c: of_row(c, "classes", labels(c)),
-        "DistilBertForTokenClassification": token_classes,
-        "DistilBertForQuestionAnswering": span,
+        "DistilBertForTokenClassification": lambda c: of_tokens(c, "classes", c.get("dropout", 0.1)),
+        "DistilBertForQuestionAnswering": lambda c: of_tokens(c, "span", c.get("qa_dropout", 0.1)),
         "DistilBertForMultipleChoice": lambda c: of_row(c, "choice", 1),
     },
     prefix="distilbert.",
     ignore=(r".*position_ids", r"vocab_projector\.weight"),
-    sizes={**SIZES, "dim": "dim", "layers": "n_layers", "heads": "n_heads", "hidden": "hidden_dim"},
+    sizes={**SIZES, **PLAIN},
 )

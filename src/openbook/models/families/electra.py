@@ -41,11 +41,6 @@ def discriminator(config: Config) -> Heads:
     return (spec.Classes(count=1, over="tokens", transform=transform, name="replaced"),)
 
 
-def classes(config: Config) -> Heads:
-    """Labels of a row."""
-    return encoders.first(config, "gelu")
-
-
 def choice(config: Config) -> Heads:
     """One number for each row."""
     silent = "summary_activation" in config.data and config.raw("summary_activation") is None  # null means none
@@ -77,7 +72,7 @@ FAMILY = Family(
         "ElectraForPreTraining": discriminator,
         "ElectraForMaskedLM": generator,
         "ElectraModel": none,
-        "ElectraForSequenceClassification": classes,
+        "ElectraForSequenceClassification": lambda c: encoders.first(c, "gelu"),
         "ElectraForTokenClassification": encoders.token_classes,
         "ElectraForQuestionAnswering": encoders.span,
         "ElectraForMultipleChoice": choice,

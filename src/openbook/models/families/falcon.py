@@ -10,15 +10,24 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models import classic
-from openbook.models.config import Config, read_rope, spell_activation, write_rope
-from openbook.models.family import SIZES, Family, branches_of, layers_of
+from openbook.models import classic, fields
+from openbook.models.config import Config, read_rope, write_rope
+from openbook.models.family import SIZES, Family, branches_of
 from openbook.models.names import Name, fused
-from openbook.models.parts import BLOCK
+from openbook.models.parts import block_names
 from openbook.nn import spec
 from openbook.nn.build import check_heads
 
 KEYS = {**SIZES, "hidden": "ffn_hidden_size", "kv_heads": "num_kv_heads"}
+TABLE: fields.Table = {
+    spec.Attention: {
+        "relative": ("alibi", False),
+        "dropout": ("attention_dropout", 0.0),
+        **fields.biases("bias", False),
+    },
+    spec.MLP: {"activation": ("activation", "gelu"), "bias": ("bias", False)},
+    spec.Norm: {"eps": ("layer_norm_epsilon", 1e-5)},
+}
 
 
 def read_layout(config: Config, heads: int) -> tuple[int, classic.Way]:
@@ -42,71 +51,51 @@ def read_layout(config: Config, heads: int) -> tuple[int, classic.Way]:
 def to_spec(config: Config) -> spec.Model:
     size = classic.read_sizes(config, KEYS | ({"dim": "n_embed"} if config.has("n_embed") else {}), context=2048)
     config.fixed("apply_residual_connection_post_layernorm", False, False)
-    config.raw("classifier_dropout")
-    kv_heads, way = read_layout(config, size.heads)
-    bias, alibi = config.get("bias", False), config.get("alibi", False)
+    config.inert("classifier_dropout")
+    (kv_heads, way), said = read_layout(config, size.heads), fields.read(config, TABLE)
+    attention = replace(size.attention, kv_heads=kv_heads, **said[spec.Attention])
+    alibi = spec.Alibi(heads=size.heads, scale=size.head_dim**-0.5) if attention.relative else None
     rope = read_rope(config, size.head_dim, size.context or 2048)
-    attention = replace(
-        size.attention,
-        kv_heads=kv_heads,
-        rope=None if alibi else rope,
-        relative=alibi,
-        bias=bias,
-        out_bias=bias,
-        dropout=config.get("attention_dropout", 0.0),
-    )
-    norm, mlp = classic.layer_norm(config), size.mlp(config.activation("activation", "gelu"), bias)
+    attention = replace(attention, rope=None if alibi else rope)
+    mlp, norm = size.mlp(**said[spec.MLP]), spec.Norm(kind="layer", bias=True, **said[spec.Norm])
     drop = config.get("hidden_dropout", 0.0)
     block = classic.block(attention, mlp, norm, way, drop, attention.dropout if way == "pre" else drop)
-    return size.model(block, norm, relative=spec.Alibi(heads=size.heads, scale=size.head_dim**-0.5) if alibi else None)
+    return size.model(block, norm, relative=alibi)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention, mlp = layers_of(model.stack, spec.Attention)[0], layers_of(model.stack, spec.MLP)[0]
+    attention = fields.first(model, spec.Attention)
     way, kv_heads = classic.way_of(model), attention.kv_heads
     new = way == "each" or (way == "shared" and kv_heads not in (1, attention.heads))
-    said = {} if attention.rope is None else {"rope_parameters": write_rope(attention.rope, attention.head_dim)}
-    return (
-        classic.write_sizes(model, KEYS)
-        | said
-        | {
-            "new_decoder_architecture": new,
-            "num_kv_heads": kv_heads if new else attention.heads,
-            "multi_query": kv_heads == 1,
-            "parallel_attn": way != "pre",
-            "num_ln_in_parallel_attn": (2 if way == "each" else 1) if new else None,
-            "alibi": attention.relative,
-            "bias": attention.bias,
-            "activation": spell_activation(mlp.activation),
-            "layer_norm_epsilon": classic.norm_of(model).eps,
-            "attention_dropout": attention.dropout,
-            "hidden_dropout": branches_of(model.stack)[-1].dropout,
-        }
-    )
+    own = {
+        "new_decoder_architecture": new,
+        "num_kv_heads": kv_heads if new else attention.heads,
+        "multi_query": kv_heads == 1,
+        "parallel_attn": way != "pre",
+        "num_ln_in_parallel_attn": (2 if way == "each" else 1) if new else None,
+        "hidden_dropout": branches_of(model.stack)[-1].dropout,
+    }
+    turned = {} if attention.rope is None else {"rope_parameters": write_rope(attention.rope, attention.head_dim)}
+    return classic.write_sizes(model, KEYS) | fields.write(model, TABLE) | own | turned
 
 
 L = "transformer.h.{i}."
 NORMS: dict[classic.Way, tuple[Name, ...]] = {
-    "shared": (Name(f"{L}input_layernorm", "stack.blocks.{i}.norm"),),
-    "each": (Name(f"{L}ln_attn", f"{BLOCK}.0.norm"), Name(f"{L}ln_mlp", f"{BLOCK}.1.norm")),
-    "pre": (
-        Name(f"{L}input_layernorm", f"{BLOCK}.0.norm"),
-        Name(f"{L}post_attention_layernorm", f"{BLOCK}.1.norm"),
-    ),
+    "shared": block_names(L, norm="input_layernorm"),
+    "each": block_names(L, norm1="ln_attn", norm2="ln_mlp"),
+    "pre": block_names(L, norm1="input_layernorm", norm2="post_attention_layernorm"),
 }
 
 
 def names(model: spec.Model) -> tuple[Name, ...]:
-    attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
+    attention = fields.first(model, spec.Attention)
     group = attention.heads // attention.kv_heads
     return (
         Name("transformer.word_embeddings", "embed.tokens"),
         Name("transformer.ln_f", "stack.final_norm"),
         *NORMS[classic.way_of(model)],
         *fused(f"{L}self_attention.query_key_value", classic.QKV, (group, 1, 1), attention.kv_heads),
-        Name(f"{L}self_attention.dense", f"{BLOCK}.0.layer.out"),
-        Name(f"{L}mlp.dense_h_to_4h", f"{BLOCK}.1.layer.up"),
-        Name(f"{L}mlp.dense_4h_to_h", f"{BLOCK}.1.layer.down"),
+        *block_names(L, out="self_attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
         *classic.head_names(model),
     )
 

@@ -14,7 +14,7 @@ from openbook.nn import spec
 
 def to_spec(config: Config) -> spec.Model:
     causal_only(config)
-    config.raw("hidden_activation")  # the reference reads the other key
+    config.inert("hidden_activation")  # the reference reads the other key
     shape = read_shape(config, context=8192, kv_heads=16, head_dim=256)
     layer = attention(config, shape, **biased(config))
     activation = config.activation("hidden_act", "gelu_pytorch_tanh")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
 from openbook.models.config import Config, read_rope
-from openbook.models.family import Family, Heads, layers_of, none
+from openbook.models.family import Family, Heads, none
+from openbook.models.fields import first
+from openbook.models.modern import biased, write_bias
 from openbook.models.parts import (
     BASE,
     BOTH_NORMS,
@@ -35,25 +38,20 @@ def read_norm(config: Config) -> spec.Norm:
 
 def read_mlp(config: Config, hidden: int) -> spec.MLP:
     """GeGLU; the activation has an old spelling."""
-    key = "hidden_activation" if config.has("hidden_activation") else "hidden_act"
-    config.read |= {"hidden_activation", "hidden_act"}
+    key = config.spelled("hidden_activation", "hidden_act")
     name = config.activation(key, "gelu_pytorch_tanh")
     return spec.MLP(hidden=hidden, activation="gelu_tanh" if key == "hidden_act" else name)
 
 
 def attention_of(config: Config, shape: Shape, window: int | None, rope: spec.Rope, **special: Any) -> spec.Attention:
     """One layer's attention; `special` is what the family adds."""
-    bias = config.get("attention_bias", False)
-    return spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+    return replace(
+        shape.attention,
         pattern=spec.Pattern(window=window),
         rope=rope,
-        bias=bias,
-        out_bias=bias,
         scale=config.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         dropout=config.get("attention_dropout", 0.0),
+        **biased(config),
         **special,
     )
 
@@ -78,20 +76,15 @@ def to_spec(config: Config) -> spec.Model:
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
+    attention, said = first(model, spec.Attention), write_windows(model)
     scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
-    said = write_windows(model)
-    return (
-        write_decoder(model, "hidden_activation")
-        | said
-        | {
-            "sliding_window": said["sliding_window"] or 4096,  # the reference wants a number where no layer has one
-            "attention_bias": attention.bias,
-            "query_pre_attn_scalar": round(scale**-2),
-            "attn_logit_softcapping": attention.softcap,
-            "final_logit_softcapping": model.language.softcap if model.language else None,
-        }
-    )
+    own = {
+        "sliding_window": said["sliding_window"] or 4096,  # the reference wants a number where no layer has one
+        "query_pre_attn_scalar": round(scale**-2),
+        "attn_logit_softcapping": attention.softcap,
+        "final_logit_softcapping": model.language.softcap if model.language else None,
+    }
+    return write_decoder(model, "hidden_activation") | said | write_bias(model) | own
 
 
 FAMILY = Family(

@@ -5,21 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.errors import ConfigError
+from openbook.models import latent
 from openbook.models.config import Config
 from openbook.models.families.deepseek_v3 import from_spec as from_spec3
 from openbook.models.family import Family, none
-from openbook.models.latent import (
-    COPIES,
-    FFN,
-    LATENT,
-    LATENT_SIZES,
-    ahead_names,
-    build,
-    read_groups,
-    read_latent,
-    read_routed,
-    with_ahead,
-)
 from openbook.models.parts import IGNORE
 from openbook.nn import spec
 
@@ -33,10 +22,11 @@ def to_spec(config: Config) -> spec.Model:
     kinds = config.raw("mlp_layer_types", ["dense" if number < first else "sparse" for number in range(layers)])
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in ("dense", "sparse") for kind in kinds):
         raise ConfigError(f"`mlp_layer_types` must list 'dense' or 'sparse' for {layers} layers ({config.where}).")
-    attention = read_latent(config, ATTENTION, config.get("rope_interleave", True), context=202752)
-    moe = read_routed(config, read_groups(config, groups=1, top_groups=1), EXPERTS, scale=1.8)
+    attention = latent.read_latent(config, ATTENTION, config.get("rope_interleave", True), context=202752)
+    moe = latent.read_routed(config, latent.read_groups(config, groups=1, top_groups=1), EXPERTS, scale=1.8)
     mlp = spec.MLP(hidden=config.size("intermediate_size"), activation=moe.expert.activation)
-    return build(config, attention, lambda number: moe if kinds[number] == "sparse" else mlp, 1e-5, context=202752)
+    ffns = [moe if kind == "sparse" else mlp for kind in kinds]
+    return latent.build(config, attention, ffns.__getitem__, 1e-5, context=202752)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
@@ -50,9 +40,9 @@ FAMILY = Family(
     model_type="glm4_moe_lite",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: ahead_names(model, LATENT + FFN),
-    heads={"Glm4MoeLiteForCausalLM": with_ahead(to_spec), "Glm4MoeLiteModel": none},
+    names=lambda model: latent.ahead_names(model, latent.LATENT + latent.FFN),
+    heads={"Glm4MoeLiteForCausalLM": latent.with_ahead(to_spec), "Glm4MoeLiteModel": none},
     prefix="model.",
-    ignore=IGNORE + COPIES,
-    sizes=LATENT_SIZES,
+    ignore=IGNORE + latent.COPIES,
+    sizes=latent.LATENT_SIZES,
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from openbook.models import classic
+from openbook.models import classic, fields
 from openbook.models.config import Config
-from openbook.models.family import Family, layers_of
+from openbook.models.family import Family
 from openbook.models.names import Name, fused
-from openbook.models.parts import BLOCK
+from openbook.models.parts import block_names
 from openbook.nn import spec
 
 # In which precision the softmax is taken (here always fp32), and how a server once ran it.
@@ -20,28 +20,23 @@ INERT = (
 )
 
 
+TABLE = classic.gpt_table(("activation_function", "gelu_pytorch_tanh"), 0.1)
+
+
 def to_spec(config: Config) -> spec.Model:
-    size, rates = classic.read_sizes(config, classic.GPT, context=1024), classic.read_rates(config, 0.1)
+    size, said = classic.read_sizes(config, classic.GPT, context=1024), fields.read(config, TABLE)
     config.fixed("add_cross_attention", False, False)
-    for inert in INERT:
-        config.raw(inert)
-    attention = replace(
-        size.attention,
-        kv_heads=1 if config.get("multi_query", True) else size.heads,
-        bias=True,
-        out_bias=True,
-        scale=None if config.get("scale_attn_weights", True) else 1.0,
-        dropout=rates.attention,
-    )
-    norm, mlp = classic.layer_norm(config), size.mlp(config.activation("activation_function", "gelu_pytorch_tanh"))
-    block = classic.block(attention, mlp, norm, dropout=rates.residual)
-    return size.model(block, norm, size.embed(rates.embed, learned=True))
+    config.inert(*INERT)
+    kv_heads = 1 if config.get("multi_query", True) else size.heads
+    scale = None if config.get("scale_attn_weights", True) else 1.0
+    shape = replace(size.attention, kv_heads=kv_heads, bias=True, out_bias=True, scale=scale)
+    return classic.plain(size, replace(shape, **said[spec.Attention]), said, learned=True)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention = layers_of(model.stack, spec.Attention)[0]
-    said = {"multi_query": attention.kv_heads == 1, "scale_attn_weights": attention.scale is None}
-    return classic.write_gpt(model) | said
+    attention = fields.first(model, spec.Attention)
+    own = {"multi_query": attention.kv_heads == 1, "scale_attn_weights": attention.scale is None}
+    return classic.write_sizes(model, classic.GPT) | fields.write(model, TABLE) | own
 
 
 H = "transformer.h.{i}."
@@ -49,16 +44,12 @@ BODY = (
     Name("transformer.wte", "embed.tokens"),
     Name("transformer.wpe", "embed.positions"),
     Name("transformer.ln_f", "stack.final_norm"),
-    Name(f"{H}ln_1", f"{BLOCK}.0.norm"),
-    Name(f"{H}ln_2", f"{BLOCK}.1.norm"),
-    Name(f"{H}attn.c_proj", f"{BLOCK}.0.layer.out"),
-    Name(f"{H}mlp.c_fc", f"{BLOCK}.1.layer.up"),
-    Name(f"{H}mlp.c_proj", f"{BLOCK}.1.layer.down"),
+    *block_names(H, norm1="ln_1", norm2="ln_2", out="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"),
 )
 
 
 def names(model: spec.Model) -> tuple[Name, ...]:
-    attention = layers_of(model.stack, spec.Attention)[0]
+    attention = fields.first(model, spec.Attention)
     shares, groups = ((attention.heads, 1, 1), 1) if attention.kv_heads == 1 else ((1, 1, 1), attention.heads)
     return (*BODY, *fused(f"{H}attn.c_attn", classic.QKV, shares, groups), *classic.head_names(model))
 

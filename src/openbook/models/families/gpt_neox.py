@@ -5,60 +5,49 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from openbook.models import classic
-from openbook.models.config import Config, read_rope, spell_activation
-from openbook.models.family import SIZES, Family, language, layers_of
+from openbook.models import classic, fields
+from openbook.models.config import Config, read_rope
+from openbook.models.family import SIZES, Family, language
 from openbook.models.names import Name, fused
-from openbook.models.parts import BLOCK
+from openbook.models.parts import block_names
 from openbook.nn import spec
+
+TABLE: fields.Table = {
+    spec.Attention: {**fields.biases("attention_bias", True), "dropout": ("attention_dropout", 0.0)},
+    spec.MLP: {"activation": ("hidden_act", "gelu")},
+    spec.Norm: {"eps": ("layer_norm_eps", 1e-5)},
+    spec.Branch: {"dropout": ("hidden_dropout", 0.0)},
+    spec.Embed: {"dropout": ("hidden_dropout", 0.0)},
+}
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = classic.read_sizes(config, SIZES, context=2048)
+    size, said = classic.read_sizes(config, SIZES, context=2048), fields.read(config, TABLE)
     config.fixed("is_decoder", False, False)
-    for inert in ("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"):
-        config.raw(inert)
-    bias, drop = config.get("attention_bias", True), config.get("hidden_dropout", 0.0)
+    config.inert("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
     base, share = config.get("rotary_emb_base", 1e4), config.get("rotary_pct", 0.25)  # the old spelling
-    attention = replace(
-        size.attention,
-        rope=read_rope(config, size.head_dim, size.context or 2048, theta=base, share=share),
-        bias=bias,
-        out_bias=bias,
-        dropout=config.get("attention_dropout", 0.0),
-    )
-    norm, mlp = classic.layer_norm(config, "layer_norm_eps"), size.mlp(config.activation("hidden_act", "gelu"))
+    rope = read_rope(config, size.head_dim, size.context or 2048, theta=base, share=share)
+    attention = replace(size.attention, rope=rope, **said[spec.Attention])
     way: classic.Way = "each" if config.get("use_parallel_residual", True) else "pre"
-    return size.model(classic.block(attention, mlp, norm, way, drop), norm, size.embed(drop))
+    return classic.plain(size, attention, said, way)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention = layers_of(model.stack, spec.Attention)[0]
-    said = classic.write_sizes(model, SIZES) | classic.write_turned(model)
-    return said | {
-        "hidden_act": spell_activation(layers_of(model.stack, spec.MLP)[0].activation),
-        "attention_bias": attention.bias,
-        "attention_dropout": attention.dropout,
-        "hidden_dropout": model.embed.dropout,
-        "layer_norm_eps": classic.norm_of(model).eps,
-        "use_parallel_residual": classic.way_of(model) == "each",
-    }
+    own = {"use_parallel_residual": classic.way_of(model) == "each"}
+    return classic.write_sizes(model, SIZES) | classic.write_turned(model) | fields.write(model, TABLE) | own
 
 
 L = "gpt_neox.layers.{i}."
 
 
 def names(model: spec.Model) -> tuple[Name, ...]:
-    heads = layers_of(model.stack, spec.Attention)[0].heads
+    heads = fields.first(model, spec.Attention).heads
     return (
         Name("gpt_neox.embed_in", "embed.tokens"),
         Name("gpt_neox.final_layer_norm", "stack.final_norm"),
-        Name(f"{L}input_layernorm", f"{BLOCK}.0.norm"),
-        Name(f"{L}post_attention_layernorm", f"{BLOCK}.1.norm"),
         *fused(f"{L}attention.query_key_value", classic.QKV, (1, 1, 1), heads),
-        Name(f"{L}attention.dense", f"{BLOCK}.0.layer.out"),
-        Name(f"{L}mlp.dense_h_to_4h", f"{BLOCK}.1.layer.up"),
-        Name(f"{L}mlp.dense_4h_to_h", f"{BLOCK}.1.layer.down"),
+        *block_names(L, norm1="input_layernorm", norm2="post_attention_layernorm", out="attention.dense"),
+        *block_names(f"{L}mlp.", up="dense_h_to_4h", down="dense_4h_to_h"),
         *classic.head_names(model, "embed_out"),
     )
 

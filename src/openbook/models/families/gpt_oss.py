@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import fields
 from openbook.models.config import Config
-from openbook.models.experts import mixture_of
-from openbook.models.family import CannotSay, Family, layers_of
-from openbook.models.modern import decoder_heads
-from openbook.models.names import Name, Part
-from openbook.models.parts import (
-    BASE,
-    BLOCK,
-    IGNORE,
-    PRE_NORMS,
-    attention_of,
-    decoder,
-    read_shape,
-    windows,
-    write_decoder,
-    write_windows,
-)
+from openbook.models.experts import chosen, mixture_of
+from openbook.models.family import CannotSay, Family
+from openbook.models.modern import attention, biased, decoder_heads, rms, write, write_bias
+from openbook.models.names import Name, fused
+from openbook.models.parts import BASE, BLOCK, IGNORE, PRE_NORMS, decoder, read_shape, windows, write_windows
 from openbook.nn import spec
 
 YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+
+
+ALPHA = 1.702  # of a gate with that factor
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -31,59 +24,45 @@ def to_spec(config: Config) -> spec.Model:
         config.data["rope_parameters"] = YARN | {"rope_theta": config.get("rope_theta", 150000.0)}
     shape = read_shape(config, context=131072, kv_heads=8, head_dim=64)
     found = windows(config, shape.layers, lambda number: number % 2 == 0, config.get("sliding_window", 128))
-    bias = config.get("attention_bias", True)
-    layers = [attention_of(config, shape, window, bias=bias, out_bias=bias, sinks=True) for window in found]
-    config.fixed("swiglu_alpha", 1.702, 1.702)
-    config.fixed("hidden_act", "silu", "silu")  # of a gate with that factor
-    for inert in ("initial_context_length", "experts_per_token"):  # other words for what is read above and below
-        config.raw(inert)
+    layers = [attention(config, shape, window, sinks=True, **biased(config, True)) for window in found]
+    config.fixed("swiglu_alpha", ALPHA, ALPHA)
+    config.fixed("hidden_act", "silu", "silu")
+    config.inert("initial_context_length")  # another word for what is read above
+    rows = chosen(128, 4, config.spelled("num_local_experts", "num_experts"))
+    rows = {**rows, "top_k": (config.spelled("num_experts_per_tok", "experts_per_token"), 4)}
     limit = config.get("swiglu_limit", 7.0)
     moe = spec.MoE(
-        experts=config.size("num_local_experts", config.size("num_experts", 128)),
-        top_k=config.size("num_experts_per_tok", config.size("experts_per_token", 4)),
         expert=spec.MLP(hidden=shape.hidden, activation="quick_gelu", bias=True, limit=limit, offset=1.0),
         routing=spec.Routing(bias=True),
-        balance=config.get("router_aux_loss_coef", 0.001),
+        **fields.take(config, rows),
     )
-    return decoder(shape, spec.Norm(eps=config.get("rms_norm_eps", 1e-5)), layers.__getitem__, moe)
+    return decoder(shape, rms(config, 1e-5), layers.__getitem__, moe)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    moe, attention = mixture_of(model), layers_of(model.stack, spec.Attention)[0]
+    moe = mixture_of(model)
     if moe.expert.activation != "quick_gelu" or moe.expert.limit is None:
         raise CannotSay("its experts have no clipped gate")
-    said = write_decoder(model) | write_windows(model)
-    return said | {
-        "hidden_act": "silu",
-        "swiglu_alpha": 1.702,
-        "swiglu_limit": moe.expert.limit,
-        "attention_bias": attention.bias,
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
-        "router_aux_loss_coef": moe.balance,
-    }
+    own = {"hidden_act": "silu", "swiglu_alpha": ALPHA, "swiglu_limit": moe.expert.limit}
+    return write(model) | write_windows(model) | write_bias(model) | fields.say(moe, chosen(128, 4)) | own
+
+
+L, OURS = "model.layers.{i}.mlp", f"{BLOCK}.1.layer"
 
 
 def names(model: spec.Model) -> tuple[Name, ...]:
-    theirs, ours = "model.layers.{i}.mlp", f"{BLOCK}.1.layer"
     hidden = mixture_of(model).expert.hidden
-    fused = [
-        Name(f"{theirs}.experts.gate_up_proj", f"{ours}.experts.{part}", True, Part(n, (1, 1), hidden), stacked=True)
-        for n, part in enumerate(("gate", "up"))
-    ]
-    biases = [
-        Name(f"{theirs}.experts.gate_up_proj_bias", f"{ours}.experts.{part}_bias", False, entry.part, stacked=True)
-        for part, entry in zip(("gate", "up"), fused, strict=True)
-    ]
+    up, ours = f"{L}.experts.gate_up_proj", f"{OURS}.experts"
+    biases = (f"{ours}.gate_bias", f"{ours}.up_bias")  # one row of each in turn
     return (
         *BASE,
         *PRE_NORMS,
         Name("model.layers.{i}.self_attn.sinks", f"{BLOCK}.0.layer.sinks"),
-        Name(f"{theirs}.router", f"{ours}.router"),
-        *fused,
-        *biases,
-        Name(f"{theirs}.experts.down_proj", f"{ours}.experts.down", True, stacked=True),
-        Name(f"{theirs}.experts.down_proj_bias", f"{ours}.experts.down_bias"),
+        Name(f"{L}.router", f"{OURS}.router"),
+        *fused(up, (f"{ours}.gate", f"{ours}.up"), (1, 1), hidden, transpose=True, stacked=True),
+        *fused(f"{up}_bias", biases, (1, 1), hidden, stacked=True),
+        Name(f"{L}.experts.down_proj", f"{ours}.down", True, stacked=True),
+        Name(f"{L}.experts.down_proj_bias", f"{ours}.down_bias"),
     )
 
 

@@ -6,46 +6,43 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models import classic
+from openbook.models import classic, fields
 from openbook.models.config import Config
-from openbook.models.family import CannotSay, Family, layers_of
+from openbook.models.family import CannotSay, Family
 from openbook.models.names import Name
-from openbook.models.parts import BLOCK
+from openbook.models.parts import block_names
 from openbook.nn import spec
+
+TABLE = classic.gpt_table(("activation_function", "gelu_new"), 0.0)
 
 
 def to_spec(config: Config) -> spec.Model:
-    size, rates = classic.read_sizes(config, classic.GPT, context=2048), classic.read_rates(config, 0.0)
+    size, said = classic.read_sizes(config, classic.GPT, context=2048), fields.read(config, TABLE)
     for key in ("rotary", "scale_attn_weights"):
         config.fixed(key, True, True)
-    for inert in classic.SUMMARY:
-        config.raw(inert)
-    turned, norm = config.size("rotary_dim", 64), classic.layer_norm(config)
+    config.inert(*classic.SUMMARY)
+    turned = config.size("rotary_dim", 64)
     if turned % 2 or turned > size.head_dim:
         raise ConfigError(f"`rotary_dim` must be even and at most {size.head_dim}: got {turned} ({config.where}).")
-    attention = replace(size.attention, rope=spec.Rope(dim=turned, neighbours=True), dropout=rates.attention)
-    mlp = size.mlp(config.activation("activation_function", "gelu_new"))
-    return size.model(classic.block(attention, mlp, norm, "shared", rates.residual), norm, size.embed(rates.embed))
+    attention = replace(size.attention, rope=spec.Rope(dim=turned, neighbours=True), **said[spec.Attention])
+    return classic.plain(size, attention, said, "shared")
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    rope = layers_of(model.stack, spec.Attention)[0].rope
+    rope = fields.first(model, spec.Attention).rope
     if rope is None:
         raise CannotSay("it needs rotary positions")
-    tied = model.language is not None and model.language.tied
-    return classic.write_gpt(model) | {"rotary_dim": rope.dim, "tie_word_embeddings": tied}
+    own = {"rotary_dim": rope.dim, "tie_word_embeddings": model.language is not None and model.language.tied}
+    return classic.write_sizes(model, classic.GPT) | fields.write(model, TABLE) | own
 
 
 H = "transformer.h.{i}."
 BODY = (
     Name("transformer.wte", "embed.tokens"),
     Name("transformer.ln_f", "stack.final_norm"),
-    Name(f"{H}ln_1", "stack.blocks.{i}.norm"),
-    Name(f"{H}attn.out_proj", f"{BLOCK}.0.layer.out"),
-    Name(f"{H}mlp.fc_in", f"{BLOCK}.1.layer.up"),
-    Name(f"{H}mlp.fc_out", f"{BLOCK}.1.layer.down"),
+    *block_names(H, norm="ln_1", out="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
 )
-APART = tuple(Name(f"{H}attn.{n}_proj", f"{BLOCK}.0.layer.{n}") for n in "qkv")
+APART = block_names(f"{H}attn.", q="q_proj", k="k_proj", v="v_proj")
 FAMILY = Family(
     model_type="gptj",
     to_spec=to_spec,

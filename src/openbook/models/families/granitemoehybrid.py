@@ -6,42 +6,35 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.config import Config, read_rope, write_rope
-from openbook.models.families.bamba import MAMBA, read_mamba, write_mamba
-from openbook.models.families.granitemoe import EXPERTS, language
-from openbook.models.family import CannotSay, Family, layers_of, none
-from openbook.models.hybrids import by_layer, write_plain
-from openbook.models.names import Name
-from openbook.models.parts import BASE, BLOCK, IGNORE, PRE_NORMS, decoder, read_shape
+from openbook.models import fields
+from openbook.models.config import Config, write_rope
+from openbook.models.experts import chosen
+from openbook.models.families import bamba, granite, granitemoe
+from openbook.models.family import CannotSay, Family, none
+from openbook.models.hybrids import ATTENTION, OUTER, by_layer, write_plain
+from openbook.models.modern import attention, biased, rms, write_bias
+from openbook.models.names import Name, fused
+from openbook.models.parts import BLOCK, IGNORE, PRE_NORMS, decoder, read_shape
 from openbook.nn import spec
 
 KINDS = {"mamba": False, "linear_attention": False, "attention": True, "full_attention": True}
+SHARED: fields.Fields = {"hidden": ("shared_intermediate_size", 1024), "activation": ("hidden_act", "silu")}
 
 
 def to_spec(config: Config) -> spec.Model:
-    shape = read_shape(config, context=2048)
-    norm, activation = spec.Norm(eps=config.get("rms_norm_eps", 1e-6)), config.activation("hidden_act", "silu")
+    shape, norm = read_shape(config, context=2048), rms(config)
     config.fixed("normalization_function", "rmsnorm", "rmsnorm")
-    config.raw("init_method")
-    positions, bias = config.raw("position_embedding_type"), config.get("attention_bias", False)
+    config.inert("init_method")
+    positions = config.raw("position_embedding_type")
     if positions not in (None, "nope", "rope"):
         raise ConfigError(f"`position_embedding_type` is null or 'rope': got {positions!r} ({config.where}).")
-    rope = read_rope(config, shape.head_dim, shape.context)  # read in any case: its keys are known
-    attention = spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rope=rope if positions == "rope" else None,
-        dropout=config.get("attention_dropout", 0.0),
-        bias=bias,
-        out_bias=bias,
-        scale=config.positive("attention_multiplier", 1.0),
-    )
-    mamba = read_mamba(config, shape.dim, activation, norm)
-    shared = spec.MLP(hidden=config.size("shared_intermediate_size", 1024), activation=activation)
-    experts = config.get("num_local_experts", 8)
-    top_k, balance = config.get("num_experts_per_tok", 2), config.get("router_aux_loss_coef", 0.001)
-    expert = replace(shared, hidden=shape.hidden)
+    scale = config.positive("attention_multiplier", 1.0)
+    turned = attention(config, shape, scale=scale, **biased(config))  # its keys are read in any case
+    full = turned if positions == "rope" else replace(turned, rope=None)
+    shared = spec.MLP(**fields.take(config, SHARED))
+    layer = bamba.read_mamba(config, shape.dim, shared.activation, norm)
+    experts, expert = config.get("num_local_experts", 8), replace(shared, hidden=shape.hidden)
+    top_k, balance = config.get("num_experts_per_tok", 2), config.get("router_aux_loss_coef", 0.001)  # may be 0
     moe = spec.MoE(experts=experts, top_k=top_k, expert=expert, shared=shared, balance=balance)
     kinds = config.raw("layer_types", config.raw("layers_block_type", ["mamba"] * shape.layers))
     if not isinstance(kinds, list) or len(kinds) != shape.layers or any(str(kind) not in KINDS for kind in kinds):
@@ -49,68 +42,42 @@ def to_spec(config: Config) -> spec.Model:
             f"`layer_types` must list {shape.layers} layers, each 'mamba' or 'attention': got {kinds!r} "
             f"({config.where})."
         )
-    embed = spec.Embed(vocab=shape.vocab, dim=shape.dim, scale=config.get("embedding_multiplier", 1.0))
-    step = config.get("residual_multiplier", 1.0)
-    mixers = [attention if KINDS[kind] else mamba for kind in kinds]
-    return decoder(shape, norm, mixers.__getitem__, moe if experts else shared, embed=embed, scale=step)
+    mixers = [full if KINDS[kind] else layer for kind in kinds]
+    return decoder(shape, norm, mixers.__getitem__, moe if experts else shared, **granite.read_scaled(config, shape))
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
-    ffn = model.stack.blocks[0].branches[-1].layer
+    full, ffn = fields.first(model, spec.Attention), model.stack.blocks[0].branches[-1].layer
     moe = ffn if isinstance(ffn, spec.MoE) else None
     shared = ffn if moe is None else moe.shared
-    if not isinstance(shared, spec.MLP) or attention.scale is None:
-        raise CannotSay("it needs a feed-forward layer for every token, and scores scaled by a number of their own")
-    experts = (
-        {"num_local_experts": 0}
-        if moe is None
-        else {
-            "num_local_experts": moe.experts,
-            "num_experts_per_tok": moe.top_k,
-            "router_aux_loss_coef": moe.balance,
-        }
-    )
-    rope = {} if attention.rope is None else {"rope_parameters": write_rope(attention.rope, attention.head_dim)}
-    return (
-        write_plain(model, attention, shared if moe is None else moe.expert)
-        | write_mamba(model)
-        | experts
-        | rope
-        | {
-            "attention_bias": attention.bias,
-            "attention_multiplier": attention.scale,
-            "embedding_multiplier": model.embed.scale,
-            "residual_multiplier": model.stack.blocks[0].branches[0].scale,
-            "logits_scaling": 1.0 if model.language is None else 1 / model.language.scale,
-            "shared_intermediate_size": shared.hidden,
-            "position_embedding_type": None if attention.rope is None else "rope",
-            "layer_types": [
-                "full_attention" if isinstance(block.branches[0].layer, spec.Attention) else "linear_attention"
-                for block in model.stack.blocks
-            ],
-        }
-    )
+    if not isinstance(shared, spec.MLP):
+        raise CannotSay("it needs a feed-forward layer for every token")
+    mixers = [block.branches[0].layer for block in model.stack.blocks]
+    kinds = ["full_attention" if isinstance(one, spec.Attention) else "linear_attention" for one in mixers]
+    own = {"layer_types": kinds, "position_embedding_type": None if full.rope is None else "rope"}
+    rope = {} if full.rope is None else {"rope_parameters": write_rope(full.rope, full.head_dim)}
+    experts = {"num_local_experts": 0} if moe is None else fields.say(moe, chosen(8, 2))
+    plain = write_plain(model, full, shared if moe is None else moe.expert) | bamba.write_mamba(model)
+    said = write_bias(model) | granite.write_scaled(model) | fields.say(shared, SHARED)
+    return plain | said | experts | rope | own
 
 
 L, OURS = "model.layers.{i}.shared_mlp", f"{BLOCK}.1.layer"
-SHARED = tuple(
+HALVES = tuple(
     name
-    for inner in (f"{OURS}.shared", OURS)
+    for ours in (f"{OURS}.shared", OURS)  # beside experts, or alone
     for name in (
-        Name(f"{L}.input_linear", f"{inner}.gate", part=(0, 2)),
-        Name(f"{L}.input_linear", f"{inner}.up", part=(1, 2)),
-        Name(f"{L}.output_linear", f"{inner}.down"),
+        *fused(f"{L}.input_linear", (f"{ours}.gate", f"{ours}.up"), (1, 1)),
+        Name(f"{L}.output_linear", f"{ours}.down"),
     )
 )
-ATTENTION = tuple(name for name in BASE if ".self_attn." in name.theirs)
-NAMES = (*(name for name in BASE if "{i}" not in name.theirs), *PRE_NORMS, *EXPERTS, *SHARED)
+NAMES = (*OUTER, *PRE_NORMS, *granitemoe.EXPERTS, *HALVES)
 FAMILY = Family(
     model_type="granitemoehybrid",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda model: NAMES + by_layer(model, lambda x: ATTENTION if isinstance(x, spec.Attention) else MAMBA),
-    heads={"GraniteMoeHybridForCausalLM": language, "GraniteMoeHybridModel": none},
+    names=lambda model: NAMES + by_layer(model, lambda x: ATTENTION if isinstance(x, spec.Attention) else bamba.MIXER),
+    heads={"GraniteMoeHybridForCausalLM": granite.scaled_language, "GraniteMoeHybridModel": none},
     prefix="model.",
     ignore=IGNORE,
 )

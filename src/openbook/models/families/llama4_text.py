@@ -7,17 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
+from openbook.models import fields
 from openbook.models.config import Config
 from openbook.models.experts import mixture_of
 from openbook.models.families.smollm3 import rotated
-from openbook.models.family import CannotSay, Family, language, layers_of, none
+from openbook.models.family import Family, language, layers_of, none
 from openbook.models.modern import attention, biased, rms, write, write_bias
-from openbook.models.names import Name, Part
+from openbook.models.names import Name, fused
 from openbook.models.parts import BASE, BLOCK, IGNORE, PRE_NORMS, decoder, read_shape, windows
 from openbook.nn import spec
 
 INERT = ("router_aux_loss_coef", "router_jitter_noise", "for_llm_compressor")  # the reference computes nothing of them
 ROUTING = spec.Routing(score="sigmoid", renormalise=False, input_scaled=True)
+STEPS: fields.Fields = {"every": ("floor_scale", 8192), "scale": ("attn_scale", 0.1)}
+MIXTURE: fields.Fields = {"experts": ("num_local_experts", 16), "top_k": ("num_experts_per_tok", 1)}
 CHUNKED = "chunked_attention"
 
 
@@ -26,10 +29,8 @@ def read_attention(config: Config, shape: Any) -> list[spec.Attention]:
     turned = rotated(config, shape.layers)
     size = config.get("attention_chunk_size", None, int) if "attention_chunk_size" in config.data else 8192
     chunks = windows(config, shape.layers, lambda i: turned[i] and size is not None, size, CHUNKED)
-    every, scale = config.size("floor_scale", 8192), config.get("attn_scale", 0.1)
-    sharper = (
-        spec.Temperature(every=every, scale=scale, offset=1) if config.raw("attn_temperature_tuning", True) else None
-    )
+    sharp = spec.Temperature(offset=1, **fields.take(config, STEPS))
+    sharper = sharp if config.raw("attn_temperature_tuning", True) else None
     even = spec.Norm(eps=config.get("rms_norm_eps", 1e-5), weight=False)
     normed = spec.QueryKeyNorm(norm=even, rotated=True) if config.get("use_qk_norm", True) else None
     whole = attention(config, shape, theta=5e5, neighbours=True, norm=normed, **biased(config))
@@ -52,12 +53,10 @@ def sparse(config: Config, layers: int) -> list[bool]:
 
 def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=131072, kv_heads=8, head_dim=128)
-    for inert in INERT:
-        config.raw(inert)
+    config.inert(*INERT)
     expert = spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu"))
     dense = replace(expert, hidden=config.size("intermediate_size_mlp", 16384))
-    experts, top_k = config.size("num_local_experts", 16), config.size("num_experts_per_tok", 1)
-    moe = spec.MoE(experts=experts, top_k=top_k, expert=expert, routing=ROUTING, shared=expert)
+    moe = spec.MoE(expert=expert, routing=ROUTING, shared=expert, **fields.take(config, MIXTURE))
     layers, mixed = read_attention(config, shape), sparse(config, shape.layers)
     return decoder(shape, rms(config, 1e-5), layers.__getitem__, lambda i: moe if mixed[i] else dense)
 
@@ -65,15 +64,12 @@ def to_spec(config: Config) -> spec.Model:
 def from_spec(model: spec.Model) -> dict[str, Any]:
     layers: list[spec.Attention] = layers_of(model.stack, spec.Attention)
     moe, ffns = mixture_of(model), [block.branches[-1].layer for block in model.stack.blocks]
-    if model.stack.final_norm is None:
-        raise CannotSay("it needs a final norm")
     sharper = next((layer.temperature for layer in layers if layer.temperature is not None), None)
     hidden = next((layer.hidden for layer in ffns if isinstance(layer, spec.MLP)), 16384)
     said = {
         "intermediate_size": moe.expert.hidden,
         "intermediate_size_mlp": hidden,
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        **fields.say(moe, MIXTURE),
         "moe_layers": [number for number, layer in enumerate(ffns) if isinstance(layer, spec.MoE)],
         "no_rope_layers": [int(layer.rope is not None) for layer in layers],
         "layer_types": [CHUNKED if layer.pattern.chunk else "full_attention" for layer in layers],
@@ -81,21 +77,18 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         "use_qk_norm": any(layer.norm is not None for layer in layers),
         "attn_temperature_tuning": sharper is not None,
     }
-    steps = {} if sharper is None else {"floor_scale": sharper.every, "attn_scale": sharper.scale}
+    steps = {} if sharper is None else fields.say(sharper, STEPS)
     return write(model) | write_bias(model) | said | steps
 
 
 def names(_: spec.Model) -> tuple[Name, ...]:
     theirs, ours = "model.layers.{i}.feed_forward", f"{BLOCK}.1.layer"
-    parts = ("gate", "up", "down")
+    parts, halves = ("gate", "up", "down"), (f"{ours}.experts.gate", f"{ours}.experts.up")
     return (
         *BASE,
         *PRE_NORMS,
         Name(f"{theirs}.router", f"{ours}.router"),
-        *(
-            Name(f"{theirs}.experts.gate_up_proj", f"{ours}.experts.{part}", True, Part(n, (1, 1)), stacked=True)
-            for n, part in enumerate(parts[:2])
-        ),
+        *fused(f"{theirs}.experts.gate_up_proj", halves, (1, 1), transpose=True, stacked=True),
         Name(f"{theirs}.experts.down_proj", f"{ours}.experts.down", True, stacked=True),
         *(Name(f"{theirs}.shared_expert.{part}_proj", f"{ours}.shared.{part}") for part in parts),
         *(Name(f"{theirs}.{part}_proj", f"{ours}.{part}") for part in parts),

@@ -32,7 +32,7 @@ def windows_of(config: Config, layers: int) -> list[int]:
 
 
 def to_spec(config: Config) -> spec.Model:
-    config.raw("onnx_export")
+    config.inert("onnx_export")
     model = roberta.to_spec(config)
     blocks = []
     for block, window in zip(model.stack.blocks, windows_of(config, len(model.stack.blocks)), strict=True):

@@ -2,114 +2,65 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from openbook.models.config import Config, spell_activation
-from openbook.models.family import CannotSay, Family, Heads, layers_of, none
-from openbook.models.family import language as language_head
+from openbook.models import fields
+from openbook.models.classic import tied_language
+from openbook.models.config import Config
+from openbook.models.family import SIZES, Family, none
+from openbook.models.hybrids import read_states, state_rank, widened, write_states
 from openbook.models.names import Name
 from openbook.models.parts import BLOCK
 from openbook.nn import spec
 
+# How the first weights are drawn, which kernels run, and the words of the first implementation.
 INERT = (
-    "residual_in_fp32",
-    "rescale_prenorm_residual",
-    "use_mambapy",
-    "use_associative_scan",
-    "time_step_scale",
-    "time_step_min",
-    "time_step_max",
-    "time_step_init_scheme",
-    "time_step_floor",
-    "d_inner",
-    "d_model",
-    "n_layer",
-    "ssm_cfg",
-    "rms_norm",
-    "fused_add_norm",
-    "pad_vocab_size_multiple",
+    *("residual_in_fp32", "rescale_prenorm_residual", "use_mambapy", "use_associative_scan", "time_step_scale"),
+    *("time_step_min", "time_step_max", "time_step_init_scheme", "time_step_floor", "d_inner", "d_model", "n_layer"),
+    *("ssm_cfg", "rms_norm", "fused_add_norm", "pad_vocab_size_multiple"),
 )
+LAYER: fields.Fields = {
+    "state": ("state_size", 16),
+    "kernel": ("conv_kernel", 4),
+    "activation": ("hidden_act", "silu"),
+    "bias": ("use_bias", False),
+    "conv_bias": ("use_conv_bias", True),
+}
 
 
 def to_spec(config: Config) -> spec.Model:
     dim = config.size("hidden_size")
-    inner = config.size("intermediate_size", int(config.positive("expand", 2.0, most=1e6) * dim))
-    usual = config.raw("time_step_rank", "auto") == "auto"
-    rank = math.ceil(dim / 16) if usual else config.size("time_step_rank")
-    for inert in INERT:
-        config.raw(inert)
-    layer = spec.Selective(
-        inner=inner,
-        state=config.size("state_size", 16),
-        kernel=config.size("conv_kernel", 4),
-        rank=rank,
-        activation=config.activation("hidden_act", "silu"),
-        bias=config.get("use_bias", False),
-        conv_bias=config.get("use_conv_bias", True),
-    )
-    norm = spec.Norm(eps=config.get("layer_norm_epsilon", 1e-5))
-    block = spec.Block(branches=(spec.Branch(layer=layer, norm=norm),))
-    return spec.Model(
-        embed=spec.Embed(vocab=config.size("vocab_size"), dim=dim),
-        stack=spec.Stack(dim=dim, blocks=(block,) * config.layers("num_hidden_layers"), final_norm=norm),
-        heads=(),
-    )
+    inner, rank = config.size("intermediate_size", widened(config, dim)), state_rank(config, "time_step_rank", dim)
+    config.inert(*INERT)
+    return read_states(config, spec.Selective(inner=inner, rank=rank, **fields.take(config, LAYER)), dim)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    layer: spec.Selective = layers_of(model.stack, spec.Selective)[0]
-    if model.stack.final_norm is None:
-        raise CannotSay("it needs a final norm")
-    expand = layer.inner / model.stack.dim
-    return {
-        "vocab_size": model.embed.vocab,
-        "hidden_size": model.stack.dim,
-        "intermediate_size": layer.inner,
-        "expand": int(expand) if expand.is_integer() else expand,
-        "num_hidden_layers": len(model.stack.blocks),
-        "state_size": layer.state,
-        "conv_kernel": layer.kernel,
-        "time_step_rank": layer.rank,
-        "hidden_act": spell_activation(layer.activation),
-        "use_bias": layer.bias,
-        "use_conv_bias": layer.conv_bias,
-        "layer_norm_epsilon": model.stack.final_norm.eps,
-        "tie_word_embeddings": model.language is None or model.language.tied,
-    }
+    layer = fields.first(model, spec.Selective)
+    own = {"intermediate_size": layer.inner, "time_step_rank": layer.rank}
+    return write_states(model, layer.inner) | fields.say(layer, LAYER) | own
 
 
-def language(config: Config) -> Heads:
-    return language_head(config, default=True)
-
-
-M = "backbone.layers.{i}."
-NAMES = (
+M, OURS = "backbone.layers.{i}.mixer.", f"{BLOCK}.0.layer."
+SHARED = (  # with Mamba 2
     Name("backbone.embeddings", "embed.tokens"),
     Name("backbone.norm_f", "stack.final_norm"),
     Name("lm_head", "heads.language"),
-    Name(f"{M}norm", f"{BLOCK}.0.norm"),
-    Name(f"{M}mixer.in_proj", f"{BLOCK}.0.layer.project"),
-    Name(f"{M}mixer.conv1d.weight", f"{BLOCK}.0.layer.conv", insert=1),
-    Name(f"{M}mixer.conv1d.bias", f"{BLOCK}.0.layer.conv_bias"),
-    Name(f"{M}mixer.x_proj", f"{BLOCK}.0.layer.select"),
-    Name(f"{M}mixer.dt_proj", f"{BLOCK}.0.layer.step"),
-    Name(f"{M}mixer.A_log", f"{BLOCK}.0.layer.log_decay"),
-    Name(f"{M}mixer.D", f"{BLOCK}.0.layer.skip"),
-    Name(f"{M}mixer.out_proj", f"{BLOCK}.0.layer.out"),
+    Name("backbone.layers.{i}.norm", f"{BLOCK}.0.norm"),
+    Name(f"{M}in_proj", f"{OURS}project"),
+    Name(f"{M}conv1d.weight", f"{OURS}conv", insert=1),
+    Name(f"{M}conv1d.bias", f"{OURS}conv_bias"),
+    Name(f"{M}A_log", f"{OURS}log_decay"),
+    Name(f"{M}D", f"{OURS}skip"),
+    Name(f"{M}out_proj", f"{OURS}out"),
 )
+NAMES = (*SHARED, Name(f"{M}x_proj", f"{OURS}select"), Name(f"{M}dt_proj", f"{OURS}step"))
 FAMILY = Family(
     model_type="mamba",
     to_spec=to_spec,
     from_spec=from_spec,
     names=lambda _: NAMES,
-    heads={"MambaForCausalLM": language, "MambaModel": none},
+    heads={"MambaForCausalLM": tied_language, "MambaModel": none},
     prefix="backbone.",
-    sizes={
-        "vocab": "vocab_size",
-        "dim": "hidden_size",
-        "layers": "num_hidden_layers",
-        "hidden": "intermediate_size",
-        "tied": "tie_word_embeddings",
-    },
+    sizes={word: SIZES[word] for word in ("vocab", "dim", "layers", "hidden", "tied")},
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import fields
 from openbook.models.config import Config
-from openbook.models.family import Family, classes_of_last, language, layers_of, none
+from openbook.models.experts import chosen
+from openbook.models.family import Family, classes_of_last, language, none
 from openbook.models.names import Name
 from openbook.models.parts import (
     BASE,
@@ -20,29 +22,20 @@ from openbook.models.parts import (
 )
 from openbook.nn import spec
 
+MIXTURE: fields.Fields = {**chosen(8, 2), "jitter": ("router_jitter_noise", 0.0)}
+
 
 def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=131072, kv_heads=8)
     attention = attention_of(config, shape, config.get("sliding_window", None, int))
-    moe = spec.MoE(
-        experts=config.size("num_local_experts", 8),
-        top_k=config.size("num_experts_per_tok", 2),
-        expert=spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu")),
-        balance=config.get("router_aux_loss_coef", 0.001),
-        jitter=config.get("router_jitter_noise", 0.0),
-    )
+    expert = spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu"))
+    moe = spec.MoE(expert=expert, **fields.take(config, MIXTURE))
     return decoder(shape, spec.Norm(eps=config.get("rms_norm_eps", 1e-5)), lambda _: attention, moe)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    moe: spec.MoE = layers_of(model.stack, spec.MoE)[0]
-    return write_decoder(model) | {
-        "sliding_window": write_windows(model)["sliding_window"],
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
-        "router_aux_loss_coef": moe.balance,
-        "router_jitter_noise": moe.jitter,
-    }
+    own = {"sliding_window": write_windows(model)["sliding_window"]}
+    return write_decoder(model) | own | fields.say(fields.first(model, spec.MoE), MIXTURE)
 
 
 EXPERTS = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import fields
 from openbook.models.config import Config
-from openbook.models.experts import expert_names, mixture_of
+from openbook.models.experts import chosen, expert_names, mixture_of
 from openbook.models.family import Family
 from openbook.models.modern import attention, biased, decoder_heads, rms, write, write_bias
 from openbook.models.parts import BASE, IGNORE, PRE_NORMS, decoder, read_shape
@@ -17,28 +18,17 @@ def to_spec(config: Config) -> spec.Model:
     norm = rms(config, 1e-5)
     config.fixed("clip_qkv", None, None)  # the reference clips after the norms
     layer = attention(config, shape, norm=spec.QueryKeyNorm(norm=norm, over="width"), **biased(config))
-    moe = spec.MoE(
-        experts=config.size("num_experts", config.size("num_local_experts", 64)),
-        top_k=config.size("num_experts_per_tok", 8),
-        expert=spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu")),
-        routing=spec.Routing(renormalise=config.get("norm_topk_prob", False)),
-        balance=config.get("router_aux_loss_coef", 0.01),
-    )
+    key = config.spelled("num_experts", "num_local_experts")
+    expert = spec.MLP(hidden=shape.hidden, activation=config.activation("hidden_act", "silu"))
+    routing = spec.Routing(renormalise=config.get("norm_topk_prob", False))
+    moe = spec.MoE(expert=expert, routing=routing, **fields.take(config, chosen(64, 8, key, 0.01)))
     return decoder(shape, norm, lambda _: layer, moe)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     moe = mixture_of(model)
-    return (
-        write(model)
-        | write_bias(model)
-        | {
-            "num_experts": moe.experts,
-            "num_experts_per_tok": moe.top_k,
-            "norm_topk_prob": moe.routing.renormalise,
-            "router_aux_loss_coef": moe.balance,
-        }
-    )
+    own = fields.say(moe, chosen(64, 8, "num_experts")) | {"norm_topk_prob": moe.routing.renormalise}
+    return write(model) | write_bias(model) | own
 
 
 FAMILY = Family(

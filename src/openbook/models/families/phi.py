@@ -5,61 +5,50 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from openbook.models import classic
-from openbook.models.config import Config, read_rope, spell_activation
-from openbook.models.family import SIZES, Family, branches_of, layers_of
+from openbook.models import classic, fields
+from openbook.models.config import Config, read_rope
+from openbook.models.family import SIZES, Family
 from openbook.models.names import Name
-from openbook.models.parts import BLOCK
+from openbook.models.parts import block_names
 from openbook.nn import spec
-from openbook.nn.build import check_heads
+
+TABLE: fields.Table = {
+    spec.Attention: {"dropout": ("attention_dropout", 0.0)},
+    spec.MLP: {"activation": ("hidden_act", "gelu_new")},
+    spec.Norm: {"eps": ("layer_norm_eps", 1e-5)},
+    spec.Branch: {"dropout": ("resid_pdrop", 0.0)},
+    spec.Embed: {"dropout": ("embd_pdrop", 0.0)},
+}
 
 
 def to_spec(config: Config) -> spec.Model:
-    size = classic.read_sizes(config, SIZES, context=2048)
+    size, said = classic.read_sizes(config, SIZES, context=2048), fields.read(config, TABLE)
     config.fixed("head_dim", size.head_dim, size.head_dim)
-    config.raw("classifier_dropout")
-    kv_heads = config.size("num_key_value_heads", size.heads)
-    check_heads(size.heads, kv_heads, config.where)
-    norm = classic.layer_norm(config, "layer_norm_eps")
-    attention = replace(
-        size.attention,
-        kv_heads=kv_heads,
-        rope=read_rope(config, size.head_dim, size.context or 2048, share=0.5),
-        bias=True,
-        out_bias=True,
-        norm=norm if config.get("qk_layernorm", False) else None,
-        dropout=config.get("attention_dropout", 0.0),
-    )
-    mlp = size.mlp(config.activation("hidden_act", "gelu_new"))
-    block = classic.block(attention, mlp, norm, "shared", config.get("resid_pdrop", 0.0))
-    return size.model(block, norm, size.embed(config.get("embd_pdrop", 0.0)))
+    config.inert("classifier_dropout")
+    rope = read_rope(config, size.head_dim, size.context or 2048, share=0.5)
+    each = spec.Norm(kind="layer", bias=True, **said[spec.Norm]) if config.get("qk_layernorm", False) else None
+    shape = replace(size.attention, rope=rope, bias=True, out_bias=True, norm=each)
+    attention = replace(shape, kv_heads=size.kv_heads(config), **said[spec.Attention])
+    return classic.plain(size, attention, said, "shared")
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    attention = layers_of(model.stack, spec.Attention)[0]
-    said = classic.write_sizes(model, SIZES) | classic.write_turned(model)
-    return said | {
+    attention = fields.first(model, spec.Attention)
+    own = {
         "num_key_value_heads": attention.kv_heads,
         "qk_layernorm": attention.norm is not None,
-        "hidden_act": spell_activation(layers_of(model.stack, spec.MLP)[0].activation),
-        "layer_norm_eps": classic.norm_of(model).eps,
-        "resid_pdrop": branches_of(model.stack)[0].dropout,
-        "embd_pdrop": model.embed.dropout,
-        "attention_dropout": attention.dropout,
         "tie_word_embeddings": model.language is not None and model.language.tied,
     }
+    return classic.write_sizes(model, SIZES) | classic.write_turned(model) | fields.write(model, TABLE) | own
 
 
 L = "model.layers.{i}."
 BODY = (
     Name("model.embed_tokens", "embed.tokens"),
     Name("model.final_layernorm", "stack.final_norm"),
-    Name(f"{L}input_layernorm", "stack.blocks.{i}.norm"),
-    *(Name(f"{L}self_attn.{n}_proj", f"{BLOCK}.0.layer.{n}") for n in "qkv"),
-    *(Name(f"{L}self_attn.{n}_layernorm", f"{BLOCK}.0.layer.{n}_norm") for n in "qk"),
-    Name(f"{L}self_attn.dense", f"{BLOCK}.0.layer.out"),
-    Name(f"{L}mlp.fc1", f"{BLOCK}.1.layer.up"),
-    Name(f"{L}mlp.fc2", f"{BLOCK}.1.layer.down"),
+    *block_names(L, norm="input_layernorm", up="mlp.fc1", down="mlp.fc2"),
+    *block_names(f"{L}self_attn.", q="q_proj", k="k_proj", v="v_proj", out="dense"),
+    *block_names(f"{L}self_attn.", q_norm="q_layernorm", k_norm="k_layernorm"),
 )
 FAMILY = Family(
     model_type="phi",

@@ -17,8 +17,7 @@ INERT = ("embd_pdrop", "attention_bias")  # the reference drops and adds nothing
 def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=4096)
     config.data = {"original_max_position_embeddings": 4096, **config.data}  # what silence means
-    for inert in INERT:
-        config.raw(inert)
+    config.inert(*INERT)
     layer = attention(config, shape, config.get("sliding_window", None, int))
     drop = config.get("resid_pdrop", 0.0)
     return decoder(shape, rms(config, 1e-5), lambda _: layer, mlp(config, shape), dropout=drop)

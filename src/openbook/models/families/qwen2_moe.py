@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import fields
 from openbook.models.config import Config
-from openbook.models.experts import expert_names, mixture_of, sparse_layers, write_sparse
-from openbook.models.family import Family, layers_of
-from openbook.models.modern import decoder_heads
+from openbook.models.experts import chosen, expert_names, mixture_of, sparse_layers, write_sparse
+from openbook.models.family import Family
+from openbook.models.modern import decoder_heads, rms
 from openbook.models.parts import (
     BASE,
     GATED,
@@ -29,26 +30,22 @@ def read_mixture(
     """The experts; the sizes are the family's defaults."""
     activation = config.activation("hidden_act", "silu")
     width = None if shared is None else config.size("shared_expert_intermediate_size", shared)
+    rows = chosen(experts, top_k, config.spelled("num_experts", "num_local_experts"))
     return spec.MoE(
-        experts=config.size("num_experts", config.size("num_local_experts", experts)),
-        top_k=config.size("num_experts_per_tok", top_k),
         expert=spec.MLP(hidden=config.size("moe_intermediate_size", hidden), activation=activation),
         routing=spec.Routing(renormalise=config.get("norm_topk_prob", renormalise)),
         shared=None if width is None else spec.MLP(hidden=width, activation=activation),
         shared_gate=width is not None,
-        balance=config.get("router_aux_loss_coef", 0.001),
+        **fields.take(config, rows),
     )
 
 
 def write_mixture(model: spec.Model) -> dict[str, Any]:
     """The keys that `read_mixture` reads."""
     moe = mixture_of(model)
-    return write_sparse(model) | {
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.routing.renormalise,
-        "router_aux_loss_coef": moe.balance,
-    }
+    shared = {} if moe.shared is None else {"shared_expert_intermediate_size": moe.shared.hidden}
+    own = {"norm_topk_prob": moe.routing.renormalise} | shared
+    return write_sparse(model) | fields.say(moe, chosen(1, 1, "num_experts")) | own
 
 
 def to_spec(config: Config) -> spec.Model:
@@ -60,18 +57,13 @@ def to_spec(config: Config) -> spec.Model:
     layers = [attention_of(config, shape, window, bias=bias) for window in found]
     moe = read_mixture(config, experts=60, top_k=4, hidden=1408, shared=5632)
     mlp, sparse = spec.MLP(hidden=shape.hidden, activation=moe.expert.activation), sparse_layers(config, shape.layers)
-    norm = spec.Norm(eps=config.get("rms_norm_eps", 1e-6))
-    return decoder(shape, norm, layers.__getitem__, lambda number: moe if sparse[number] else mlp)
+    return decoder(shape, rms(config), layers.__getitem__, lambda number: moe if sparse[number] else mlp)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     said = write_decoder(model) | write_windows(model) | write_mixture(model)
-    shared = mixture_of(model).shared
-    return said | {
-        "use_sliding_window": said["sliding_window"] is not None,
-        "qkv_bias": layers_of(model.stack, spec.Attention)[0].bias,
-        "shared_expert_intermediate_size": 1 if shared is None else shared.hidden,
-    }
+    used, bias = said["sliding_window"] is not None, fields.first(model, spec.Attention).bias
+    return said | {"use_sliding_window": used, "qkv_bias": bias}
 
 
 FAMILY = Family(

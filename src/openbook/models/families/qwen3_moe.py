@@ -17,7 +17,7 @@ def to_spec(config: Config) -> spec.Model:
     shape = read_shape(config, context=32768, kv_heads=4)
     norm = spec.Norm(eps=config.get("rms_norm_eps", 1e-6))
     window = config.get("sliding_window", 4096)
-    config.raw("max_window_layers")  # inert: all layers have the window, or none
+    config.inert("max_window_layers")  # inert: all layers have the window, or none
     bias = config.get("attention_bias", False)
     used = window if config.get("use_sliding_window", False) else None
     attention = attention_of(config, shape, used, norm=norm, bias=bias, out_bias=bias)

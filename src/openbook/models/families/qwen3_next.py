@@ -5,52 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from openbook.errors import ConfigError
-from openbook.models.config import Config, read_rope
+from openbook.models import fields
+from openbook.models.config import Config
 from openbook.models.experts import expert_names, sparse_layers
 from openbook.models.families.qwen2_moe import read_mixture, write_mixture
-from openbook.models.family import Family, classes_of_last, language, layers_of, none
-from openbook.models.hybrids import by_layer
-from openbook.models.names import Name, Part
-from openbook.models.parts import BASE, BLOCK, GATED, PRE_NORMS, Shape, decoder, read_shape, write_decoder
+from openbook.models.family import Family, classes_of_last, language, none
+from openbook.models.hybrids import ATTENTION, OUTER, by_layer
+from openbook.models.modern import attention, biased, write_bias
+from openbook.models.names import Name, fused
+from openbook.models.parts import BLOCK, GATED, PRE_NORMS, Shape, decoder, read_shape, write_decoder
 from openbook.nn import spec
 
 KINDS = ("linear_attention", "full_attention")
+DELTA: fields.Fields = {
+    "heads": ("linear_num_key_heads", 16),
+    "value_heads": ("linear_num_value_heads", 32),
+    "key_dim": ("linear_key_head_dim", 128),
+    "value_dim": ("linear_value_head_dim", 128),
+    "kernel": ("linear_conv_kernel_dim", 4),
+    "activation": ("hidden_act", "silu"),
+}
 
 
 def to_spec(config: Config) -> spec.Model:
-    shape = read_shape(config, context=32768, kv_heads=2, head_dim=256)
-    eps, activation = config.get("rms_norm_eps", 1e-6), config.activation("hidden_act", "silu")
+    shape, eps = read_shape(config, context=32768, kv_heads=2, head_dim=256), config.get("rms_norm_eps", 1e-6)
     norm = spec.Norm(eps=eps, offset=1.0)
-    bias = config.get("attention_bias", False)
-    attention = spec.Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rope=read_rope(config, shape.head_dim, shape.context, share=0.25),
-        dropout=config.get("attention_dropout", 0.0),
-        norm=norm,
-        bias=bias,
-        out_bias=bias,
-        gate=True,
-    )
-    delta = spec.GatedDelta(
-        heads=config.size("linear_num_key_heads", 16),
-        value_heads=config.size("linear_num_value_heads", 32),
-        key_dim=config.size("linear_key_head_dim", 128),
-        value_dim=config.size("linear_value_head_dim", 128),
-        kernel=config.size("linear_conv_kernel_dim", 4),
-        activation=activation,
-        norm=spec.Norm(eps=eps),
-    )
+    full = attention(config, shape, share=0.25, norm=norm, gate=True, **biased(config))
+    delta = spec.GatedDelta(norm=spec.Norm(eps=eps), **fields.take(config, DELTA))
     moe = read_mixture(config, experts=512, top_k=10, hidden=512, shared=512, renormalise=True)
-    mlp, sparse = spec.MLP(hidden=shape.hidden, activation=activation), sparse_layers(config, shape.layers)
-    kinds = read_kinds(config, shape)
-    return decoder(
-        shape,
-        norm,
-        lambda number: delta if kinds[number] == KINDS[0] else attention,
-        lambda number: moe if sparse[number] else mlp,
-    )
+    mlp, sparse = spec.MLP(hidden=shape.hidden, activation=delta.activation), sparse_layers(config, shape.layers)
+    mixers = [delta if kind == KINDS[0] else full for kind in read_kinds(config, shape)]
+    return decoder(shape, norm, mixers.__getitem__, lambda number: moe if sparse[number] else mlp)
 
 
 def read_kinds(config: Config, shape: Shape) -> list[str]:
@@ -65,59 +50,37 @@ def read_kinds(config: Config, shape: Shape) -> list[str]:
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    delta: spec.GatedDelta = layers_of(model.stack, spec.GatedDelta)[0]
-    attention: spec.Attention = layers_of(model.stack, spec.Attention)[0]
-    said = write_decoder(model) | write_mixture(model)
-    shared = layers_of(model.stack, spec.MoE)[0].shared
-    return said | {
-        "attention_bias": attention.bias,
-        "linear_num_key_heads": delta.heads,
-        "linear_num_value_heads": delta.value_heads,
-        "linear_key_head_dim": delta.key_dim,
-        "linear_value_head_dim": delta.value_dim,
-        "linear_conv_kernel_dim": delta.kernel,
-        "layer_types": [KINDS[isinstance(block.branches[0].layer, spec.Attention)] for block in model.stack.blocks],
-        "shared_expert_intermediate_size": 1 if shared is None else shared.hidden,
-    }
+    kinds = [KINDS[isinstance(block.branches[0].layer, spec.Attention)] for block in model.stack.blocks]
+    said = fields.say(fields.first(model, spec.GatedDelta), DELTA) | write_decoder(model)
+    return said | write_mixture(model) | write_bias(model) | {"layer_types": kinds}
 
 
-L, OURS = "model.layers.{i}.", f"{BLOCK}.0.layer."
+L, M, OURS = "model.layers.{i}.", "model.layers.{i}.linear_attn.", f"{BLOCK}.0.layer."
+DELTA_NAMES = (
+    Name(f"{M}conv1d.weight", f"{OURS}conv", insert=1),
+    Name(f"{M}dt_bias", f"{OURS}shift"),
+    Name(f"{M}A_log", f"{OURS}log_decay"),
+    Name(f"{M}norm", f"{OURS}norm"),
+    Name(f"{M}out_proj", f"{OURS}out"),
+)
 
 
 def mixer_names(layer: spec.Layer) -> tuple[Name, ...]:
     """Of a block's first layer."""
     if isinstance(layer, spec.GatedDelta):
-        values = layer.value_heads // layer.heads
-        sizes = (layer.key_dim, layer.key_dim, values * layer.value_dim, values * layer.value_dim)
+        width = layer.value_heads // layer.heads * layer.value_dim
+        sizes, parts = (layer.key_dim, layer.key_dim, width, width), [f"{OURS}{n}" for n in ("q", "k", "v", "gate")]
         return (
-            *(
-                Name(f"{L}linear_attn.in_proj_qkvz", f"{OURS}{name}", part=Part(which, sizes, layer.heads))
-                for which, name in enumerate(("q", "k", "v", "gate"))
-            ),
-            *(
-                Name(f"{L}linear_attn.in_proj_ba", f"{OURS}{name}", part=Part(which, (1, 1), layer.heads))
-                for which, name in enumerate(("rate", "step"))
-            ),
-            Name(f"{L}linear_attn.conv1d.weight", f"{OURS}conv", insert=1),
-            Name(f"{L}linear_attn.dt_bias", f"{OURS}shift"),
-            Name(f"{L}linear_attn.A_log", f"{OURS}log_decay"),
-            Name(f"{L}linear_attn.norm", f"{OURS}norm"),
-            Name(f"{L}linear_attn.out_proj", f"{OURS}out"),
+            *fused(f"{M}in_proj_qkvz", parts, sizes, layer.heads),
+            *fused(f"{M}in_proj_ba", (f"{OURS}rate", f"{OURS}step"), (1, 1), layer.heads),
+            *DELTA_NAMES,
         )
     assert isinstance(layer, spec.Attention)
-    own = tuple(name for name in BASE if ".self_attn." in name.theirs and "q_proj" not in name.theirs)
-    return own + tuple(
-        Name(f"{L}self_attn.q_proj", f"{OURS}{name}", part=Part(which, (1, 1), layer.heads))
-        for which, name in enumerate(("q", "gate"))
-    )
+    own = tuple(name for name in ATTENTION if "q_proj" not in name.theirs)
+    return own + fused(f"{L}self_attn.q_proj", (f"{OURS}q", f"{OURS}gate"), (1, 1), layer.heads)
 
 
-NAMES = (
-    *(name for name in BASE if "{i}" not in name.theirs),
-    *PRE_NORMS,
-    *GATED,
-    *expert_names(f"{L}mlp"),
-)
+NAMES = (*OUTER, *PRE_NORMS, *GATED, *expert_names(f"{L}mlp"))
 FAMILY = Family(
     model_type="qwen3_next",
     to_spec=to_spec,

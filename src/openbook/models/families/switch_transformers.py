@@ -10,13 +10,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from openbook.models.config import Config, spell_activation
+from openbook.models import fields
+from openbook.models.config import Config
 from openbook.models.families import t5
 from openbook.models.family import CannotSay, Family, branches_of
 from openbook.models.names import Name
 from openbook.nn import spec
 
 ROW = 512  # tokens
+EXPERT: fields.Fields = {**t5.TABLE[spec.MLP], "activation": ("dense_act_fn", "relu")}
+MIXTURE: fields.Fields = {
+    "experts": ("num_experts", 8),
+    "balance": ("router_aux_loss_coef", 0.001),
+    "z_loss": ("router_z_loss_coef", 0.001),
+    "jitter": ("router_jitter_noise", 0.01),
+}
 
 
 def with_ffn(stack: spec.Stack, ffns: Sequence[spec.Layer]) -> spec.Stack:
@@ -30,24 +38,14 @@ def with_ffn(stack: spec.Stack, ffns: Sequence[spec.Layer]) -> spec.Stack:
 
 def to_spec(config: Config) -> spec.Model:
     base = t5.to_spec(config)
-    for inert in ("router_dtype", "router_ignore_padding_tokens", "add_router_probs", "feed_forward_proj"):
-        config.raw(inert)
+    config.inert("router_dtype", "router_ignore_padding_tokens", "add_router_probs", "feed_forward_proj")
     config.fixed("tie_word_embeddings", True, True)  # untied, the reference has three embeddings
-    for derived in ("encoder_sparse_step", "decoder_sparse_step", "add_cross_attention"):
-        config.raw(derived)
-    drop, experts = config.get("dropout_rate", 0.1), config.size("num_experts", 8)
-    activation = config.activation("dense_act_fn", "relu")
-    mlp = spec.MLP(hidden=config.size("d_ff"), activation=activation, gated=False, dropout=drop)
-    moe = spec.MoE(
-        experts=experts,
-        top_k=1,
-        expert=mlp,
-        routing=spec.Routing(renormalise=False, bias=config.get("router_bias", False)),
-        balance=config.get("router_aux_loss_coef", 0.001),
-        z_loss=config.get("router_z_loss_coef", 0.001),
-        jitter=config.get("router_jitter_noise", 0.01),
-        capacity=config.size("expert_capacity", 64) * experts / ROW,
-    )
+    config.inert("encoder_sparse_step", "decoder_sparse_step", "add_cross_attention")
+    mlp = spec.MLP(gated=False, **fields.take(config, EXPERT))
+    said = fields.take(config, MIXTURE)
+    capacity = config.size("expert_capacity", 64) * said["experts"] / ROW
+    routing = spec.Routing(renormalise=False, bias=config.get("router_bias", False))
+    moe = spec.MoE(top_k=1, expert=mlp, routing=routing, capacity=capacity, **said)
 
     def side(stack: spec.Stack, key: str) -> spec.Stack:
         layers, count = len(stack.blocks), config.get(key, 3)
@@ -82,35 +80,31 @@ def from_spec(model: spec.Model) -> dict[str, Any]:
         found = sum(isinstance(block.branches[-1].layer, spec.MoE) for block in stack.blocks)
         return found or len(stack.blocks) + 1  # more than there are layers means none
 
-    return said | {
-        "dense_act_fn": spell_activation(moe.expert.activation),
-        "num_experts": moe.experts,
+    own = {
         "num_sparse_encoder_layers": count(model.source.stack),
         "num_sparse_decoder_layers": count(model.stack),
         "router_bias": moe.routing.bias,
-        "router_aux_loss_coef": moe.balance,
-        "router_z_loss_coef": moe.z_loss,
-        "router_jitter_noise": moe.jitter,
         "expert_capacity": round(moe.capacity * ROW / moe.experts),
     }
+    return said | fields.say(moe.expert, EXPERT) | fields.say(moe, MIXTURE) | own
 
 
-def _experts(theirs: str, ours: str, last: int) -> tuple[Name, ...]:
-    mlp, layer = f"{theirs}.block.{{i}}.layer.{last}.mlp", f"{ours}.blocks.{{i}}.branches.{last}.layer"
-    return (
-        Name(f"{mlp}.router.classifier", f"{layer}.router"),
-        Name(f"{mlp}.experts.expert_{{e}}.wi.weight", f"{layer}.experts.up"),
-        Name(f"{mlp}.experts.expert_{{e}}.wo.weight", f"{layer}.experts.down"),
-        Name(f"{mlp}.wi", f"{layer}.up"),
-        Name(f"{mlp}.wo", f"{layer}.down"),
+INNER = tuple(
+    Name(f"{theirs}.block.{{i}}.layer.{last}.mlp.{a}", f"{ours}.blocks.{{i}}.branches.{last}.layer.{b}")
+    for theirs, ours, last in t5.SIDES
+    for a, b in (
+        ("router.classifier", "router"),
+        ("experts.expert_{e}.wi.weight", "experts.up"),
+        ("experts.expert_{e}.wo.weight", "experts.down"),
+        ("wi", "up"),
+        ("wo", "down"),
     )
-
-
+)
 FAMILY = Family(
     model_type="switch_transformers",
     to_spec=to_spec,
     from_spec=from_spec,
-    names=lambda _: t5.attention_names() + _experts("encoder", "source.stack", 1) + _experts("decoder", "stack", 2),
+    names=lambda _: t5.OUTER + INNER,
     heads={"SwitchTransformersForConditionalGeneration": t5.language, "SwitchTransformersModel": lambda _: ()},
     ignore=t5.FAMILY.ignore,
     sizes=t5.FAMILY.sizes,
