@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from openbook.errors import InputError, Refusal
 from openbook.generate.encode import Pooling, by_length, classify, embed, score
 from openbook.models.load import load
+from openbook.nn import spec
 from openbook.nn.model import LanguageModel
 from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, Case, tokens
+from tests.nn import recurrent
 
 BERT, T5 = ENCODERS[0], ENCODER_DECODERS[0]
 LLAMA = next(case for case in DECODERS if case.config == "LlamaConfig")
@@ -73,6 +76,24 @@ def test_alone_is_the_same_as_in_any_company(case: Case, root: Path) -> None:
         assert (together - alone).abs().max() <= CLOSE * max(1.0, float(alone.abs().max()))
     turned = embed(model, every[::-1], pooling).flip(0)
     assert (turned - alone).abs().max() <= CLOSE * max(1.0, float(alone.abs().max()))
+
+
+def test_the_encoder_has_a_vocabulary_and_a_width_of_its_own() -> None:
+    """Those of the decoder say nothing about what is read."""
+    value = recurrent.PAIRS["luong-concat"]
+    narrow = replace(value.stack.blocks[0].branches[0].layer, hidden=9)
+    block = spec.Block(branches=(spec.Branch(layer=narrow, place="plain"),))
+    value = replace(value, embed=spec.Embed(vocab=11, dim=10), stack=replace(value.stack, dim=10, blocks=(block,)))
+    model = recurrent.random(value)
+    texts = [[recurrent.VOCAB - 1, 3, 5], [40, 50]]
+    found = embed(model, texts, Pooling(normalise=False))
+    with torch.no_grad():
+        wanted = torch.stack([model.encode(torch.tensor([text]))[0].mean(0) for text in texts])
+    assert found.shape == (2, recurrent.DIM)
+    assert (found - wanted).abs().max() <= 1e-5
+    assert embed(model, texts, Pooling(dimensions=17)).shape == (2, 17)  # more than the decoder has
+    with pytest.raises(InputError, match=f"0 to {recurrent.VOCAB - 1}"):
+        embed(model, [[recurrent.VOCAB]])
 
 
 def test_passes_hold_alike_lengths_within_the_budget() -> None:

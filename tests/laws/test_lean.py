@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from openbook.models.load import load
+from openbook.models.make import make
 from openbook.native import block as native
 from openbook.nn import spec
 from openbook.nn.linear import Linear
@@ -69,6 +72,31 @@ def test_pushed_weights_count_at_once(root: Path) -> None:
     fast, reference = both(model, ids)
     assert (fast - before).abs().max() > 1e-3  # the seeded fault would be a stale copy
     assert (fast - reference).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_that_has_run_stands_by_itself(root: Path) -> None:
+    model = load(DECODERS[0].folder(root))
+    ids = tokens(DECODERS[0], 1, 2)
+    before = model(ids)
+    assert lean_blocks(model)
+    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    model.get_parameter("stack.blocks.1.branches.1.layer.up.weight").zero_()
+    assert not torch.equal(model(ids), before)
+    assert torch.equal(copied(ids), before)
+    assert torch.equal(pickled(ids), before)
+
+
+@torch.no_grad()
+def test_what_a_model_in_training_drops_it_drops_without_gradients_too() -> None:
+    layers = (spec.Attention(heads=2, kv_heads=1, head_dim=8), spec.MLP(hidden=24, dropout=0.5))
+    block = spec.Block(branches=tuple(spec.Branch(layer=layer, norm=spec.Norm(), dropout=0.5) for layer in layers))
+    stack = spec.Stack(dim=16, blocks=(block,) * 2)
+    model = make(spec.Model(embed=spec.Embed(vocab=31, dim=16), stack=stack, heads=(spec.Language(),)), seed=1)
+    ids = torch.arange(4).view(1, 4)
+    assert torch.equal(model.eval()(ids), model(ids))
+    assert lean_blocks(model) == 2
+    assert not torch.equal(model.train()(ids), model(ids))
 
 
 def test_a_changed_part_is_left_to_the_reference(root: Path) -> None:

@@ -184,3 +184,9 @@ def test_what_is_not_learned_is_the_prefix() -> None:
         results.append([total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert all(close(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not close(results[2][0], results[1][0])  # the seeded fault: nothing is marked
+
+
+def test_no_rows_have_no_marks() -> None:
+    """As everywhere: nothing in, nothing out."""
+    nothing = torch.zeros(0, 5, dtype=torch.int64)
+    assert model_of()(nothing, marks=nothing).shape == (0, 5, 61)

@@ -104,6 +104,7 @@ def test_missing_size_names_the_nearest_key() -> None:
     ("changes", "message"),
     [
         ({"num_attention_heads": 12, "num_key_value_heads": 5, "head_dim": 4}, "Use 1, 2, 3, 4, 6 or 12."),
+        ({"num_attention_heads": 2**31 - 1, "num_key_value_heads": 2, "head_dim": 4}, "must divide `heads`"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, "`num_attention_heads` must divide `hidden_size`"),
         ({"rms_norm_eps": -1e-5}, "`eps` must not be below 0"),
         ({"rms_norm_eps": float("nan")}, "must be finite"),
@@ -150,6 +151,11 @@ def test_impossible_values(changes: dict[str, Any], message: str) -> None:
 )
 def test_impossible_values_of_families(config: dict[str, Any], message: str) -> None:
     assert message in said(config)
+
+
+def test_an_architecture_in_an_older_spelling() -> None:
+    """As published with mpt-7b, and with the first conversions of Llama."""
+    assert read({**CONFIG, "architectures": ["LLaMAForCausalLM"]})[1] == read(CONFIG)[1]
 
 
 def test_unknown_model_type_lists_the_nearest_and_all() -> None:
@@ -212,6 +218,11 @@ def spelled(changes: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": "openbook", "spec": {**to_plain(read(CONFIG)[1]), **changes}}
 
 
+def state_space(**rank: int) -> dict[str, Any]:
+    """A stack of one selective state space."""
+    return {"type": "Stack", "dim": 12, "blocks": [{"layer": {"type": "Selective", "inner": 24, **rank}}]}
+
+
 LAYER = {"type": "MLP", "hidden": 4}
 MANY = {"repeat": 10_000, "of": {"type": "Branch", "layer": LAYER}}
 
@@ -226,6 +237,8 @@ MANY = {"repeat": 10_000, "of": {"type": "Branch", "layer": LAYER}}
         ({"embed": {"type": "Embed", "vocab": "3", "dim": 4}}, "must be int: got '3'"),
         ({"embed": {"type": "Embed", "vocab": 3, "dim": 12, "padding": 3}}, "`padding` must be below `vocab`"),
         ({"context": -1}, "`context` must be 1"),
+        ({"stack": state_space()}, "needs `rank`"),
+        ({"stack": state_space(rank=0)}, "`rank` must be 1"),
         ({"stack": {"type": "Stack", "dim": 12, "blocks": [{"repeat": 0, "of": {"type": "Block"}}]}}, "`repeat`"),
         ({"stack": {"type": "Stack", "dim": 12, "blocks": [{"repeat": 9999, "of": {"branches": [MANY]}}]}}, "at most"),
         ({"stack": {"type": "Stack", "dim": 12, "blocks": [{"branches": [MANY, MANY]}]}}, "at most"),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from openbook.errors import ConfigError
+from openbook.errors import ConfigError, OpenbookWarning
 from openbook.models.load import load, save
+from openbook.models.make import make
 from openbook.models.registry import read, say
 from openbook.nn import spec
 from tests.families.latent import CASES, SMALL, YARN
@@ -135,3 +136,14 @@ def test_bare_models_and_classifiers(tmp_path: Path) -> None:
     judge = transformers.DeepseekV3ForSequenceClassification(config).float().eval()
     judge.save_pretrained(tmp_path / "judge")
     assert torch.allclose(load(tmp_path / "judge")(ids), judge(ids).logits, atol=1e-5)
+
+
+def test_latent_attention_without_feed_forward_layers_is_saved_as_a_spec(tmp_path: Path) -> None:
+    """No family of the line can say it, and none stumbles over it."""
+    layer = spec.LatentAttention(heads=2, kv_rank=4, nope_dim=4, value_dim=4, rope=spec.Rope(dim=2))
+    block = spec.Block(branches=(spec.Branch(layer=layer, norm=spec.Norm()),))
+    stack = spec.Stack(dim=8, blocks=(block,), final_norm=spec.Norm())
+    model = make(spec.Model(embed=spec.Embed(vocab=9, dim=8), stack=stack, heads=(spec.Language(),)), seed=0)
+    with pytest.warns(OpenbookWarning, match="No published family"):
+        save(model, tmp_path)
+    assert load(tmp_path).spec == model.spec

@@ -160,6 +160,9 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     write("1_Pooling/config.json", {"pooling_mode": "median"})
     with pytest.raises(ConfigError, match="`pooling_mode`"):
         load(tmp_path)
+    write("1_Pooling/config.json", {"pooling_mode": [["mean"]]})
+    with pytest.raises(ConfigError, match="`pooling_mode`"):
+        load(tmp_path)
     write("1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
     with pytest.raises(ConfigError, match="`include_prompt`"):
         load(tmp_path)
@@ -171,11 +174,16 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     write("config_sentence_transformers.json", {"prompts": {"query": "ask: "}, "default_prompt_name": "query"})
     with pytest.warns(OpenbookWarning, match="ask: "):
         load(tmp_path)
+    for damaged in ({"prompts": None}, {"prompts": [1]}, {"default_prompt_name": ["query"]}):
+        write("config_sentence_transformers.json", {"default_prompt_name": "query", **damaged})
+        with pytest.warns(OpenbookWarning, match="None"):
+            load(tmp_path)
     write("config_sentence_transformers.json", {})
     steps = json.loads((tmp_path / "modules.json").read_text())
-    write("modules.json", [*steps, {"idx": 3, "name": "3", "path": "../elsewhere", "type": "x.Dense"}])
-    with pytest.raises(ConfigError, match="in this folder"):
-        load(tmp_path)
+    for path in ("../elsewhere", "..", "a\0b", "/3_Dense"):
+        write("modules.json", [*steps, {"idx": 3, "name": "3", "path": path, "type": "x.Dense"}])
+        with pytest.raises(ConfigError, match="in this folder"):
+            load(tmp_path)
     write("modules.json", [*steps, {"idx": 3, "name": "3", "path": "3_CNN", "type": "x.CNN"}])
     with pytest.raises(ConfigError, match="CNN"):
         load(tmp_path)

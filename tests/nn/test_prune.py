@@ -12,6 +12,7 @@ from torch import nn
 from openbook.errors import ConfigError, InputError, OpenbookWarning, Refusal
 from openbook.models.cost import inventory, parameters
 from openbook.models.load import load, save
+from openbook.models.make import make
 from openbook.models.registry import read
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
@@ -127,6 +128,23 @@ def test_folders_that_lack_heads_are_read(root: Path, tmp_path: Path) -> None:
             read({**config, "pruned_heads": wrong})
 
 
+@torch.no_grad()
+def test_norms_and_sinks_of_each_head_go_with_it() -> None:
+    """Grouped queries: the weights of keys are by group, those of queries and sinks by head."""
+    norm = spec.QueryKeyNorm(norm=spec.Norm(), over="heads")
+    layer = spec.Attention(heads=4, kv_heads=2, head_dim=8, norm=norm, sinks=True, gate=True, bias=True)
+    block = spec.Block(branches=(spec.Branch(layer=layer, norm=spec.Norm()),))
+    stack = spec.Stack(dim=16, blocks=(block, block))
+    model = make(spec.Model(embed=spec.Embed(vocab=31, dim=16), stack=stack, heads=(spec.Language(),)), seed=2)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    small = prune_heads(model, {1: [2, 3]})
+    ids = torch.arange(20).view(2, 10)
+    assert not close(small(ids), model(ids))
+    mask_heads(model, 1, [2, 3])
+    assert close(small(ids), model(ids))
+
+
 def test_what_cannot_be_removed(root: Path) -> None:
     by_name = {case.name: case for case in ALL}
     model = load(by_name["llama"].folder(root))
@@ -141,5 +159,7 @@ def test_what_cannot_be_removed(root: Path) -> None:
         prune_heads(load(by_name["t5"].folder(root)), {0: [0]})
     with pytest.raises(InputError, match="no self-attention"):
         pruned(load(by_name["mamba"].folder(root)).spec, {0: [0]})
+    with pytest.raises(Refusal, match="as one vector"):  # what one head has changes all of them
+        prune_heads(load(by_name["olmo2"].folder(root)), {0: [0, 1, 2]})
     with pytest.raises(Refusal, match="form for serving"):
         prune_heads(serve_form(model, "fp32"), {0: [0, 1, 2]})

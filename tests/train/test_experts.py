@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from openbook.errors import ConfigError, Refusal
 from openbook.generate.loop import generate_ids
 from openbook.generate.sampling import Sampling
+from openbook.models.make import make
 from openbook.nn import spec
 from openbook.nn.build import build
 from openbook.nn.routing import Routed, pick, route, within_capacity, z_loss
@@ -115,6 +117,27 @@ def test_the_correction_moves_by_the_sign() -> None:
     correct(model, {name: [10.0, 2.0, 6.0, 6.0, 24.0, 0.0]}, 0.5)
     assert model.get_parameter(f"{name}.correction").tolist() == [-0.5, 0.5, 0.0, 0.0]
     assert model.get_parameter("stack.blocks.0.branches.1.layer.correction").tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("order", [(0, 1, 1), (1, 0), (1, 0, 1, 1)])
+def test_loads_are_those_of_the_experts_that_decided(order: tuple[int, ...]) -> None:
+    """Blocks that run again, and in another order than they are held in."""
+    model = tiny_model(experts=4)
+    blocks = list(model.spec.stack.blocks)
+    few = replace(blocks[1].branches[1].layer, experts=3)
+    blocks[1] = replace(blocks[1], branches=(blocks[1].branches[0], replace(blocks[1].branches[1], layer=few)))
+    model = make(replace(model.spec, stack=replace(model.spec.stack, blocks=tuple(blocks), order=order)), seed=1)
+    run = tiny_run(model=model, steps=1)
+    run.model.train()
+    batch = run.rows.batch(0, 8)
+    found = Language()(model, batch)["balance"].loads
+    assert batch.segments is not None
+    real = int((batch.segments != 0).sum())
+    for number, experts in enumerate((4, 3)):
+        counts = found[f"stack.blocks.{number}.branches.1.layer"]
+        assert len(counts) == experts + 2
+        assert counts[:-2].sum() == counts[-2] == 2 * real * order.count(number)
+    assert "experts" in advance(run)
 
 
 def test_utilisation() -> None:

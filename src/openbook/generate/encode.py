@@ -96,7 +96,7 @@ def embed(
     if isinstance(head, SentenceHead):
         return _by_head(model, head, texts, types, budget, exact)
     pooling = pooling or Pooling()
-    width = model.spec.stack.width
+    width = model.spec.reader.width
     if pooling.dimensions is not None and pooling.dimensions > width:
         raise InputError(f"`dimensions` must be at most {width}, what this model has: got {pooling.dimensions}.")
     if pooling.by == "cls" and model.spec.causal and model.spec.source is None:
@@ -213,7 +213,7 @@ def _read(model: LanguageModel, texts: Texts, types: Texts | None, budget: int, 
 
 
 def _checked(model: LanguageModel, texts: Texts) -> list[list[int]]:
-    vocab, context = model.spec.embed.vocab, model.spec.context
+    vocab, context = model.spec.reads.vocab, model.spec.context
     rows = [check_ids(f"text {number}", text, vocab) for number, text in enumerate(texts)]
     for number, row in enumerate(rows):
         if not row:

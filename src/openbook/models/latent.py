@@ -262,6 +262,8 @@ def write_routed(model: spec.Model) -> dict[str, Any]:
     mixtures = [layer for layer in ffns if isinstance(layer, spec.MoE)]
     plain = [layer for layer in ffns if isinstance(layer, spec.MLP)]
     dense = next((number for number, layer in enumerate(ffns) if isinstance(layer, spec.MoE)), len(ffns))
+    if not (plain or mixtures):
+        raise CannotSay("its blocks end in no feed-forward layer")
     first = plain[0] if plain else mixtures[0].expert
     said = {
         "intermediate_size": first.hidden,

@@ -103,13 +103,15 @@ def _architecture(family: Family, config: Config) -> str:
     named = config.raw("architectures")
     if not named:
         return next(iter(family.heads))
-    if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in family.heads:
+    first = named[0] if isinstance(named, list) else None
+    # Folders older than their class in transformers spell it in their own way: MPTForCausalLM, LLaMAForCausalLM.
+    found = next((name for name in family.heads if isinstance(first, str) and name.lower() == first.lower()), None)
+    if found is None:
         raise ConfigError(
             f"The architecture {named!r} of {config.where} is not known for '{family.model_type}'."
             f"{alike(str(named), family.heads)} All: {', '.join(family.heads)}."
         )
-    first: str = named[0]
-    return first
+    return found
 
 
 def say(

@@ -77,12 +77,17 @@ def _steps(folder: Path) -> list[tuple[str, str]]:
     steps = []
     for item in listed if isinstance(listed, list) else ():
         kind, path = (item.get("type"), item.get("path")) if isinstance(item, Mapping) else (None, None)
-        if not isinstance(kind, str) or not isinstance(path, str) or Path(path).name != path:
+        if not isinstance(kind, str) or not isinstance(path, str) or not _is_name(path):
             raise ConfigError(
                 f"'{folder / MODULES}' lists steps with a `type` and a `path` in this folder: got {item}."
             )
         steps.append((kind.rpartition(".")[2], path))
     return steps
+
+
+def _is_name(path: str) -> bool:
+    """Whether it names something in the folder itself, or the folder (the empty string)."""
+    return Path(path).name == path and path != ".." and "\0" not in path
 
 
 def _unknown(folder: Path, kinds: list[str]) -> ConfigError:
@@ -100,7 +105,7 @@ def _pooling(config: Config) -> tuple[spec.Pooled, ...]:
     config.fixed("include_prompt", True, True)
     named = config.raw("pooling_mode", [theirs for key, theirs in ONCE.items() if config.get(key, False)])
     listed = [named] if isinstance(named, str) else named
-    if not isinstance(listed, list) or not listed or any(one not in POOLINGS for one in listed):
+    if not isinstance(listed, list) or not listed or any(one not in list(POOLINGS) for one in listed):
         raise ConfigError(f"`pooling_mode` of {config.where} is one or more of {', '.join(POOLINGS)}: got {named!r}.")
     return tuple(POOLINGS[one] for one in listed)
 
@@ -119,9 +124,10 @@ def _warn_of_prompts(folder: Path) -> None:
     about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
     name = about.get("default_prompt_name") if isinstance(about, Mapping) else None
     if name is not None:
+        prompts = about.get("prompts")
+        prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
         warnings.warn(
-            f"'{folder}' was made to put its prompt {name!r} before every text; that is left to you: "
-            f"{about.get('prompts', {}).get(name)!r}.",
+            f"'{folder}' was made to put its prompt {name!r} before every text; that is left to you: {prompt!r}.",
             OpenbookWarning,
             stacklevel=4,
         )

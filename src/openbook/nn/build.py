@@ -34,6 +34,7 @@ from openbook.nn.structured import StructuredSpace
 
 T = TypeVar("T")
 AHEAD = "ahead"  # the name of a MultiToken head
+MOST_HEADS = 1024  # beyond it no divisors are looked for
 
 
 def build(model: spec.Model) -> LanguageModel:
@@ -272,7 +273,7 @@ def _check_branch(branch: spec.Branch, block: spec.Block, stack: spec.Stack, mod
 def check_heads(heads: int, kv_heads: int, where: str = "") -> None:
     """`kv_heads` must divide `heads`."""
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
-        fits = [str(n) for n in range(1, max(heads, 1) + 1) if heads % n == 0]
+        fits = [str(n) for n in range(1, min(max(heads, 1), MOST_HEADS) + 1) if heads % n == 0]
         allowed = fits[0] if len(fits) == 1 else ", ".join(fits[:-1]) + " or " + fits[-1]
         place = f" ({where})" if where else ""
         raise ConfigError(

@@ -72,6 +72,10 @@ class Plan:
         self.block = native.Block()
         self.sizes = (0, 0)  # heads, kv heads
 
+    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
+        """A copy is a plan of the copied parts: addresses are not copied."""
+        return Plan, (self.attention, self.ffn, self.norms)
+
     def current(self, dtype: torch.dtype) -> bool:
         """Whether the parameters can be used; notes where they are now."""
         parts = self._parts()

@@ -28,7 +28,7 @@ def mark(flags: Tensor, segments: Tensor | None) -> Marks | None:
     flags = flags.bool()
     if segments is not None:
         flags = flags & (segments != 0)
-    most = int(flags.sum(1).max())
+    most = int(flags.sum(1).max()) if flags.numel() else 0
     if not most:
         return None
     order = flags.long().argsort(dim=1, descending=True, stable=True)[:, :most]  # marked tokens first

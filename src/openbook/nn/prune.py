@@ -24,8 +24,8 @@ Heads = spec.Attention | spec.GlobalAttention | spec.DisentangledAttention
 def pruned(model: spec.Model, heads: Removed) -> spec.Model:
     """The spec without these heads.
 
-    Raises InputError for heads that are not there, Refusal for a layer that would keep none, for part of a group and
-    for layers that share a position bias of each head.
+    Raises InputError for heads that are not there, Refusal for a layer that would keep none, for part of a group, for
+    layers that share a position bias of each head and for heads that are normalised as one vector.
     """
     blocks = list(model.stack.blocks)
     for number, removed in heads.items():
@@ -85,6 +85,10 @@ def _smaller(layer: spec.Layer, removed: set[int], number: int) -> spec.Layer:
     count = layer.heads - len(removed)
     if not isinstance(layer, spec.Attention):
         return replace(layer, heads=count)
+    if isinstance(layer.norm, spec.QueryKeyNorm) and layer.norm.over == "width":
+        raise Refusal(
+            f"The heads of block {number} are normalised as one vector: without some, the others would change."
+        )
     if layer.relative:
         raise Refusal(f"The heads of block {number} have a position bias that all layers share: none can be removed.")
     group = layer.heads // layer.kv_heads
@@ -101,7 +105,7 @@ def _smaller(layer: spec.Layer, removed: set[int], number: int) -> spec.Layer:
 def _cut(tensor: Tensor, shape: torch.Size, layer: Heads, removed: set[int], name: str) -> Tensor:
     """The rows (of `out` the columns) of the heads that stay."""
     count = layer.heads
-    if isinstance(layer, spec.Attention) and name.split(".")[0] in ("k", "v"):
+    if isinstance(layer, spec.Attention) and name.split(".")[0] in ("k", "v", "k_norm"):
         group = layer.heads // layer.kv_heads
         count, removed = layer.kv_heads, {head // group for head in removed}
     stay = torch.tensor([head for head in range(count) if head not in removed], device=tensor.device)

@@ -169,7 +169,7 @@ class Selective:
     inner: int
     state: int = 16
     kernel: int = 4
-    rank: int = 0
+    rank: int  # of the map that makes each channel's step; published models have dim / 16
     activation: str = "silu"
     bias: bool = False
     conv_bias: bool = True
@@ -365,6 +365,11 @@ class Model:
     def reads(self) -> Embed:
         """The embedding of a prompt: the encoder's own, where there is one."""
         return self.embed if self.source is None or self.source.embed is None else self.source.embed
+
+    @property
+    def reader(self) -> Stack:
+        """The stack that a prompt is read by: the encoder's, where there is one."""
+        return self.stack if self.source is None else self.source.stack
 
     @property
     def causal(self) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openbook.errors import ConfigError
 from openbook.nn import spec
@@ -91,28 +91,28 @@ def with_experts(model: spec.Model, part: ExpertPart, *, whole: bool = True) -> 
     return replace(model, stack=replace(model.stack, blocks=blocks), heads=heads)
 
 
-def mixtures(model: LanguageModel, source: bool = False, ahead: bool = False) -> dict[str, Mixture]:
-    """The mixtures of the stack (or of the encoder's) by name, in the order in which they decide.
+Mixtures = Sequence[tuple[str, Mixture]]
 
-    With `ahead` those of a multi-token head come after them.
+
+def mixtures(model: LanguageModel, source: bool = False, ahead: bool = False) -> Mixtures:
+    """The mixtures of the stack (or of the encoder's) by name, as they decide: in the order of its steps, those of a
+    block that runs again once more. With `ahead` those of a multi-token head come after them.
     """
-    parts: dict[str, nn.Module] = {"stack.": model.stack}
-    if source and model.source:
-        parts = {"source.stack.": model.source.stack}
+    tower, prefix = (model.source.stack, "source.stack") if source and model.source else (model.stack, "stack")
+    parts = [(f"{prefix}.blocks.{number}", tower.blocks[number]) for number in tower.order]
     if ahead and AHEAD in model.heads:
-        parts[f"heads.{AHEAD}."] = model.heads[AHEAD]
-    return {
-        prefix + name: layer
-        for prefix, part in parts.items()
+        parts.append((f"heads.{AHEAD}", model.heads[AHEAD]))
+    return [
+        (f"{prefix}.{name}", layer)
+        for prefix, part in parts
         for name, layer in part.named_modules()
         if isinstance(layer, Mixture)
-    }
+    ]
 
 
-def weights_of(layers: Mapping[str, Mixture]) -> tuple[float, float]:
+def weights_of(layers: Mixtures) -> tuple[float, float]:
     """The weights of the load-balancing loss and of the z-loss: those of the first mixture."""
-    first = next(iter(layers.values()), None)
-    return (0.0, 0.0) if first is None else (first.spec.balance, first.spec.z_loss)
+    return next(((layer.spec.balance, layer.spec.z_loss) for _, layer in layers), (0.0, 0.0))
 
 
 def losses(decisions: Decisions, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,15 +126,19 @@ def losses(decisions: Decisions, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def loads(layers: Mapping[str, Mixture], decisions: Decisions, real: Tensor) -> dict[str, Tensor]:
-    """For each mixture, `loads` of what it decided: see nn/routing.py."""
-    return {name: routed.loads(real) for name, routed in zip(layers, decisions, strict=True)}
+def loads(layers: Mixtures, decisions: Decisions, real: Tensor) -> dict[str, Tensor]:
+    """For each mixture, `loads` of what it decided, each time that it did: see nn/routing.py."""
+    found: dict[str, Tensor] = {}
+    for (name, _), routed in zip(layers, decisions, strict=True):
+        counts = routed.loads(real)
+        found[name] = found[name] + counts if name in found else counts
+    return found
 
 
 @torch.no_grad()
 def correct(model: LanguageModel, found: Mapping[str, Sequence[float]], speed: float) -> None:
     """Move each mixture's correction towards even loads; `found` are the loads of a whole step."""
-    for name, layer in (mixtures(model, ahead=True) | mixtures(model, source=True)).items():
+    for name, layer in dict([*mixtures(model, ahead=True), *mixtures(model, source=True)]).items():
         if layer.correction is None or name not in found:
             continue
         counts = torch.tensor(found[name][:-2], dtype=torch.float64)

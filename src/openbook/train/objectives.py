@@ -27,9 +27,8 @@ from openbook.errors import ConfigError, DataError
 from openbook.nn.ahead import shifted
 from openbook.nn.heads import LanguageHead
 from openbook.nn.model import LanguageModel
-from openbook.nn.moe import Mixture
 from openbook.nn.routing import Decision
-from openbook.train.experts import loads, losses, mixtures, weights_of
+from openbook.train.experts import Mixtures, loads, losses, mixtures, weights_of
 from openbook.train.head_loss import IGNORE, HeadWeights, head_loss, learned
 
 
@@ -108,7 +107,7 @@ class Language:
         if model.spec.language is not None and model.spec.language.directions != 1:
             raise ConfigError("This model's head says the token before, too: its objective is `BothWays`.")
         ours = mixtures(model, ahead=self.ahead is not None)
-        theirs = mixtures(model, source=True) if model.source else {}
+        theirs = mixtures(model, source=True) if model.source else []
         routers: list[Decision] | None = [] if ours and model.training else None
         sources: list[Decision] | None = [] if theirs and model.training else None
         hidden = hidden_states(model, batch, routers, sources)  # [B,T,D]
@@ -223,9 +222,7 @@ def real_sources(batch: Batch) -> Tensor:
     return torch.ones_like(batch.source, dtype=torch.bool) if segments is None else segments != 0
 
 
-def expert_terms(
-    layers: Mapping[str, Mixture], routers: list[Decision], real: Tensor, prefix: str = ""
-) -> dict[str, Term]:
+def expert_terms(layers: Mixtures, routers: list[Decision], real: Tensor, prefix: str = "") -> dict[str, Term]:
     """The terms of a stack's experts and their loads. `real` [tokens] marks the tokens that are no padding."""
     balance, z_weight = weights_of(layers)
     balanced, z = losses(routers, real)
