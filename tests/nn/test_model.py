@@ -189,7 +189,7 @@ def test_a_row_longer_than_its_learned_positions() -> None:
         (spec.MLP(hidden=4, activation="gelo"), "Did you mean 'gelu'"),
         (spec.MLP(hidden=0), "`hidden` must be 1"),
         (spec.MoE(experts=2, top_k=3, expert=spec.MLP(hidden=4)), "`top_k` must be 1 to `experts`"),
-        (spec.Selective(inner=4, activation="x"), "Unknown activation 'x'"),
+        (spec.Selective(inner=4, rank=1, activation="x"), "Unknown activation 'x'"),
     ],
 )
 def test_impossible_layers(layer: spec.Layer, message: str) -> None:
