@@ -31,9 +31,10 @@ class Kind:
         """The reference library's model with this adapter."""
         import peft
 
+        base = copy.deepcopy(self.base.reference())  # before the seed: the first time it draws numbers itself
         torch.manual_seed(self.seed + 17)
         settings = {"r": 4, "lora_alpha": 6, **self.settings}
-        model = peft.get_peft_model(copy.deepcopy(self.base.reference()), peft.LoraConfig(**settings)).eval()
+        model = peft.get_peft_model(base, peft.LoraConfig(**settings)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_" in name and "magnitude" not in name:

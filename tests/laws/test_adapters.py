@@ -206,6 +206,23 @@ def test_the_maps_of_latent_attention_are_merged(root: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("served", [False, True], ids=["plain", "served"])
+def test_the_step_of_a_state_space_is_adapted_as_it_is_merged(served: bool, root: Path) -> None:
+    """Its map is not run as a module; the reference forgets an adapter there, which then never learns anything."""
+    kind = Kind("step", "mamba", {"target_modules": ["dt_proj"], "r": 3, "lora_alpha": 1000})
+    model = load(kind.base.folder(root))
+    model = serve_form(model, "fp32") if served else model
+    bank, plain = Bank(model), run(model, kind)
+    bank.load("a", kind.folder(root))
+    with bank.using([("a", EVERY)]):
+        ours = run(model, kind)
+    assert apart(ours, plain) > 1e-3
+    other = load(kind.base.folder(root))
+    merge(other, kind.folder(root))
+    assert apart(ours, run(other, kind)) <= BOUND
+
+
+@torch.no_grad()
 def test_pushed_and_restored_with_adapters(root: Path) -> None:
     kind = of("llama")[0]
     model = serve_form(load(kind.base.folder(root)), "fp32")

@@ -125,6 +125,7 @@ def test_missing_size_names_the_nearest_key() -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised ('gptq')"),
         ({"architectures": ["LlamaForCausalLN"]}, "Did you mean 'LlamaForCausalLM'"),
         ({"architectures": [{}]}, "is not known for 'llama'"),
+        ({"id2label": "x"}, "`id2label` must be of type dict"),
         ({"architectures": "LlamaModel"}, "is not known for 'llama'"),
         ({"vocab_size": 2**31 - 1, "hidden_size": 3 * 2**10}, "The embedding would hold"),
         ({"intermediate_size": 2**31 - 1, "hidden_size": 3 * 2**20}, "would hold a matrix of"),

@@ -118,6 +118,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("llama4", {"moe_layers": "all"}, "`moe_layers` must list numbers"),
     ("llama4", {"floor_scale": 0}, "`floor_scale`"),
+    ("llama4", {"attn_temperature_tuning": "no"}, "`attn_temperature_tuning` must be true or false"),
     ("ministral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "need `llama_4_scaling_beta`"),
     ("granite", {"logits_scaling": 0.0}, "`logits_scaling` must be above 0"),
     ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention`"),

@@ -16,12 +16,12 @@ from openbook.models.make import make
 from openbook.models.registry import read
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
-from openbook.nn.prune import prune_heads, pruned
+from openbook.nn.prune import Heads, prune_heads, pruned
 from openbook.nn.serving import serve_form
 from tests.families import ALL, Case, tokens
 
-NAMES = ("bert", "deberta-v2-buckets", "deberta-near", "longformer", "qwen3", "llama-biased-mqa", "gpt2")
-CASES = [case for case in ALL if case.name in NAMES]
+NAMES = ("bert", "deberta-v2-buckets", "deberta-near", "longformer", "qwen3", "llama-biased-mqa", "gpt2", "deepseek3")
+CASES = [next(case for case in ALL if case.name == name) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 def attention(model: spec.Model, block: int) -> spec.Attention:
     layer = model.stack.blocks[block].branches[0].layer
-    assert isinstance(layer, spec.Attention | spec.GlobalAttention | spec.DisentangledAttention)
+    assert isinstance(layer, Heads)
     return layer  # type: ignore[return-value]
 
 
@@ -49,7 +49,8 @@ def whole_groups(model: spec.Model, block: int, count: int) -> list[int]:
 
 def mask_heads(model: LanguageModel, block: int, heads: list[int]) -> None:
     """Their share of the output becomes nothing."""
-    size = attention(model.spec, block).head_dim
+    layer = attention(model.spec, block)
+    size = layer.value_dim if isinstance(layer, spec.LatentAttention) else layer.head_dim
     out = model.stack.blocks[block].get_submodule("branches.0.layer.out")
     out.weight = nn.Parameter(out.weight.detach().clone())
     for head in heads:

@@ -189,6 +189,18 @@ def test_a_recipe_says_how_experts_are_trained() -> None:
         ExpertPart(correction=-1.0)
 
 
+def test_mixtures_that_are_balanced_unlike_are_refused() -> None:
+    """One loss balances all of a stack: a block that asks for another weight would ask in vain."""
+    model = tiny_spec(experts=4)
+    first, *rest = model.stack.blocks
+    attention, ffn = first.branches
+    assert isinstance(ffn.layer, spec.MoE)
+    for name in ("balance", "z_loss"):
+        other = replace(first, branches=(attention, replace(ffn, layer=replace(ffn.layer, **{name: 0.7}))))
+        with pytest.raises(ConfigError, match=r"balanced alike.*0\.7"):
+            build(replace(model, stack=replace(model.stack, blocks=(other, *rest))))
+
+
 def test_experts_that_choose_know_no_groups() -> None:
     with pytest.raises(ConfigError, match="no groups"):
         build(tiny_spec(experts=4, routing={"choice": "expert", "correction": True}))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 from openbook.errors import ConfigError, OpenbookWarning, nearest
 from openbook.nn import spec
 
-T = TypeVar("T", int, float, bool, str)
+T = TypeVar("T", int, float, bool, str, dict[str, Any])
 
 # Keys that change nothing in what a model computes: kept as they are, and written again.
 INERT = frozenset(

@@ -66,8 +66,8 @@ def language(config: Config, default: bool = False) -> Heads:
 
 def labels(config: Config) -> int:
     """How many labels a class head has: `id2label`, else `num_labels`, else 2."""
-    named = config.raw("id2label")
-    return len(named) if isinstance(named, dict) and named else config.size("num_labels", 2)
+    named = config.get("id2label", None, dict)
+    return len(named) if named else config.size("num_labels", 2)
 
 
 def classes_of_last(config: Config) -> Heads:

@@ -45,6 +45,12 @@ def check_values(model: spec.Model) -> None:
         experts = sum(layer.experts for layer in layers if isinstance(layer, spec.MoE))
         if experts > EXPERTS:
             raise ConfigError(f"A stack has at most {EXPERTS:,} experts: got {experts:,}.")
+        losses = {(layer.balance, layer.z_loss) for layer in layers if isinstance(layer, spec.MoE)}
+        if len(losses) > 1:
+            raise ConfigError(
+                "All mixtures of a stack are balanced alike, by one loss: got (`balance`, `z_loss`) = "
+                f"{', '.join(map(str, sorted(losses)))}. Give each block the same."
+            )
         for layer in dict.fromkeys(layers):
             _check_layer(layer, stack.dim)
         _check_relative(stack)

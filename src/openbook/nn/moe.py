@@ -133,7 +133,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.spec = moe
         self.router = Linear(dim, moe.experts, moe.routing.bias)
-        # Moved by training (train/balance.py), not by an optimiser.
+        # Moved by training (train/experts.py), not by an optimiser.
         self.correction = nn.Parameter(torch.empty(moe.experts), False) if moe.routing.correction else None
         self.experts = Experts(moe, dim)
         self.shared = FeedForward(moe.shared, dim) if moe.shared is not None else None

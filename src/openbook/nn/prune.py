@@ -18,7 +18,7 @@ from openbook.nn.build import build
 from openbook.nn.model import LanguageModel
 
 Removed = Mapping[int, Collection[int]]  # block of the (decoder) stack → heads, by their present numbers
-Heads = spec.Attention | spec.GlobalAttention | spec.DisentangledAttention
+Heads = spec.Attention | spec.LatentAttention | spec.GlobalAttention | spec.DisentangledAttention
 
 
 def pruned(model: spec.Model, heads: Removed) -> spec.Model:

@@ -57,8 +57,7 @@ def recurrence(
     outs = hidden.new_empty(tokens, rows, weight.shape[1], dtype=torch.float32)
     cells = outs.new_empty(tokens, rows, size if kind == "lstm" else 0)
     acts = outs.new_empty(tokens, rows, 4 * size if kind in ("lstm", "gru") else 0)
-    with torch.no_grad():
-        _steps(given, _times(weight), bias, project, hidden.float(), cell.float(), mark, kind, outs, cells, acts)
+    _steps(given, _times(weight), bias, project, hidden.float(), cell.float(), mark, kind, outs, cells, acts)
     return outs, cells, acts
 
 
@@ -183,23 +182,6 @@ def backwards(
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of given, weight, bias, project, hidden and cell; empty where there is none."""
-    with torch.no_grad():
-        return _steps_back(to_outs, to_cells, weight, project, hidden, cell, mark, outs, cells, acts, kind)
-
-
-def _steps_back(
-    to_outs: Tensor,
-    to_cells: Tensor,
-    weight: Tensor,
-    project: Tensor | None,
-    hidden: Tensor,
-    cell: Tensor,
-    mark: Tensor | None,
-    outs: Tensor,
-    cells: Tensor,
-    acts: Tensor,
-    kind: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     before = torch.cat([hidden.float().unsqueeze(0), outs[:-1]])  # [T,B,P]
     real = going = None
     if mark is not None:

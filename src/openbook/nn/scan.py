@@ -165,7 +165,7 @@ def selective(
     if learns or x.is_cuda or torch.compiler.is_compiling():
         y, last, _ = _selective(x, step, write, read, decay, skip, flags, start)
         return y, last
-    return _forward(x, step, write, read, decay, skip, flags, start, None)
+    return _forward((x, step, write, read, decay, skip), flags, start, None)
 
 
 def selective_reference(
@@ -214,19 +214,12 @@ def _done(status: int) -> None:
 
 
 def _forward(
-    x: Tensor,
-    step: Tensor,
-    write: Tensor,
-    read: Tensor,
-    decay: Tensor,
-    skip: Tensor,
-    mark: Tensor | None,
-    start: Tensor,
-    borders: Tensor | None,
+    inputs: tuple[Tensor, ...], mark: Tensor | None, start: Tensor, borders: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """`inputs` are x, step, write, read, decay and skip of `selective`."""
     library = native.library()
     assert library is not None
-    tensors = [one.contiguous() for one in (x, step, write, read, decay, skip)]
+    tensors = [one.contiguous() for one in inputs]
     mark = None if mark is None else mark.contiguous()
     last, y = start.clone(memory_format=torch.contiguous_format), torch.empty_like(tensors[0])
     values = _problem(tensors, mark, last, y, borders)
@@ -255,7 +248,7 @@ def _selective(
         done: tuple[Tensor, Tensor, Tensor] = _gpu_kernels().forward(x, step, write, read, decay, skip, mark, start)
         return done
     borders = _borders(x, write)
-    y, last = _forward(x, step, write, read, decay, skip, mark, start, borders)
+    y, last = _forward((x, step, write, read, decay, skip), mark, start, borders)
     return y, last, borders
 
 

@@ -16,7 +16,7 @@ from openbook.nn.activation import ACTIVATIONS, activate
 from openbook.nn.causal import convolve, marks
 from openbook.nn.linear import Linear
 from openbook.nn.norm import Normalise
-from openbook.nn.packed import Packed, product
+from openbook.nn.packed import Packed, RowLinear, product
 from openbook.nn.scan import selective as scan
 from openbook.nn.state import Context, PerSequence, Stateful
 
@@ -73,7 +73,7 @@ class StateSpace(Stateful):
 
     def _step(self, step: Tensor) -> Tensor:
         """The step's linear map, summed in the dtype of `step` and moved by its bias in fp32."""
-        if isinstance(self.step, Packed):
-            return self.step(step)
+        if isinstance(self.step, Packed | RowLinear) or self.step._forward_hooks:  # an adapter stands on the module
+            return self.step(step).float()
         assert self.step.bias is not None
         return product(step, self.step.weight, None).float() + self.step.bias.float()

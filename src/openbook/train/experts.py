@@ -111,7 +111,7 @@ def mixtures(model: LanguageModel, source: bool = False, ahead: bool = False) ->
 
 
 def weights_of(layers: Mixtures) -> tuple[float, float]:
-    """The weights of the load-balancing loss and of the z-loss: those of the first mixture."""
+    """The weights of the load-balancing loss and of the z-loss, which all mixtures of a stack share (nn/limits.py)."""
     return next(((layer.spec.balance, layer.spec.z_loss) for _, layer in layers), (0.0, 0.0))
 
 

@@ -30,7 +30,10 @@ def read_attention(config: Config, shape: Any) -> list[spec.Attention]:
     size = config.get("attention_chunk_size", None, int) if "attention_chunk_size" in config.data else 8192
     chunks = windows(config, shape.layers, lambda i: turned[i] and size is not None, size, CHUNKED)
     sharp = spec.Temperature(offset=1, **fields.take(config, STEPS))
-    sharper = sharp if config.raw("attn_temperature_tuning", True) else None
+    tuned = config.raw("attn_temperature_tuning", True)
+    if not isinstance(tuned, int):  # published as 4, which means yes
+        raise ConfigError(f"`attn_temperature_tuning` must be true or false: got {tuned!r} ({config.where}).")
+    sharper = sharp if tuned else None
     even = spec.Norm(eps=config.get("rms_norm_eps", 1e-5), weight=False)
     normed = spec.QueryKeyNorm(norm=even, rotated=True) if config.get("use_qk_norm", True) else None
     whole = attention(config, shape, theta=5e5, neighbours=True, norm=normed, **biased(config))
