@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -82,7 +83,7 @@ def report(name: str, quick: bool, seed: int, out: Path) -> int:
         "torch": torch.__version__,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps({**about, "claims": claims, "results": results}, indent=1) + "\n")
+    (out / f"{name}.json").write_text(written({**about, "claims": claims, "results": results}), encoding="utf-8")
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     experiment.draw(results, figure)
@@ -91,6 +92,18 @@ def report(name: str, quick: bool, seed: int, out: Path) -> int:
     for claim, held in claims.items():
         print(f"  {'yes' if held else 'NO '}  {claim}")
     return 0 if all(claims.values()) else 1
+
+
+def written(kept: Mapping[str, Any]) -> str:
+    """As JSON, lists of numbers in one line each, to five digits."""
+    rounded = json.loads(json.dumps(kept), parse_float=lambda text: float(f"{float(text):.5g}"))
+    indented = json.dumps(rounded, indent=1, ensure_ascii=False)
+    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), indented) + "\n"
+
+
+def means(values: Sequence[float], of: int) -> list[float]:
+    """Of each stretch of so many values."""
+    return [sum(values[at : at + of]) / len(values[at : at + of]) for at in range(0, len(values), of)]
 
 
 def page() -> str:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.lab import Made, Results, attention, decoder, lines, text, train, windows
+from experiments.lab import Made, Results, attention, decoder, lines, means, text, train, windows
 from openbook.nn import spec
 
 LENGTH, EXPERTS, CHOSEN = 32, 8, 2
+STRETCH = 20  # steps of which the mean is kept
+KEYS = ("least", "most", "entropy", "language")
 NAMES = ("no balancing", "balance loss", "correction")
 
 
@@ -39,8 +41,7 @@ def run(quick: bool, seed: int) -> Results:
         rows = Made(windows(ids, LENGTH), seed)
         speed = 0.02 if name == "correction" else 0.0
         _, watch = train(blocks, rows, steps, batch=12, seed=seed, correction=speed)
-        keys = ("least", "most", "entropy", "language")
-        found[name] = {key: [round(one[key], 4) for one in watch.experts] for key in keys}
+        found[name] = {key: means([one[key] for one in watch.experts], STRETCH) for key in KEYS}
     return found
 
 
@@ -52,9 +53,7 @@ def end(values: list[float]) -> float:
 
 def claims(results: Results) -> dict[str, bool]:
     """What the end of training shows."""
-    least, most, entropy, loss = (
-        {name: end(results[name][key]) for name in NAMES} for key in ("least", "most", "entropy", "language")
-    )
+    least, most, entropy, loss = ({name: end(results[name][key]) for name in NAMES} for key in KEYS)
     alone, limit = NAMES[0], EXPERTS / CHOSEN
     said = {
         f"without balancing one expert is nearly always chosen ({most[alone]:.1f} of at most {limit:.0f} times its "
@@ -69,18 +68,9 @@ def claims(results: Results) -> dict[str, bool]:
     return said
 
 
-def holds(results: Results) -> bool:
-    """Whether everything expected came out."""
-    return all(claims(results).values())
-
-
 def draw(results: Results, figure: Any) -> None:
-    """The busiest and the idlest expert over steps, averaged over twenty."""
+    """The busiest and the idlest expert over steps."""
     left, right = figure.subplots(1, 2)
     for axes, key, title in ((left, "most", "busiest expert"), (right, "least", "idlest expert")):
-        curves = {}
-        for name in NAMES:
-            found = results[name][key]
-            steps = range(20, len(found) + 1, 10)
-            curves[name] = (steps, [sum(found[step - 20 : step]) / 20 for step in steps])
+        curves = {n: (range(STRETCH, STRETCH * len(results[n][key]) + 1, STRETCH), results[n][key]) for n in NAMES}
         lines(axes, curves, xlabel="step", ylabel="times a fair share of tokens", title=title)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.lab import Made, Results, attention, decoder, lines, text, train, windows
+from experiments.lab import Made, Results, attention, decoder, lines, means, text, train, windows
 from openbook.models.make import make
 from openbook.nn import spec
 from openbook.nn.linear import Linear
@@ -21,6 +21,7 @@ from openbook.nn.model import LanguageModel
 from openbook.train.schedules import Schedule
 
 LENGTH = 48
+STRETCH = 10  # steps of which the mean is kept
 
 
 def glorot(model: LanguageModel, seed: int) -> LanguageModel:
@@ -47,12 +48,12 @@ def run(quick: bool, seed: int) -> Results:
             rows = Made(windows(ids, LENGTH), seed)
             made = glorot(make(model, seed), seed)
             _, watch = train(made, rows, steps, batch=16, seed=seed, schedule=schedule, betas=(0.9, 0.98))
-            found["curves"][f"{place}-norm, {'' if warm else 'no '}warm-up"] = watch.losses
+            found["curves"][f"{place}-norm, {'' if warm else 'no '}warm-up"] = means(watch.losses, STRETCH)
     return found
 
 
 def _end(losses: list[float]) -> float:
-    return sum(losses[-20:]) / 20
+    return sum(losses[-2:]) / 2
 
 
 def claims(results: Results) -> dict[str, bool]:
@@ -67,11 +68,8 @@ def claims(results: Results) -> dict[str, bool]:
 
 
 def draw(results: Results, figure: Any) -> None:
-    """Loss over steps, averaged over ten."""
-    curves = {}
-    for name, losses in results["curves"].items():
-        means = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
-        curves[name] = (range(1, len(means) + 1), means)
+    """Loss over steps."""
+    curves = {name: (range(STRETCH, STRETCH * len(v) + 1, STRETCH), v) for name, v in results["curves"].items()}
     lines(
         figure.add_subplot(),
         curves,
