@@ -28,7 +28,8 @@ Written by `docs/families.py`; do not edit. One row for each `model_type`: how m
 from those of its reference (transformers, a small model with weights that are no defaults, over real tokens in fp32:
 the worst of its cases, as a share of the largest value; the law's bound is 1e-5), and what the laws hold it to. *Loads*
 and *saves*: the published folder, both ways. *Trains*: every gradient is the reference's, packed rows equal rows alone.
-*Serves*: what a request gets from the engine is, bit for bit, what it gets alone (encoders: embeddings and classes).
+*Serves*: what a request gets from the engine is, bit for bit, what it gets alone; *embeds*: its vectors are the
+reference's, and in any company what they are alone.
 
 | `model_type` | lines | difference | cases | loads | saves | trains | serves | proven by |
 |---|---:|---:|---:|---|---|---|---|---|
@@ -89,15 +90,21 @@ def cases_by_type() -> dict[str, list[Any]]:
 def rows(differences: dict[str, float]) -> Iterator[str]:
     """One row for each family."""
     cases = cases_by_type()
+    from tests.generate.test_encode import READERS
+    from tests.laws import served
+
     for name in types():
         held = cases.get(name, [])
-        serves = "embeds" if held and all(case.kind == "encoder" for case in held) else "yes"
+        written, read = (
+            all(case.name in known for case in held) for known in (served.CASES, {c.name for c in READERS})
+        )
+        serves, yes = "yes" if held and written else "embeds" if held and read else "–", "yes" if held else "–"
         far = f"{differences[name]:.0e}" if name in differences else "–"
         names = [case.name for case in held] or [name]
         which = " or ".join(one for one in names if not any(other != one and other in one for other in names))
         where = f'-k "{which}"' if name not in SAME_LAYOUT else f"tests/models -k {name.partition('_')[0]}"
         proof = f"`pytest tests/laws {where}`"
-        yield f"| `{name}` | {count_lines(name)} | {far} | {len(held)} | yes | yes | yes | {serves} | {proof} |"
+        yield f"| `{name}` | {count_lines(name)} | {far} | {len(held)} | {yes} | {yes} | {yes} | {serves} | {proof} |"
 
 
 def renamed(folder: Path, model_type: str) -> Path:

@@ -153,6 +153,7 @@ def test_generate_several_prompts_and_beams(say: Any, folder: Path) -> None:
     assert say(*words)[1].count("\n\n") >= 1
 
 
+@pytest.mark.slow
 def test_generate_reads_standard_input(folder: Path) -> None:
     command = [sys.executable, "-m", "openbook", "generate", str(folder), "--max-tokens", "2", "--seed", "1"]
     done = subprocess.run(command, input="Ünder the\n".encode(), capture_output=True, check=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -81,12 +81,14 @@ def _reference(case: Case) -> Any:
     return model
 
 
-def each(cases: list[Case], *, fast: bool = False) -> pytest.MarkDecorator:
-    """Parametrise a test with these cases; those that are not core are left to the whole run, unless `fast`."""
+def each(cases: list[Case], *, fast: bool = False, quick: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Parametrise a test with these cases; those that are not core are left to the whole run, unless `fast`.
+
+    `quick`: for a test that takes its time, only the core cases of these names are in the quick gate.
+    """
     marks = {True: (), False: (pytest.mark.slow,)}
-    return pytest.mark.parametrize(
-        "case", [pytest.param(case, id=case.name, marks=marks[fast or case.core]) for case in cases]
-    )
+    rows = [(case, fast or (case.core and (not quick or case.name in quick))) for case in cases]
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=marks[gate]) for case, gate in rows])
 
 
 def names(cases: list[Case]) -> list[str]:

@@ -15,11 +15,12 @@ from openbook.generate.encode import Pooling, by_length, classify, embed, score
 from openbook.models.load import load
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
-from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, Case, tokens
+from tests.families import DECODERS, ENCODER_DECODERS, ENCODERS, Case, each, tokens
 from tests.nn import recurrent
 
 BERT, T5 = ENCODERS[0], ENCODER_DECODERS[0]
 LLAMA = next(case for case in DECODERS if case.config == "LlamaConfig")
+READERS = [*ENCODERS, *ENCODER_DECODERS, LLAMA]
 LENGTHS = (9, 14, 5, 9, 15, 1, 16, 9)
 CLOSE = 1e-6
 
@@ -48,7 +49,7 @@ POOL: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("case", [BERT, T5, LLAMA], ids=lambda case: case.name)
+@each(READERS)
 @pytest.mark.parametrize("by", POOL)
 def test_embeddings_are_the_references(case: Case, by: Any, root: Path) -> None:
     model = load(case.folder(root))
@@ -65,7 +66,7 @@ def test_embeddings_are_the_references(case: Case, by: Any, root: Path) -> None:
         assert (found - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("case", [BERT, T5, LLAMA], ids=lambda case: case.name)
+@each(READERS)
 def test_alone_is_the_same_as_in_any_company(case: Case, root: Path) -> None:
     model, every = load(case.folder(root)), texts(case)
     pooling = Pooling(normalise=False)

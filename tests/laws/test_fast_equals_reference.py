@@ -26,6 +26,8 @@ from tests.nn import recurrent
 
 BOUND = 1e-5
 
+QUICK = ("llama", "mixtral", "mamba", "bert", "t5")
+
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -398,7 +400,7 @@ def different(model: LanguageModel) -> list[stack.ResidualBlock]:
 
 
 @pytest.mark.parametrize("segmented", [False, True], ids=["plain", "segments"])
-@each(ALL)
+@each(ALL, quick=QUICK)
 @pytest.mark.usefixtures("fresh")
 def test_blocks_trace_whole(case: Case, segmented: bool, root: Path) -> None:
     """fullgraph: a block that the compiler must leave half-way fails here. Gradients go through the traced block."""
@@ -431,7 +433,7 @@ def traces_whole(model: LanguageModel, segmented: bool) -> None:
         assert close(found[0][1], found[1][1])
 
 
-@each(ALL)
+@each(ALL, quick=QUICK)
 @pytest.mark.usefixtures("fresh")
 def test_new_lengths_compile_nothing(case: Case, root: Path) -> None:
     """Two lengths teach the compiler that lengths vary; no later one costs anything."""
