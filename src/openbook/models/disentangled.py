@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from openbook.errors import ConfigError
@@ -24,6 +24,24 @@ def terms_of(config: Config) -> tuple[str, ...]:
     if not isinstance(said, list | tuple) or any(part not in TERMS for part in said):
         raise ConfigError(f"`pos_att_type` must be of {', '.join(TERMS)}: got {said!r} ({config.where}).")
     return tuple(said)
+
+
+def attention_of(
+    config: Config, terms: Collection[str], *, key_bias: bool = True, shared: bool = False
+) -> spec.DisentangledAttention:
+    """One layer's attention; without relative positions the `terms` that are named still count in its scale."""
+    size, relative = size_of(config), config.get("relative_attention", False)
+    return spec.DisentangledAttention(
+        heads=config.size("num_attention_heads"),
+        head_dim=size,
+        content_to_position=relative and "c2p" in terms,
+        position_to_content=relative and "p2c" in terms,
+        shared=shared,
+        key_bias=key_bias,
+        scale=None if relative else float((size * (1 + len(terms))) ** -0.5),
+        dropout=config.get("attention_probs_dropout_prob", 0.1),
+        position_dropout=config.get("hidden_dropout_prob", 0.1),
+    )
 
 
 def encoder(config: Config, attention: spec.DisentangledAttention, vectors: spec.RelativeVectors | None) -> spec.Model:

@@ -4,47 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from openbook.models import disentangled
 from openbook.models.config import Config
-from openbook.models.disentangled import (
-    OWN,
-    PUBLISHED,
-    SELF,
-    UNREAD,
-    encoder,
-    heads,
-    shared,
-    size_of,
-    span_of,
-    terms_of,
-    write,
-)
+from openbook.models.disentangled import OWN, SELF
 from openbook.models.family import CannotSay, Family, layers_of
 from openbook.models.names import Name, fused
 from openbook.nn import spec
 
 
 def to_spec(config: Config) -> spec.Model:
-    terms, relative, size = terms_of(config), config.get("relative_attention", False), size_of(config)
     config.fixed("talking_head", False, False)
-    vectors = spec.RelativeVectors(span=span_of(config))
-    attention = spec.DisentangledAttention(
-        heads=config.size("num_attention_heads"),
-        head_dim=size,
-        content_to_position=relative and "c2p" in terms,
-        position_to_content=relative and "p2c" in terms,
-        key_bias=False,
-        scale=None if relative else (size * (1 + len(terms))) ** -0.5,
-        dropout=config.get("attention_probs_dropout_prob", 0.1),
-        position_dropout=config.get("hidden_dropout_prob", 0.1),
-    )
-    return encoder(config, attention, vectors if relative else None)
+    vectors = spec.RelativeVectors(span=disentangled.span_of(config))
+    attention = disentangled.attention_of(config, disentangled.terms_of(config), key_bias=False)
+    return disentangled.encoder(config, attention, vectors if config.get("relative_attention", False) else None)
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
     vectors = model.stack.relative
     if vectors is not None and not isinstance(vectors, spec.RelativeVectors):
         raise CannotSay("its relative positions are numbers, not vectors")
-    return write(model) | ({} if vectors is None else {"max_relative_positions": vectors.span})
+    return disentangled.write(model) | ({} if vectors is None else {"max_relative_positions": vectors.span})
 
 
 def names(model: spec.Model) -> tuple[Name, ...]:
@@ -55,7 +34,7 @@ def names(model: spec.Model) -> tuple[Name, ...]:
         *fused(f"{SELF}in_proj", (f"{OWN}q", f"{OWN}k", f"{OWN}v"), (1, 1, 1), groups=count),
         Name(f"{SELF}pos_proj", f"{OWN}position_k"),
         Name(f"{SELF}pos_q_proj", f"{OWN}position_q"),
-        *shared(model),
+        *disentangled.shared(model),
     )
 
 
@@ -64,8 +43,8 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads=heads("Deberta"),
+    heads=disentangled.heads("Deberta"),
     prefix="deberta.",
-    ignore=UNREAD,
-    respelled=PUBLISHED,
+    ignore=disentangled.UNREAD,
+    respelled=disentangled.PUBLISHED,
 )

@@ -6,28 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from openbook.errors import ConfigError
+from openbook.models import disentangled
 from openbook.models.config import Config, spell_activation
-from openbook.models.disentangled import (
-    OWN,
-    PUBLISHED,
-    SELF,
-    UNREAD,
-    encoder,
-    heads,
-    shared,
-    size_of,
-    span_of,
-    terms_of,
-    write,
-)
+from openbook.models.disentangled import OWN, SELF
 from openbook.models.family import CannotSay, Family, layers_of
 from openbook.models.names import Name
 from openbook.nn import spec
 
 
 def to_spec(config: Config) -> spec.Model:
-    terms, relative = terms_of(config), config.get("relative_attention", False)
-    size, distance, buckets = size_of(config), span_of(config), config.get("position_buckets", -1)
+    terms, relative = disentangled.terms_of(config), config.get("relative_attention", False)
+    distance, buckets = disentangled.span_of(config), config.get("position_buckets", -1)
     norms = [part.strip() for part in config.get("norm_rel_ebd", "none").lower().split("|")]
     if set(norms) - {"none", "layer_norm"}:
         raise ConfigError(f"`norm_rel_ebd` must be 'none' or 'layer_norm': got {norms} ({config.where}).")
@@ -37,17 +26,8 @@ def to_spec(config: Config) -> spec.Model:
         distance=distance if buckets > 0 else None,
         norm=norm if "layer_norm" in norms else None,
     )
-    attention = spec.DisentangledAttention(
-        heads=config.size("num_attention_heads"),
-        head_dim=size,
-        content_to_position=relative and "c2p" in terms,
-        position_to_content=relative and "p2c" in terms,
-        shared=config.get("share_att_key", False),
-        scale=None if relative else (size * (1 + len(set(terms)))) ** -0.5,
-        dropout=config.get("attention_probs_dropout_prob", 0.1),
-        position_dropout=config.get("hidden_dropout_prob", 0.1),
-    )
-    model = encoder(config, attention, vectors if relative else None)
+    attention = disentangled.attention_of(config, set(terms), shared=config.get("share_att_key", False))
+    model = disentangled.encoder(config, attention, vectors if relative else None)
     kernel = config.get("conv_kernel_size", 0)
     groups, act = config.size("conv_groups", 1), config.activation("conv_act", "tanh")
     if kernel <= 0:
@@ -61,7 +41,7 @@ def to_spec(config: Config) -> spec.Model:
 
 
 def from_spec(model: spec.Model) -> dict[str, Any]:
-    vectors, said = model.stack.relative, write(model)
+    vectors, said = model.stack.relative, disentangled.write(model)
     if vectors is not None and not isinstance(vectors, spec.RelativeVectors):
         raise CannotSay("its relative positions are numbers, not vectors")
     if vectors is not None:
@@ -91,7 +71,7 @@ def names(model: spec.Model) -> tuple[Name, ...]:
         Name(f"{SELF}value_proj", f"{OWN}v"),
         Name(f"{SELF}pos_key_proj", f"{OWN}position_k"),
         Name(f"{SELF}pos_query_proj", f"{OWN}position_q"),
-        *shared(model),
+        *disentangled.shared(model),
     )
 
 
@@ -100,8 +80,8 @@ FAMILY = Family(
     to_spec=to_spec,
     from_spec=from_spec,
     names=names,
-    heads=heads("DebertaV2"),
+    heads=disentangled.heads("DebertaV2"),
     prefix="deberta.",
-    ignore=UNREAD,
-    respelled=PUBLISHED,
+    ignore=disentangled.UNREAD,
+    respelled=disentangled.PUBLISHED,
 )
