@@ -46,6 +46,26 @@ class InputError(OpenbookError):
     """A prompt or a request cannot be served: too long, empty, a parameter out of range."""
 
 
+class TooLong(InputError):
+    """A prompt does not fit the context."""
+
+
+class Busy(OpenbookError):
+    """Nothing more is taken now. `retry_after`: seconds until there should be room."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overdue(OpenbookError):
+    """The time that a request was given is over."""
+
+
+class RemoteError(OpenbookError):
+    """An endpoint at the other end of a wire could not be reached, broke off, or says that it failed."""
+
+
 class Refusal(OpenbookError):
     """A capability that this endpoint or model does not have was asked of it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,10 +307,6 @@ class TestRefusals:
         with pytest.raises(Refusal, match="results of tools"):
             local.chat([*TALK, Message(role="tool", content="x", tool_call_id="1")])
 
-    def test_prompt_logprobs(self, local: Local) -> None:
-        with pytest.raises(Refusal, match="use `score`"):
-            local.chat(TALK, Sampling(prompt_logprobs=1))
-
     def test_messages(self, local: Local) -> None:
         with pytest.raises(InputError, match="conversation is empty"):
             local.chat([])
@@ -334,3 +331,18 @@ def test_tokens(local: Local) -> None:
     ids = wait(local.tokenize("The fox <|end|>"))
     assert local.tokenizer.specials["<|end|>"] not in ids
     assert wait(local.detokenize(ids)) == "The fox <|end|>"
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_the_prompt_with_its_logprobs(local: Local, most: int) -> None:
+    """The tokens of the prompt come first, as `score` knows them; and nothing else changes."""
+    asked = Sampling(max_tokens=most, temperature=0.0)
+    ids = local._ids_of("The fox crossed")
+    answer = wait(collect(local.complete(ids, replace(asked, prompt_logprobs=2))))
+    assert len(answer.heard) == len(ids)
+    assert answer.heard[0] is None
+    assert all(one is not None and len(one.top) == 2 for one in answer.heard[1:])
+    assert answer.text == wait(collect(local.complete("The fox crossed", asked))).text
+    (scored,) = wait(local.score([("The fox", " crossed")]))
+    known = [one.logprob for one in answer.heard if one is not None]
+    assert sum(known[-scored.tokens :]) == pytest.approx(scored.logprob, abs=1e-5)

@@ -12,6 +12,7 @@ The engine below (`generate/engine.py`) knows ids and runs in a thread of its ow
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ from typing import Any
 
 from torch import Tensor
 
-from openbook.chat.local import Local, start_of
-from openbook.chat.messages import Delta, Message
-from openbook.chat.protocols import DEFAULT
+from openbook.chat.local import Local, overdue, start_of
+from openbook.chat.messages import Delta, Message, Terms
+from openbook.chat.protocols import DEFAULT, PLAIN
 from openbook.chat.reading import Reads
-from openbook.errors import InputError, OpenbookError, Refusal
+from openbook.errors import InputError, OpenbookError
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
@@ -56,16 +57,6 @@ class Output:
     versions: tuple[int, ...] | None = None  # of the weights behind each token, once weights were pushed
     score: float | None = None
     error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """How a request stands among the others: whose it is (prefixes are never shared between tenants), how urgent, and
-    the seconds after which it is ended (finish "deadline")."""
-
-    tenant: str = ""
-    priority: int = 0
-    timeout: float | None = None
 
 
 class _Batch:
@@ -167,7 +158,7 @@ class Engine(Reads, Local):
         sampling: Sampling | Sequence[Sampling] | None = None,
         *,
         adapter: str | Sequence[str | None] | None = None,
-        terms: Terms = Terms(),
+        terms: Terms = PLAIN,
         on_output: Callable[[Output], object] | None = None,
     ) -> list[Output]:
         """Continues every prompt, texts or lists of ids; `n` outputs for each, in the order of prompts and choices.
@@ -211,9 +202,6 @@ class Engine(Reads, Local):
             raise
         return [done[key] for key in sorted(done)]
 
-    def _ids_of(self, prompt: str | Sequence[int]) -> list[int]:
-        return self._prompt(prompt) if isinstance(prompt, str) else list(prompt)
-
     def _output(self, number: int, job: Job, result: Generation) -> Output:
         said = b"".join(map(self._bytes, result.ids))
         text = said[: len(said) - result.excess].decode("utf-8", errors="replace")
@@ -247,22 +235,21 @@ class Engine(Reads, Local):
         sampling: Sampling = DEFAULT,
         *,
         adapter: str | None = None,
-        terms: Terms = Terms(),
+        terms: Terms = PLAIN,
     ) -> AsyncIterator[Delta]:
         """`complete` of a text, or `chat` of a conversation, with an adapter and terms. Closing it cancels."""
-        if sampling.prompt_logprobs is not None:
-            raise Refusal("`prompt_logprobs` are not a part of an answer: use `score`, or `generate`.")
-        ids, plain = self.prompt_of(asked), replace(sampling, stop=())
-        self.core.check([ids], [plain])
+        ids, plain = self.prompt_of(asked), replace(sampling, stop=(), prompt_logprobs=None)
         self.check_adapter(adapter)
-        return self._deltas(self._streamed(ids, plain, adapter, terms), sampling, len(ids), ())
+        return self._deltas(self._tokens(ids, plain, terms, adapter), sampling, ids, ())
 
-    def _tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
+    def _tokens(
+        self, ids: list[int], sampling: Sampling, terms: Terms, adapter: str | None = None
+    ) -> AsyncGenerator[Token]:
         self.core.check([ids], [sampling])
-        return self._streamed(ids, sampling)
+        return self._streamed(ids, sampling, terms, adapter)
 
     async def _streamed(
-        self, ids: list[int], sampling: Sampling, adapter: str | None = None, terms: Terms = Terms()
+        self, ids: list[int], sampling: Sampling, terms: Terms, adapter: str | None
     ) -> AsyncGenerator[Token]:
         stream = self.live.stream(
             ids, sampling, adapter=adapter, tenant=terms.tenant, priority=terms.priority, timeout=terms.timeout
@@ -272,13 +259,14 @@ class Engine(Reads, Local):
                 if token.finish == "error":
                     raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
                 if token.finish == "deadline":
-                    raise OpenbookError(f"The request was not done after its `timeout` of {terms.timeout} seconds.")
+                    raise overdue(terms)
                 if token.finish == "cancelled":
                     raise OpenbookError(f"The request was cancelled. {self.live.ended}")
                 yield token
 
-    def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
-        return [output.prompt_logprobs or () for output in self.generate(texts, asked)]
+    async def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
+        outputs = await asyncio.to_thread(self.generate, texts, asked)
+        return [output.prompt_logprobs or () for output in outputs]
 
     # -- weights and adapters -----------------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from openbook.chat.messages import Delta, Finish, Logprob, Message, Scored, Tool, Usage
-from openbook.chat.protocols import DEFAULT
-from openbook.errors import InputError, Refusal
+from openbook.chat.messages import Delta, Finish, Logprob, Message, Scored, Terms, Tool, ToolUse, Usage
+from openbook.chat.protocols import DEFAULT, FREELY, NOTHING, PLAIN
+from openbook.errors import InputError, Overdue, Refusal, TooLong
 from openbook.generate.loop import generate_ids, stream_ids
 from openbook.generate.requests import Logprob as TokenLogprob
 from openbook.generate.requests import Token
@@ -60,26 +61,31 @@ class Local:
         sampling: Sampling = DEFAULT,
         *,
         tools: Sequence[Tool] = (),
+        use: ToolUse = FREELY,
         trim: bool = False,
+        terms: Terms = PLAIN,
+        variables: Mapping[str, Any] = NOTHING,
     ) -> AsyncIterator[Delta]:
         """The answer, as it comes; see `Chat`. What cannot be served is an error at once, before the first delta.
 
         With `trim`, turns (a message of the user and what follows it) are left out from the oldest on, never the system
         messages nor the last turn, until there is room for `max_tokens` or a quarter of the context.
         """
-        if tools:
+        if tools and use.mode != "none":
             raise Refusal("This local model does not call tools. Leave `tools` out, and describe them in a message.")
         heard = [Message.of(message) for message in messages]
         if not heard:
             raise InputError("The conversation is empty. Give at least one message.")
         if any(message.tool_calls or message.role == "tool" for message in heard):
             raise Refusal("This local model does not call tools: the messages hold calls or results of tools.")
-        ids, dropped = self._fit(heard, sampling, trim)
-        return self._answer(ids, sampling, dropped)
+        ids, dropped = self._fit(heard, sampling, trim, variables)
+        return self._answer(ids, sampling, terms, dropped)
 
-    def complete(self, prompt: str, sampling: Sampling = DEFAULT) -> AsyncIterator[Delta]:
+    def complete(
+        self, prompt: str | Sequence[int], sampling: Sampling = DEFAULT, *, terms: Terms = PLAIN
+    ) -> AsyncIterator[Delta]:
         """What follows `prompt`, as it comes; see `Complete`."""
-        return self._answer(self._prompt(prompt), sampling, ())
+        return self._answer(self._ids_of(prompt), sampling, terms, ())
 
     async def score(self, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
         """How likely continuations are; see `Score`.
@@ -101,12 +107,13 @@ class Local:
                 missing = "a continuation" if not continuation else "a context, or a tokenizer with a begin token"
                 raise InputError(f"A score needs {missing}: got ({context!r:.40}, {continuation!r:.40}).")
         asked = Sampling(max_tokens=0, prompt_logprobs=1)
-        heard = await asyncio.get_running_loop().run_in_executor(self._worker, self._heard, wholes, asked)
+        heard = await self._heard(wholes, asked)
         return [_scored(logprobs[begin:]) for logprobs, begin in zip(heard, begins, strict=True)]
 
-    def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[TokenLogprob | None]]:
+    async def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[TokenLogprob | None]]:
         """The log-probabilities of the tokens of texts."""
-        results = generate_ids(self.model, texts, asked, context=self.context, cached=self._cached)
+        read = partial(generate_ids, self.model, texts, asked, context=self.context, cached=self._cached)
+        results = await asyncio.get_running_loop().run_in_executor(self._worker, read)
         return [result.prompt_logprobs or [] for result in results]
 
     async def tokenize(self, text: str) -> list[int]:
@@ -123,10 +130,15 @@ class Local:
 
     # -- prompts ------------------------------------------------------------------------------------------------------
 
-    def _ids(self, messages: Sequence[Message]) -> list[int]:
+    def _ids(self, messages: Sequence[Message], variables: Mapping[str, Any] = NOTHING) -> list[int]:
         if not self.continues:
-            return self.tokenizer.chat([message.as_dict() for message in messages])
+            return self.tokenizer.chat([message.as_dict() for message in messages], **variables)
+        if variables:
+            raise Refusal("This model has no chat template, so there is nothing that could read its variables.")
         return self._prompt(joined(messages))
+
+    def _ids_of(self, prompt: str | Sequence[int]) -> list[int]:
+        return self._prompt(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _prompt(self, text: str) -> list[int]:
         """Ids of a text with what the tokenizer puts around it; for an empty one the begin token, if there is one."""
@@ -138,14 +150,16 @@ class Local:
         before = self.tokenizer.prefix or (() if self.tokenizer.bos is None else (self.tokenizer.bos,))
         return [*before, *ids]
 
-    def _fit(self, messages: list[Message], sampling: Sampling, trim: bool) -> tuple[list[int], tuple[int, ...]]:
+    def _fit(
+        self, messages: list[Message], sampling: Sampling, trim: bool, variables: Mapping[str, Any]
+    ) -> tuple[list[int], tuple[int, ...]]:
         """Ids of the messages that fit the context, and the places of those that do not."""
-        ids = self._ids(messages)
+        ids = self._ids(messages, variables)
         if self.context is None:
             return ids, ()
         if not trim:
             if len(ids) >= self.context:
-                raise InputError(
+                raise TooLong(
                     f"The conversation has {len(ids)} tokens and the context holds {self.context}, answer included. "
                     "Shorten it, or ask for `trim`, which leaves out the oldest turns."
                 )
@@ -155,14 +169,14 @@ class Local:
 
         def without(count: int) -> list[int]:
             gone = {place for turn in turns[:count] for place in turn}
-            return self._ids([message for place, message in enumerate(messages) if place not in gone])
+            return self._ids([message for place, message in enumerate(messages) if place not in gone], variables)
 
         count = 0
         if len(ids) > limit and len(turns) > 1:
             count = bisect_left(range(len(turns) - 1), True, lo=1, key=lambda fewer: len(without(fewer)) <= limit)
             ids = without(count)
         if len(ids) >= self.context:
-            raise InputError(
+            raise TooLong(
                 f"The last turn alone, with the system messages, has {len(ids)} tokens and the context holds "
                 f"{self.context}, answer included. Shorten it."
             )
@@ -170,12 +184,13 @@ class Local:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _answer(self, ids: list[int], sampling: Sampling, dropped: tuple[int, ...]) -> AsyncIterator[Delta]:
-        if sampling.prompt_logprobs is not None:
-            raise Refusal("`prompt_logprobs` are not a part of an answer: use `score`.")
-        return self._deltas(self._tokens(ids, replace(sampling, stop=())), sampling, len(ids), dropped)
+    def _answer(
+        self, ids: list[int], sampling: Sampling, terms: Terms, dropped: tuple[int, ...]
+    ) -> AsyncIterator[Delta]:
+        tokens = self._tokens(ids, replace(sampling, stop=(), prompt_logprobs=None), terms)
+        return self._deltas(tokens, sampling, ids, dropped)
 
-    def _tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Token]:
+    def _tokens(self, ids: list[int], sampling: Sampling, terms: Terms) -> AsyncGenerator[Token]:
         """The tokens that follow `ids`, as they come; what cannot be served is an error at once.
 
         Stop strings are looked for in the text (see _Choice), not here.
@@ -189,24 +204,29 @@ class Local:
             context=self.context,
             cached=self._cached,
         )
-        return self._in_thread(tokens)
+        return self._in_thread(tokens, terms)
 
-    async def _in_thread(self, tokens: Iterator[Token]) -> AsyncGenerator[Token]:
+    async def _in_thread(self, tokens: Iterator[Token], terms: Terms) -> AsyncGenerator[Token]:
         loop = asyncio.get_running_loop()
+        end = None if terms.timeout is None else loop.time() + terms.timeout
         try:
             while (token := await loop.run_in_executor(self._worker, next, tokens, None)) is not None:
                 yield token
+                if end is not None and loop.time() > end and token.finish is None:
+                    raise overdue(terms)
         finally:
             with suppress(RuntimeError):  # at the end of the program, when no thread is left to stop
                 self._worker.submit(_close, tokens)  # behind the step that may still be running
 
     async def _deltas(
-        self, tokens: AsyncGenerator[Token], sampling: Sampling, heard: int, dropped: tuple[int, ...]
+        self, tokens: AsyncGenerator[Token], sampling: Sampling, ids: list[int], dropped: tuple[int, ...]
     ) -> AsyncIterator[Delta]:
         choices = [_Choice(index, self.tokenizer, sampling) for index in range(sampling.n)]
         said = 0
         async with aclosing(tokens):
-            if dropped:
+            if sampling.prompt_logprobs is not None:
+                yield Delta(dropped=dropped, heard=await self._prompt_logprobs(ids, sampling.prompt_logprobs))
+            elif dropped:
                 yield Delta(dropped=dropped)
             async for token in tokens:
                 choice = choices[token.choice]
@@ -216,14 +236,19 @@ class Local:
                 delta = choice.take(token)
                 over = all(choice.finish for choice in choices)
                 if over:
-                    usage = Usage(prompt_tokens=heard, completion_tokens=said, cached_tokens=token.cached)
+                    usage = Usage(prompt_tokens=len(ids), completion_tokens=said, cached_tokens=token.cached)
                     delta = replace(delta, usage=usage)
                 if delta.text or delta.finish or delta.logprobs:
                     yield delta
                 if over:
                     return
             for choice in choices:  # nothing was to be written: max_tokens is 0
-                yield Delta(choice=choice.index, finish="length", usage=Usage(prompt_tokens=heard))
+                yield Delta(choice=choice.index, finish="length", usage=Usage(prompt_tokens=len(ids)))
+
+    async def _prompt_logprobs(self, ids: list[int], top: int) -> tuple[Logprob | None, ...]:
+        """The tokens of a prompt with their log-probabilities; the first has none, for nothing precedes it."""
+        ((_, *found),) = await self._heard([ids], Sampling(max_tokens=0, prompt_logprobs=top))
+        return None, *(None if one is None else logprob_of(self.tokenizer, one) for one in found)
 
 
 class _Choice:
@@ -250,16 +275,23 @@ class _Choice:
             self.finish = "stop"
         elif self.finish:
             shown += self._watch.finish()
-        logprobs = () if token.logprob is None else (self._logprob(token.logprob),)
+        logprobs = () if token.logprob is None else (logprob_of(self._tokenizer, token.logprob),)
         return Delta(choice=self.index, text=shown.decode(errors="replace"), finish=self.finish, logprobs=logprobs)
 
-    def _logprob(self, found: TokenLogprob) -> Logprob:
-        top = tuple(self._one(number, logprob) for number, logprob in found.top)
-        return replace(self._one(found.id, found.logprob), top=top)
 
-    def _one(self, number: int, logprob: float) -> Logprob:
-        raw = self._tokenizer.token_bytes(number)
-        return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
+def logprob_of(tokenizer: Tokenizer, found: TokenLogprob) -> Logprob:
+    """A token's log-probability, and that of its alternatives, as text."""
+
+    def one(number: int, logprob: float, top: tuple[Logprob, ...] = ()) -> Logprob:
+        raw = tokenizer.token_bytes(number)
+        return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob, top=top)
+
+    return one(found.id, found.logprob, tuple(one(number, logprob) for number, logprob in found.top))
+
+
+def overdue(terms: Terms) -> Overdue:
+    """The error of a request that was not done in time."""
+    return Overdue(f"The request was not done after its `timeout` of {terms.timeout} seconds.")
 
 
 def start_of(model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:

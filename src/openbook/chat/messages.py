@@ -18,6 +18,7 @@ from typing import Any, Literal
 from openbook.errors import InputError, Refusal
 
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+REASONING = "reasoning_content"  # the name that endpoints gave it
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -60,16 +61,48 @@ class ToolCallPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A function that the assistant may ask for; `parameters` is a JSON schema."""
+    """A function that the assistant may ask for; `parameters` is a JSON schema, to which `strict` holds its calls."""
 
     name: str
     description: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    strict: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As the API writes it."""
-        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
-        return {"type": "function", "function": function}
+        function: dict[str, Any] = {"name": self.name, "description": self.description}
+        function["parameters"] = dict(self.parameters)
+        return {"type": "function", "function": function | ({"strict": True} if self.strict else {})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """How tools may be used.
+
+    mode      auto: the model decides; none: it must not call; required: it must call at least one
+    name      of the one tool that it must call (mode "required")
+    parallel  whether one answer may hold several calls
+    """
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "none", "required"):
+            raise InputError(f"`mode` must be auto, none or required: got {self.mode!r:.60}.")
+        if self.name is not None and self.mode != "required":
+            raise InputError(f"A tool that must be called is required: got mode {self.mode!r} with name {self.name!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a request stands among the others: whose it is (prefixes are never shared between tenants), how urgent, and
+    the seconds after which it is ended (an `Overdue` error)."""
+
+    tenant: str = ""
+    priority: int = 0
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +114,7 @@ class Message:
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None  # of the call that a "tool" message answers
+    reasoning: str | None = None  # what the assistant thought before it spoke
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -89,6 +123,8 @@ class Message:
             raise InputError(f"A message needs `content`: this one, of the {self.role}, has none.")
         if self.content is not None and not isinstance(self.content, str):
             raise InputError(f"`content` must be text: got {type(self.content).__name__}. `Message.of` reads parts.")
+        if self.reasoning is not None and self.role != "assistant":
+            raise InputError(f"Only the assistant has `reasoning_content`: this message is of the {self.role}.")
         if self.tool_calls and self.role != "assistant":
             raise InputError(f"Only the assistant calls tools: this message is of the {self.role}.")
 
@@ -114,10 +150,10 @@ class Message:
             return value
         if not isinstance(value, Mapping):
             raise InputError(f"A message must be an object with `role` and `content`: got {type(value).__name__}.")
-        unknown = sorted(set(value) - {"role", "content", "name", "tool_calls", "tool_call_id", "refusal"})
+        unknown = sorted(set(value) - {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", REASONING})
         if unknown:
             raise InputError(f"A message has no field {unknown[0]!r}.")
-        for key in ("name", "tool_call_id"):
+        for key in ("name", "tool_call_id", REASONING):
             if not isinstance(value.get(key), str | None):
                 raise InputError(f"`{key}` of a message must be text: got {value[key]!r:.60}.")
         calls = value.get("tool_calls") or ()
@@ -129,6 +165,7 @@ class Message:
             name=value.get("name"),
             tool_calls=tuple(map(ToolCall.of, calls)),
             tool_call_id=value.get("tool_call_id"),
+            reasoning=value.get(REASONING),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,6 +177,8 @@ class Message:
             value["tool_calls"] = [call.as_dict() for call in self.tool_calls]
         if self.tool_call_id is not None:
             value["tool_call_id"] = self.tool_call_id
+        if self.reasoning is not None:
+            value[REASONING] = self.reasoning
         return value
 
 
@@ -173,11 +212,13 @@ class Delta:
 
     choice: int = 0
     text: str = ""
+    reasoning: str = ""
     tool_calls: tuple[ToolCallPart, ...] = ()
     finish: Finish | None = None  # on the last delta of each choice
     logprobs: tuple[Logprob, ...] = ()
     usage: Usage | None = None  # on the last delta of all
     dropped: tuple[int, ...] = ()  # on the first: which messages were left out because the context is too short
+    heard: tuple[Logprob | None, ...] = ()  # on the first: the tokens of the prompt, where `prompt_logprobs` asks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,16 +226,18 @@ class Answer:
     """All deltas of one choice together."""
 
     text: str = ""
+    reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     finish: Finish | None = None  # None: the stream ended before the answer did
     logprobs: tuple[Logprob, ...] = ()
     usage: Usage = field(default_factory=Usage)
     dropped: tuple[int, ...] = ()
+    heard: tuple[Logprob | None, ...] = ()
 
     def message(self) -> Message:
         """The answer as the next message of the conversation."""
         content = None if self.tool_calls and not self.text else self.text
-        return Message(role="assistant", content=content, tool_calls=self.tool_calls)
+        return Message(role="assistant", content=content, tool_calls=self.tool_calls, reasoning=self.reasoning or None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +276,7 @@ def _joined(deltas: Sequence[Delta], usage: Usage, dropped: tuple[int, ...]) -> 
             calls.setdefault(part.index, []).append(part)
     return Answer(
         text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
         tool_calls=tuple(
             ToolCall(
                 id="".join(part.id for part in parts),
@@ -245,6 +289,7 @@ def _joined(deltas: Sequence[Delta], usage: Usage, dropped: tuple[int, ...]) -> 
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
         usage=usage,
         dropped=dropped,
+        heard=next((delta.heard for delta in deltas if delta.heard), ()),
     )
 
 

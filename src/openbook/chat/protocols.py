@@ -7,13 +7,17 @@ says what it needs: `require(endpoint, Chat)`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from openbook.chat.messages import Delta, Message, Scored, Tool
+from openbook.chat.messages import Delta, Message, Scored, Terms, Tool, ToolUse
 from openbook.errors import Refusal
 from openbook.generate.sampling import Sampling
 
 DEFAULT = Sampling()
+FREELY = ToolUse()
+PLAIN = Terms()
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -26,12 +30,16 @@ class Chat(Protocol):
         sampling: Sampling = DEFAULT,
         *,
         tools: Sequence[Tool] = (),
+        use: ToolUse = FREELY,
         trim: bool = False,
+        terms: Terms = PLAIN,
+        variables: Mapping[str, Any] = NOTHING,
     ) -> AsyncIterator[Delta]:
         """The answer, as it comes. Closing the iterator stops the work.
 
-        A conversation that is too long for the context is an InputError; with `trim` its oldest turns are left out
-        instead, and the first delta says which (`dropped`). A parameter that cannot be honoured is a Refusal.
+        A conversation that is too long for the context is `TooLong`; with `trim` its oldest turns are left out
+        instead, and the first delta says which (`dropped`). `variables` are for the chat template
+        (`enable_thinking`, say). A parameter that cannot be honoured is a Refusal.
         """
         ...
 
@@ -40,8 +48,13 @@ class Chat(Protocol):
 class Complete(Protocol):
     """Continues a text."""
 
-    def complete(self, prompt: str, sampling: Sampling = DEFAULT) -> AsyncIterator[Delta]:
-        """What follows `prompt`, as it comes, without the prompt itself. Closing the iterator stops the work."""
+    def complete(
+        self, prompt: str | Sequence[int], sampling: Sampling = DEFAULT, *, terms: Terms = PLAIN
+    ) -> AsyncIterator[Delta]:
+        """What follows `prompt` (a text or ids), as it comes, without it. Closing the iterator stops the work.
+
+        Where `sampling.prompt_logprobs` asks for them, the first delta has the tokens of the prompt (`heard`).
+        """
         ...
 
 

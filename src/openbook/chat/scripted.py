@@ -9,14 +9,15 @@ and returns one of these.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from openbook.chat.messages import Delta, Message, Scored, Tool, Usage
-from openbook.chat.protocols import DEFAULT
+from openbook.chat.messages import Delta, Message, Scored, Terms, Tool, ToolUse, Usage
+from openbook.chat.protocols import DEFAULT, FREELY, NOTHING, PLAIN
 from openbook.errors import InputError
 from openbook.generate.sampling import Sampling
 
@@ -30,7 +31,10 @@ class Call:
     prompt: str = ""
     sampling: Sampling = DEFAULT
     tools: tuple[Tool, ...] = ()
+    use: ToolUse = FREELY
     trim: bool = False
+    terms: Terms = PLAIN
+    variables: Mapping[str, Any] = field(default_factory=dict)
     ended: str | None = None
 
 
@@ -43,12 +47,18 @@ class Scripted:
 
     Tokens are UTF-8 bytes. Sampling is recorded, not obeyed. `embed` counts words into `dim` places, so that texts that
     share words are near each other; `score` is a function of context and continuation, by default minus its bytes.
+    `pace`: seconds before each piece.
     """
 
     def __init__(
-        self, *replies: Reply, dim: int = 64, score: Callable[[str, str], float] = lambda _, said: -len(said.encode())
+        self,
+        *replies: Reply,
+        dim: int = 64,
+        score: Callable[[str, str], float] = lambda _, said: -len(said.encode()),
+        pace: float = 0.0,
     ) -> None:
         self.replies = list(replies)
+        self.pace = pace
         self.calls: list[Call] = []
         self._dim = dim
         self._score = score
@@ -60,16 +70,25 @@ class Scripted:
         sampling: Sampling = DEFAULT,
         *,
         tools: Sequence[Tool] = (),
+        use: ToolUse = FREELY,
         trim: bool = False,
+        terms: Terms = PLAIN,
+        variables: Mapping[str, Any] = NOTHING,
     ) -> AsyncIterator[Delta]:
         """The next reply."""
         heard = tuple(map(Message.of, messages))
-        call = Call("chat", messages=heard, sampling=sampling, tools=tuple(tools), trim=trim)
+        call = Call(
+            "chat", messages=heard, sampling=sampling, tools=tuple(tools), use=use, trim=trim, terms=terms,
+            variables=variables,
+        )  # fmt: skip
         return self._say(call, sum(len((message.content or "").encode()) for message in heard))
 
-    def complete(self, prompt: str, sampling: Sampling = DEFAULT) -> AsyncIterator[Delta]:
+    def complete(
+        self, prompt: str | Sequence[int], sampling: Sampling = DEFAULT, *, terms: Terms = PLAIN
+    ) -> AsyncIterator[Delta]:
         """The next reply."""
-        return self._say(Call("complete", prompt=prompt, sampling=sampling), len(prompt.encode()))
+        text = prompt if isinstance(prompt, str) else bytes(prompt).decode(errors="replace")
+        return self._say(Call("complete", prompt=text, sampling=sampling, terms=terms), len(text.encode()))
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Counts of words, each in the place that its hash says, of length 1."""
@@ -105,6 +124,8 @@ class Scripted:
             pieces = self._next(call)
             said = 0
             for place, piece in enumerate(pieces):
+                if self.pace:
+                    await asyncio.sleep(self.pace)
                 if isinstance(piece, Exception):
                     raise piece
                 delta = Delta(text=piece) if isinstance(piece, str) else piece

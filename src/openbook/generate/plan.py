@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from openbook.errors import OpenbookError
+from openbook.errors import Busy
 
 if TYPE_CHECKING:
     from openbook.generate.entries import Entry
@@ -49,12 +49,8 @@ class Ask:
     arrived: float = 0.0
 
 
-class Full(OpenbookError):
-    """Too many requests wait. `retry_after`: seconds until there should be room."""
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+class Full(Busy):
+    """Too many requests wait."""
 
 
 class Sequence:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import Literal, SupportsIndex
 
-from openbook.errors import InputError, Refusal
+from openbook.errors import InputError, Refusal, TooLong
 from openbook.generate.sampling import Sampling
 from openbook.nn import spec
 from openbook.nn.model import LanguageModel
@@ -158,7 +158,7 @@ def _index(value: SupportsIndex) -> int:
 
 def _fits(number: int, length: int, limit: int | None) -> None:
     if limit is not None and length > limit:
-        raise InputError(
+        raise TooLong(
             f"Prompt {number} has {length} tokens and the encoder of this model reads {limit}: shorten it by "
             f"{length - limit}."
         )
@@ -169,12 +169,12 @@ def _room(number: int, length: int, sampling: Sampling, limit: int | None) -> in
     if limit is None:
         return sampling.max_tokens
     if length > limit:
-        raise InputError(
+        raise TooLong(
             f"Prompt {number} has {length} tokens and the context of this model holds {limit}: shorten it by "
             f"{length - limit} (more, to leave room for the output)."
         )
     if length == limit and sampling.max_tokens:
-        raise InputError(f"Prompt {number} fills the context of {limit} tokens: there is no room for output.")
+        raise TooLong(f"Prompt {number} fills the context of {limit} tokens: there is no room for output.")
     return min(sampling.max_tokens, limit - length)
 
 
