@@ -195,7 +195,7 @@ class Engine(Reads, Local):
                 while waiting and batch.submit(waiting[0][0], *waiting[0][1]):
                     waiting.popleft()
                 for number, job, result in batch.finished():
-                    if result.finish == "cancelled":  # nobody else could have: it is no answer
+                    if result.finish == "cancelled" or (result.finish == "error" and self.broken):  # it is no answer
                         raise OpenbookError(f"The requests could not be finished. {self.live.ended}")
                     output = self._output(number, job, result)
                     done[number, result.choice] = output
