@@ -50,7 +50,7 @@ def tell(engine: Engine, events: Iterable[Token]) -> None:
             job.listener(event)
         except Exception as error:
             deaf[job] = error
-    for job, error in deaf.items():
-        log.note(f"A listener failed, and its request is ended ({cause_of(error)}).", once=f"listener {error}")
+    for job, raised in deaf.items():
+        log.note(f"A listener failed, and its request is ended ({cause_of(raised)}).", once=f"listener {raised}")
         job.listener = None
-        engine.end(job, "error", f"Its listener failed ({cause_of(error)}).")
+        engine.end(job, "error", f"Its listener failed ({cause_of(raised)}).")

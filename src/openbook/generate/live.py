@@ -22,7 +22,7 @@ from functools import partial
 from typing import TypeVar
 
 from openbook import log
-from openbook.errors import OpenbookError
+from openbook.errors import OpenbookError, Stopped
 from openbook.generate.engine import Engine
 from openbook.generate.failing import cause_of, tell
 from openbook.generate.job import Job
@@ -64,7 +64,7 @@ class Live:
 
         with self._wake:
             if self._closed or self._broken is not None:
-                raise OpenbookError(self.ended)
+                raise Stopped(self.ended)
             self._calls.append(run)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="openbook-engine", daemon=True)
