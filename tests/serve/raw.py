@@ -84,6 +84,22 @@ class Raw:
         self.socket.close()
 
 
+def free() -> int:
+    """A port that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether somebody does there."""
+    try:
+        Raw(port).leave()
+    except OSError:
+        return False
+    return True
+
+
 def ask(port: int, path: str, body: dict[str, Any] | None = None, method: str = "GET") -> tuple[int, Any]:
     """Status and JSON of one request with a connection of its own."""
     raw = Raw(port)

@@ -23,7 +23,7 @@ from openbook.serve.served import Served
 from openbook.serve.settings import Settings
 from tests.laws.served import emptied
 from tests.serve.conftest import Serving, Start, serving_of
-from tests.serve.raw import CHAT, Raw, ask, asking, request, scripted, until
+from tests.serve.raw import CHAT, Raw, ask, asking, free, request, scripted, until
 
 LONG: dict[str, Any] = {"max_tokens": 800, "ignore_eos": True, "temperature": 1.0}
 SHORT: dict[str, Any] = {"max_tokens": 4, "ignore_eos": True}
@@ -280,13 +280,6 @@ def test_a_log_that_nobody_reads_is_no_reason_to_stop(reads: bool) -> None:
         assert serving.ended() == 0
     if not reads:
         os.close(inside)
-
-
-def free() -> int:
-    """A port that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answers(port: int) -> bool:
