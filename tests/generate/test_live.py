@@ -1,4 +1,4 @@
-"""The engine's thread: what raises in it ends who was concerned, with the cause; readers who fall behind hold themselves."""
+"""The engine's thread: what raises in it ends who was concerned, with the cause; who reads slowly is held alone."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_failures_in_a_row_break_it_and_everything_ends_with_the_cause(monkeypat
         for job, tokens in found:
             assert [token.finish for token in tokens] == ["error"]
             assert "RuntimeError: the roof fell in" in str(job.lines[0].result.error)
-        with pytest.raises(OpenbookError, match="stopped for good .RuntimeError: the roof fell in"):
+        with pytest.raises(OpenbookError, match=r"stopped for good .RuntimeError: the roof fell in"):
             await all_of(live, PROMPT)
 
     asyncio.run(ask())
@@ -176,7 +176,7 @@ def test_a_stream_that_is_closed_has_given_everything_back_before_the_next_step(
 
     async def ask() -> None:
         stream = live.stream(PROMPT, LONG)
-        async for job, token in stream:
+        async for job, token in stream:  # noqa: B007
             if token.index == 5:
                 break
         steps = live.call(lambda: engine.stats.steps).result()

@@ -112,6 +112,7 @@ class Live:
                 ends += token.finish is not None
                 yield job, token
         finally:
+            reader.left = True
             if not job.ended:
                 with suppress(OpenbookError):  # it is closed: everything ends anyway
                     self.call(partial(self.engine.cancel, job))
@@ -210,6 +211,7 @@ class _Reader:
     def __init__(self, live: Live) -> None:
         self.job: Job | None = None  # once it was begun, and so before the first token
         self.held = False
+        self.left = False  # nobody reads any more
         self._live = live
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Token] = asyncio.Queue()
@@ -218,6 +220,8 @@ class _Reader:
 
     def hear(self, token: Token) -> None:
         """One more. Raises where the reader's loop has ended, and nobody would ever read it."""
+        if self.left:
+            return
         self._heard += 1
         if not self.held and self._heard - self._read > AHEAD:
             self._hold(True)
