@@ -287,7 +287,7 @@ def answers(port: int) -> bool:
 def test_sixty_people_of_whom_many_leave(folder: Path) -> None:
     settings = Sharing(rows=16)
     with (
-        ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="1MiB", settings=settings) as engine,
+        ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="256KiB", settings=settings) as engine,
         serving_of({"tiny": engine}) as serving,
     ):
         crowd = Crowd(serving.port)

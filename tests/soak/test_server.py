@@ -1,4 +1,4 @@
-"""Five hundred people at once over one small model, many of whom leave: nobody is lost, pages come back, memory is flat.
+"""Five hundred people at once over one small model, many of whom leave: nobody is lost, pages are back, memory is flat.
 
 OPENBOOK_SOAK_SECONDS: how long (default 60).
 """
@@ -25,7 +25,7 @@ SECONDS = float(os.environ.get("OPENBOOK_SOAK_SECONDS", "60"))
 
 @pytest.mark.soak
 def test_a_minute_of_five_hundred(folder: Path) -> None:
-    engine = ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="2MiB", settings=Settings(rows=32))
+    engine = ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="512KiB", settings=Settings(rows=32))
     with engine, serving_of({"tiny": engine}) as serving:
         crowd = Crowd(serving.port)
         asyncio.run(crowd.stay(500, SECONDS / 4))
