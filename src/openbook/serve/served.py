@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -114,6 +114,13 @@ class Served:
     def labels(self) -> tuple[str, ...]:
         """The classes that it sorts texts into, if any."""
         return self.endpoint.labels if isinstance(self.endpoint, Classify) else ()
+
+    def adapted(self, name: str) -> Served:
+        """An adapter of it that is loaded, as a model of its own."""
+        assert isinstance(self.endpoint, Adaptable), "its adapter is loaded"
+        return replace(
+            self, name=name, endpoint=self.endpoint.adapted(name), parent=self.name, created=int(time.time())
+        )
 
 
 class Models:
