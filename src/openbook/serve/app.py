@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from openbook.serve.errors import Rejected
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.routes import adapters, chat, completions, plain, scores, vectors
+from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, vectors
 from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
 
-FAMILIES = (chat, completions, vectors, scores, adapters, plain)
+FAMILIES = (chat, completions, responses, vectors, scores, adapters, plain)
 ROUTES: tuple[Route, ...] = tuple(route for family in FAMILIES for route in family.ROUTES)
 
 
