@@ -291,7 +291,7 @@ def test_a_real_model(real: Serving) -> None:
         with pytest.raises(BadRequestError) as refused:
             client.responses.create(model="tiny", input="word " * 3000)
         assert refused.value.code == "context_length_exceeded"
-        turns: list[Any] = [{"role": "user", "content": "word " * 400} for _ in range(5)]
+        turns: list[Any] = [{"role": "user", "content": "word " * 60} for _ in range(6)]
         trimmed = client.responses.create(model="tiny", input=turns, truncation="auto", max_output_tokens=4)
         assert trimmed.model_extra is not None
         assert trimmed.model_extra["dropped"]
