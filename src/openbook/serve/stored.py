@@ -51,8 +51,8 @@ class Stored:
         self._bytes += kept.bytes
         self._forget()
 
-    def find(self, caller: str, number: str) -> Kept:
-        """The response of that id, if it is this caller's; else 404."""
+    def find(self, caller: str, number: str, param: str | None = None) -> Kept:
+        """The response of that id, if it is this caller's; else 404. `param`: what asked for it."""
         self._forget()
         found = self._kept.get((caller, number))
         if found is None:
@@ -61,6 +61,7 @@ class Stored:
                 f"There is no response {number!r:.100}. One is kept where its request says `store`: true, for "
                 f"{self._settings.stored_seconds:.0f} seconds at most.",
                 code="response_not_found",
+                param=param,
             )
         return found
 

@@ -25,8 +25,9 @@ from openbook.serve.wire.responses import InputText, Item, MessageItem, Response
 async def respond(call: Call, asked: ResponseRequest) -> Reply:
     """Answers a conversation of items."""
     items = items_of(asked.input)
-    before = asked.previous_response_id
-    earlier = () if before is None else call.server.stored.find(call.caller.name, before).said
+    earlier: tuple[Item, ...] = ()
+    if asked.previous_response_id is not None:
+        earlier = call.server.stored.find(call.caller.name, asked.previous_response_id, "previous_response_id").said
     stream = answered(call, chat_of(asked, [*earlier, *items]))
     responding = Responding(_response(call, asked), bool(asked.include))
     events = _events(call, asked, responding, stream, (*earlier, *items), tuple(items))
