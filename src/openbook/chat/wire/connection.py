@@ -87,13 +87,13 @@ class Connection:
     async def value(self, path: str, fields: Fields | None, end: float | None = None) -> Any:
         """The JSON that the endpoint answers with. `end`: when, by the loop's clock, it must be there."""
         async with self._opened(path, fields, end) as response:
-            return parsed(await self._whole(response, end))
+            return parsed(await self._whole(response, end, LARGEST))
 
     async def events(self, path: str, fields: Fields, end: float | None) -> AsyncGenerator[str]:
         """The data of the events of a stream, `[DONE]` included; one, and that, where it answers with JSON at once."""
         async with self._opened(path, fields, end) as response:
             if "json" in response.headers.get("content-type", ""):
-                whole = await self._whole(response, end)
+                whole = await self._whole(response, end, LARGEST)
                 yield whole.decode(errors="replace")
                 yield DONE
                 return
