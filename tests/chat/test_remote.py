@@ -397,6 +397,7 @@ class TestErrors:
             ([{"error": {"message": "long", "code": "context_length_exceeded"}}], TooLong, "long"),
             ([{"object": "error", "message": "bad", "code": 400}], InputError, "bad"),
             ([{"error": {"message": "later", "code": 429}}], Busy, "later"),
+            ([{"error": {"message": "bad", "type": "invalid_request_error", "code": None}}], InputError, "bad"),
             (["{nonsense"], RemoteError, "should be JSON"),
             (["[" * 100_000], RemoteError, "should be JSON"),
             (["5"], RemoteError, "an event is 5"),

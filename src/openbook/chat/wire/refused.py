@@ -20,6 +20,7 @@ from openbook.chat.wire.request import Fields
 from openbook.errors import Busy, InputError, OpenbookError, Refusal, RemoteError, TooLong
 
 TOO_LONG = ("context_length_exceeded", "context length", "exceed_context_size", "context window", "context size")
+KINDS = {"invalid_request_error": 400, "BadRequestError": 400, "rate_limit_error": 429}  # → status, inside a stream
 RETRY_AFTER = 1.0  # seconds, where a busy endpoint does not say
 
 
@@ -52,7 +53,8 @@ class Unanswered:
     def within(cls, event: Mapping[str, Any]) -> Unanswered:
         """From an event of a stream that says that all failed."""
         found = cls.of(500, event, {})
-        status = next((int(word) for word in found.code.split() if word.isdigit() and 400 <= int(word) <= 599), 500)
+        known = (int(word) if re.fullmatch("[45][0-9]{2}", word) else KINDS.get(word) for word in found.code.split())
+        status = next((status for status in known if status), 500)
         return cls(status=status, message=found.message, code=found.code, param=found.param)
 
     @property
