@@ -7,8 +7,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, cast
 
 import pytest
@@ -36,6 +36,7 @@ from openbook.chat import (
 )
 from openbook.chat.remote import Remote
 from openbook.chat.wire import connection
+from openbook.chat.wire.reply import EndpointError, Reply
 from openbook.errors import Busy, InputError, Overdue, Refusal, RemoteError, TooLong
 from openbook.generate.grammars import Choice, Json, Lark, Regex, Schema
 from tests.chat.wires import (
@@ -265,6 +266,8 @@ class TestRequests:
         assert there.asked[1].body["model"] == "tiny"
         with endpoint(reply({"data": [{"id": "a"}, {"id": "b"}]})) as there, pytest.raises(InputError, match="a, b"):
             wait(collect(Remote(there.url).chat(HELLO)))
+        with endpoint(reply(b"", 404)) as there, pytest.raises(InputError, match="say which by `model`"):
+            wait(collect(Remote(there.url).chat(HELLO)))
 
     def test_words_that_an_endpoint_does_not_take(self) -> None:
         """They are asked otherwise, once, and the endpoint is remembered."""
@@ -281,7 +284,9 @@ class TestRequests:
         assert bodies[3]["max_completion_tokens"] == 256
         assert not {"max_tokens", "user"} & set(bodies[3])
         too_large = reply({"error": {"message": "max_tokens (or max_completion_tokens) is too large"}}, 400)
-        assert "too large" in failing(too_large, kind=InputError)
+        with endpoint(too_large) as there, pytest.raises(InputError, match="too large"):
+            wait(collect(Remote(there.url, "m").chat(HELLO)))
+        assert len(there.asked) == 1
 
 
 class TestAddresses:
@@ -427,9 +432,45 @@ class TestErrors:
         with endpoint(reply(b"[" + b"1," * 10_000)) as there, pytest.raises(RemoteError, match="more than 10000 bytes"):
             wait(Remote(there.url, "m").embed(["a"]))
 
+    def test_a_page_for_people(self) -> None:
+        assert "its reply is b'<html>" in failing(reply(b"<html>hello</html>", kind="text/html"))
+
     def test_half_a_header(self) -> None:
         assert "broke off" in failing([b"HTTP/1.1 200 OK\r\nconte", b""], retries=0)
         assert "broke off" in failing([b"SSH-2.0-OpenSSH\r\n\r\n", b""], retries=0)
+
+
+TOP = [{"token": "a", "logprob": -1.0, "bytes": [97]}]
+LOGPROBS = {"content": [{"token": "a", "logprob": -1.0, "bytes": [97], "top_logprobs": TOP}]}
+TOLD = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{"a": -1.0}], "text_offset": [0]}
+CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SPOKEN = {"content": "a", "reasoning_content": "b", "tool_calls": [CALL]}
+EVENTS = [
+    {"choices": [{"index": 0, "delta": SPOKEN, "logprobs": LOGPROBS, "finish_reason": "stop"}], "usage": USAGE},
+    {"choices": [{"index": 0, "text": "a", "logprobs": TOLD, "finish_reason": "stop"}], "usage": USAGE},
+]
+WRONG = [None, True, -1, 10**30, 1.5, "", "x", [], [None], ["x"], [[]], {}, {"x": 1}, {"content": None}]
+
+
+def swapped(value: Any, other: Any) -> Iterator[Any]:
+    """`value` with `other` in each of its places."""
+    yield other
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        for changed in swapped(part, other):
+            copy = dict(value) if isinstance(value, dict) else list(value)
+            copy[key] = changed
+            yield copy
+
+
+def test_whatever_is_said_is_an_answer_or_our_error() -> None:
+    """A value of every kind in every place of an event."""
+    for event in (changed for whole in EVENTS for wrong in WRONG for changed in swapped(whole, wrong)):
+        answer = Reply(1)
+        with suppress(RemoteError, EndpointError):
+            for delta in answer.take(json.dumps(event)) + answer.take(json.dumps(event)) + answer.take("[DONE]"):
+                assert delta.choice == 0
+                assert isinstance(delta.text + delta.reasoning, str)
 
 
 class TestTime:
@@ -493,18 +534,17 @@ class TestConnections:
             assert loops == ["Hi you"] * 4
             assert not remote._wire._clients, "a loop that ended leaves nothing behind"
 
-    @pytest.mark.filterwarnings("error")
     def test_a_loop_leaves_nothing_open(self) -> None:
         code = (
-            "import sys, warnings; warnings.simplefilter('error')\n"
-            "from openbook.chat import Message, collect, wait\nfrom openbook.chat.remote import Remote\n"
+            "import gc, sys\nfrom openbook.chat import Message, collect, wait\n"
+            "from openbook.chat.remote import Remote\n"
             "remote = Remote(sys.argv[1], 'm')\n"
-            "print([wait(collect(remote.chat([Message.user('x')]))).text for _ in range(2)])\n"
+            "print([wait(collect(remote.chat([Message.user('x')]))).text for _ in range(2)])\ngc.collect()\n"
             "sys.exit('torch' in sys.modules)"
         )
         with endpoint(FINE) as there:
             done = subprocess.run(
-                [sys.executable, "-X", "dev", "-c", code, there.url], capture_output=True, text=True, check=False
+                [sys.executable, "-W", "error", "-c", code, there.url], capture_output=True, text=True, check=False
             )
         assert (done.returncode, done.stdout, done.stderr) == (0, "['Hi you', 'Hi you']\n", "")
 
@@ -519,16 +559,22 @@ class TestConnections:
         with endpoint([*FINE[:2], HANG]) as there:
             asyncio.run(crowd(Remote(there.url, "m", timeout=0.1, connections=1)))
 
+    def test_this_machine_is_behind_no_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        assert answers(FINE)[0].text == "Hi you"
+
 
 class TestTrim:
     def test_the_oldest_turns_are_left_out(self) -> None:
         long = reply({"error": {"message": "long", "code": "context_length_exceeded"}}, 400)
         talk = [Message.system("s")]
-        talk += [say(f"{i}") for i in range(4) for say in (Message.user, Message.assistant)] + [Message.user("last")]
-        with endpoint(long, long, FINE) as there:
+        talk += [say(f"{i}") for i in range(5) for say in (Message.user, Message.assistant)] + [Message.user("last")]
+        with endpoint(long, long, long, FINE) as there:
             answer = wait(collect(Remote(there.url, "m").chat(talk, trim=True)))
-        assert answer == Answer(text="Hi you", finish="stop", usage=COUNT, dropped=(1, 2, 3, 4))
-        assert [one["content"] for one in there.asked[-1].body["messages"]] == ["s", "2", "2", "3", "3", "last"]
+        assert answer == Answer(text="Hi you", finish="stop", usage=COUNT, dropped=tuple(range(1, 9)))
+        said = [[one["content"] for one in request.body["messages"]] for request in there.asked]
+        assert [len(one) for one in said] == [12, 10, 8, 4]
+        assert said[-1] == ["s", "4", "4", "last"]
         with endpoint(long) as there, pytest.raises(TooLong):
             wait(collect(Remote(there.url, "m").chat(talk, trim=True)))
         assert len(there.asked[-1].body["messages"]) == 2
@@ -660,6 +706,11 @@ class TestScores:
         with endpoint(answer) as there:
             scores = wait(Remote(there.url, "m").score([("ab", "c"), ("ab", "de")]))
         assert [(one.logprob, one.tokens) for one in scores] == [(-1.0, 1), (-2.0, 2)]
+
+    def test_where_neither_is_taken(self) -> None:
+        with endpoint(reply({"error": {"message": "max_tokens is odd"}}, 400)) as there, pytest.raises(InputError):
+            wait(Remote(there.url, "m").score([("a", "b")]))
+        assert {one.body["max_tokens"] for one in there.asked} == {0, 1}
 
     @pytest.mark.parametrize("logprobs", [None, {"content": []}, {"tokens": ["x"], "token_logprobs": [-1.0]}])
     def test_where_nothing_is_echoed(self, logprobs: Any) -> None:

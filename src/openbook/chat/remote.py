@@ -198,7 +198,10 @@ class Remote:
     async def _named(self, fields: Fields, end: float | None) -> Fields:
         """With the model's name."""
         if self.model is None:
-            known = await self._wire.models(end)
+            try:
+                known = await self._wire.models(end)
+            except Refusal as error:
+                raise InputError(f"{self.url} does not list its models: say which by `model`.") from error
             if len(known) != 1:
                 raise InputError(f"{self.url} has {len(known)} models; say which by `model`: {', '.join(known)}.")
             self.model = known[0]

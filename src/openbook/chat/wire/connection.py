@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     import httpx
 
-CONNECT = 10.0  # seconds until a connection must have come about
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+CONNECT = 10.0  # seconds until a connection must have come about, or one of the pool be free
 LONGEST_WAIT = 30.0  # seconds that an endpoint may ask to wait before a retry; beyond, it is Busy at once
 BACKOFF = 0.25  # seconds before the first retry of a connection, twice as many before the next
 PATIENCE = 1.0  # seconds for the end of a stream after its last event
@@ -52,7 +53,7 @@ def _library() -> Any:
 
 
 @functools.cache
-def _trust() -> ssl.SSLContext:
+def _trusted() -> ssl.SSLContext:
     """The certificates that are trusted: read once, for it takes some 20 ms."""
     return cast("ssl.SSLContext", _library().create_ssl_context())
 
@@ -78,6 +79,7 @@ class Connection:
             )
         self._key, self._key_from = key, key_from
         self._timeout, self._retries, self._connections = timeout, retries, connections
+        self._trust = _trusted()
         self._unwelcome: set[str] = set()  # fields that the endpoint does not take, at least not by their names
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]]
         self._clients = WeakKeyDictionary()
@@ -92,8 +94,11 @@ class Connection:
     async def events(self, path: str, fields: Fields, end: float | None) -> AsyncGenerator[str]:
         """The data of the events of a stream, `[DONE]` included; one, and that, where it answers with JSON at once."""
         async with self._opened(path, fields, end) as response:
-            if "json" in response.headers.get("content-type", ""):
+            kind = response.headers.get("content-type", "")
+            if "json" in kind or "html" in kind:
                 whole = await self._whole(response, end, LARGEST)
+                if "html" in kind:
+                    raise broken("its reply", whole)
                 yield whole.decode(errors="replace")
                 yield DONE
                 return
@@ -240,10 +245,12 @@ class Connection:
         loop = asyncio.get_running_loop()
         if kept := self._clients.get(loop):
             return kept[0]
+        soon = min(CONNECT, self._timeout)
         client: httpx.AsyncClient = self._httpx.AsyncClient(
-            verify=_trust(),
+            verify=self._trust,
             headers={"User-Agent": f"openbook/{__version__}"},
-            timeout=self._httpx.Timeout(self._timeout, connect=min(CONNECT, self._timeout)),
+            timeout=self._httpx.Timeout(self._timeout, connect=soon, pool=soon),
+            trust_env=urlsplit(self.base).hostname not in LOOPBACK,  # what is said to this machine passes no proxy
             limits=self._httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._connections),
         )
 
