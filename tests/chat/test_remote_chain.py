@@ -28,12 +28,15 @@ from openbook.chat import (
     iterate,
     wait,
 )
+from openbook.chat.local import Local
 from openbook.chat.remote import Remote
 from openbook.chat.wire.reply import Reply
 from openbook.errors import Busy, InputError, RemoteError, TooLong
 from openbook.generate.grammars import Choice, Schema
+from openbook.models.make import make, spec_of
 from openbook.serve.run import background
 from openbook.serve.served import Served
+from openbook.text.tokenizer import Tokenizer
 
 HELLO = [Message.system("be brief"), Message.user("é🙂")]
 TOOL = Tool(name="look", description="up", parameters={"type": "object"}, strict=True)
@@ -166,6 +169,24 @@ def test_scores_vectors_and_tokens(chain: Chain) -> None:
         ids = wait(remote.tokenize("é🙂"))
         assert ids == wait(chain.behind.tokenize("é🙂"))
         assert wait(remote.detokenize(ids)) == "é🙂"
+
+
+@pytest.mark.slow
+def test_a_model_says_and_scores_the_same() -> None:
+    """Bit for bit, where tokens span the border and characters span tokens too."""
+    tokenizer = Tokenizer.train(["Once upon a time the cat sat on the mat. The dog was warm."] * 20, 300)
+    sizes = {"vocab": tokenizer.vocab, "dim": 16, "layers": 1, "heads": 2, "hidden": 32, "context": 64}
+    local = Local(make(spec_of("llama", sizes), 0), tokenizer)
+    pairs = [("Once upon", " a time"), ("Once up", "on a time"), ("the ca", "t sat"), ("", "The dog"), ("é", "🙂ü")]
+    with background([Served(name="m", endpoint=local)]) as server:
+        remote = Remote(f"http://127.0.0.1:{server.port}")
+        assert wait(remote.score(pairs)) == wait(local.score(pairs))
+        asked = Sampling(max_tokens=9, seed=3, logprobs=2)
+        for prompt in ("The cat", tokenizer.encode("The cat")):
+            assert (
+                wait(collect(remote.complete(prompt, asked))).text == wait(collect(local.complete(prompt, asked))).text
+            )
+        assert wait(collect(remote.chat(HELLO, asked))) == wait(collect(local.chat(HELLO, asked)))
 
 
 @pytest.mark.parametrize("error", [TooLong("long"), InputError("`x` is wrong"), Busy("full", 7.0), RemoteError("lost")])
