@@ -162,6 +162,11 @@ class TestAnswers:
             ToolCall(id="a", name="f", arguments='{"x":1}'), ToolCall(id="b", name="g", arguments="{}"),
         )  # fmt: skip
 
+    def test_tool_calls_that_nothing_counts(self) -> None:
+        calls = [{"function": {"name": name, "arguments": {}}} for name in ("f", "g")]
+        (answer,) = answers(stream(said(tool_calls=calls), said(finish="tool_calls")))
+        assert [(call.name, call.arguments) for call in answer.tool_calls] == [("f", "{}"), ("g", "{}")]
+
     def test_log_probabilities(self) -> None:
         top = [{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1, "bytes": None}]
         one = {"token": "�", "logprob": -2.0, "bytes": [0xC3], "top_logprobs": top}
@@ -479,6 +484,13 @@ class TestTime:
             with endpoint(pieces) as there, pytest.raises(Overdue):
                 wait(collect(Remote(there.url, "m").chat(HELLO, terms=Terms(timeout=0.1))))
             assert there.asked[0].hung_up.wait(5)
+
+    def test_terms_hold_for_all_requests_together(self) -> None:
+        """Each of them alone is in time."""
+        long = [PAUSE] * 30 + [reply({"error": {"message": "long", "code": "context_length_exceeded"}}, 400)]
+        talk = [say("x") for _ in range(20) for say in (Message.user, Message.assistant)]
+        with endpoint(long) as there, pytest.raises(Overdue):
+            wait(collect(Remote(there.url, "m").chat(talk, trim=True, terms=Terms(timeout=0.15))))
 
     def test_silence(self) -> None:
         for pieces in ([HANG], [*FINE[:2], HANG]):

@@ -147,9 +147,14 @@ class Remote:
     # -- streams --------------------------------------------------------------------------------------
 
     async def _said(
-        self, fields: Fields, sampling: Sampling, terms: Terms, path: str = "/chat/completions"
+        self,
+        fields: Fields,
+        sampling: Sampling,
+        terms: Terms,
+        path: str = "/chat/completions",
+        end: float | None = None,
     ) -> AsyncGenerator[Delta]:
-        end = _end_of(terms)
+        end = _end_of(terms) if end is None else end
         reply = Reply(sampling.n, tops=sampling.logprobs or 0)
         async with aclosing(self._wire.events(path, await self._named(fields, end), end)) as events:
             async for data in events:
@@ -166,11 +171,12 @@ class Remote:
         self, messages: list[Message], fields: Fields, sampling: Sampling, terms: Terms
     ) -> AsyncGenerator[Delta]:
         turns = turns_of(messages)
+        end = _end_of(terms)
         fewer = 0
         while True:
             gone = tuple(place for turn in turns[:fewer] for place in turn)
             kept = [message.as_dict() for place, message in enumerate(messages) if place not in gone]
-            async with aclosing(self._said({**fields, "messages": kept}, sampling, terms)) as deltas:
+            async with aclosing(self._said({**fields, "messages": kept}, sampling, terms, end=end)) as deltas:
                 try:
                     first = await anext(deltas, None)
                 except TooLong:
@@ -187,9 +193,10 @@ class Remote:
     async def _heard(
         self, prompt: str | Sequence[int], fields: Fields, sampling: Sampling, terms: Terms
     ) -> AsyncGenerator[Delta]:
-        told = await self._told(prompt, sampling.prompt_logprobs or 0, terms)
+        end = _end_of(terms)
+        told = await self._told(prompt, sampling.prompt_logprobs or 0, end)
         yield Delta(heard=tuple(told.found))
-        async with aclosing(self._said(fields, sampling, terms, "/completions")) as deltas:
+        async with aclosing(self._said(fields, sampling, terms, "/completions", end)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -213,18 +220,18 @@ class Remote:
             raise broken("a reply", reply)
         return reply
 
-    async def _told(self, prompt: str | Sequence[int], top: int = 1, terms: Terms = PLAIN) -> Told:
+    async def _told(self, prompt: str | Sequence[int], top: int = 1, end: float | None = None) -> Told:
         """The tokens of a prompt with their log-probabilities and the `top` best alternatives."""
         least = self._least
         fields: Fields = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "echo": True}
         fields |= {"logprobs": top, "temperature": 0.0, "max_tokens": least}
         try:
-            reply = await self._ask("/completions", fields, _end_of(terms))
+            reply = await self._ask("/completions", fields, end)
         except InputError as error:
             if least or isinstance(error, TooLong) or "max_tokens" not in str(error):
                 raise
             self._least = 1  # it does not write nothing: what it writes is cut off
-            return await self._told(prompt, top, terms)
+            return await self._told(prompt, top, end)
         told = _echoed(reply, prompt, top, least)
         if told is None:
             raise Refusal(f"{self.url} does not give the prompt back (`echo` with `logprobs`), so it cannot score.")

@@ -64,9 +64,10 @@ class _Calls:
             raise broken("the index of a tool call", index)
         if number and number in self.ids:
             return self.ids.index(number)
-        place = len(self.ids) - 1 if index is None else self.places.get(index, len(self.ids))
-        another = place >= 0 and place < len(self.ids) and number and self.ids[place] and name
-        if place < 0 or place == len(self.ids) or another:
+        place = len(self.ids) - 1 if index is None else self.places.get(index, -1)
+        if place >= 0 and name and self.names[place]:  # a second name, with an id of its own or where nothing counts
+            place = -1 if index is None or (number and self.ids[place]) else place
+        if place < 0:
             place = len(self.ids)
             self.ids.append("")
             self.names.append("")
