@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route as Path
 from starlette.types import Receive, Scope, Send
 
 from openbook.serve.errors import Rejected
+from openbook.serve.limits import KINDS, RATES
 from openbook.serve.route import Call, Reply, Route
 from openbook.serve.routes import chat, completions, plain, vectors
 from openbook.serve.served import Served
-from openbook.serve.server import Server
+from openbook.serve.server import ID, Server
 from openbook.serve.settings import Settings
 
 ROUTES: tuple[Route, ...] = (*chat.ROUTES, *completions.ROUTES, *vectors.ROUTES, *plain.ROUTES)
@@ -40,12 +43,28 @@ def make_app(served: Sequence[Served], settings: Settings | None = None, *, read
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route
     app = Starlette(
-        routes=[Path(path, _Endpoint(server, methods)) for path, methods in paths.items()], lifespan=lifespan
+        routes=[Path(path, _Endpoint(server, methods)) for path, methods in paths.items()],
+        middleware=_sharing(server.settings),
+        lifespan=lifespan,
     )
     app.router.default = _Endpoint(server, {}).__call__
     app.router.redirect_slashes = False
     app.state.server = server
     return app
+
+
+def _sharing(settings: Settings) -> list[Middleware]:
+    """CORS, for the pages that the settings name. A preflight is answered before the gate, for a browser sends no key
+    with it; the answer is the same for every path and says nothing of what is there."""
+    if not settings.origins:
+        return []
+    shown = [ID, "retry-after", *(f"x-ratelimit-{what}-{kind}" for what in RATES for kind in KINDS)]
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=settings.origins, allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",), expose_headers=shown,
+        )
+    ]  # fmt: skip
 
 
 class _Endpoint:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 import msgspec
 from starlette.types import Send
 
 from openbook.serve.errors import Rejected, rejected
-from openbook.serve.running import Board, Running
+from openbook.serve.running import TOLD, Board, Running
 from openbook.serve.settings import Settings
 
 COMMENT = b": still here\n\n"
@@ -103,7 +103,7 @@ async def pump(chunks: AsyncIterator[msgspec.Struct], wire: Wire, running: Runni
             if not first.done():
                 first.cancel()
                 await asyncio.wait({first})
-            if running.stopped in ("cancelled", "shutdown") and running.claim():
+            if running.stopped in TOLD and running.claim():
                 await _failed(running.rejected, wire)
                 raise running.rejected from None
             raise
@@ -119,8 +119,11 @@ async def _said(chunk: msgspec.Struct, wire: Wire, running: Running) -> None:
 
 
 async def _failed(error: Rejected, wire: Wire) -> None:
-    await wire.event(msgspec.json.encode(error.body))
-    await wire.close(done=False)
+    """The last event says why there is no more; whoever does not read it in time does without."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TICK):
+            await wire.event(msgspec.json.encode(error.body))
+            await wire.close(done=False)
 
 
 async def watch(board: Board, wires: dict[str, Wire], settings: Settings) -> None:

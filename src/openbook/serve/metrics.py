@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from openbook.chat import Delta, Usage
+from openbook.serve.errors import Rejected
 
 if TYPE_CHECKING:
     from openbook.serve.route import Call, Route
@@ -65,26 +66,44 @@ class Metrics:
         if running is not None and running.stopped is not None:
             self.cancels.labels(running.stopped).inc()
 
+    def rejected(self, refusal: Rejected) -> None:
+        """A request was refused, or broke. Codes are the words of this program, never the caller's."""
+        self.rejects.labels(str(refusal.status), refusal.code or "").inc()
+
     async def metered(self, call: Call, stream: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
-        """The deltas of an answer, watched by the clock; what it used is counted."""
-        last, first = time.monotonic(), True
-        between, times = self.between.labels(call.model), self.first.labels(call.model)
-        async with aclosing(stream) as deltas:  # type: ignore[type-var]  # all of ours are generators
-            async for delta in deltas:
-                now = time.monotonic()
-                (times if first else between).observe(now - last)
-                last, first = now, False
-                if call.running is not None:
-                    call.running.tokens += 1
-                if delta.usage is not None:
-                    self.used(call, delta.usage)
-                yield delta
+        """The deltas of an answer, watched by the clock; what it used is counted, and what one used that was left."""
+        between, clock = self.between.labels(call.model).observe, time.monotonic
+        last, said, usage, running = 0.0, 0, None, call.running
+        try:
+            async with aclosing(stream) as deltas:  # type: ignore[type-var]  # all of ours are generators
+                async for delta in deltas:
+                    now = clock()
+                    if last:
+                        between(now - last)
+                    elif call.first is None:
+                        call.first = now - call.began
+                        self.first.labels(call.model).observe(call.first)
+                    last = now
+                    said += 1
+                    if running is not None:
+                        running.tokens += 1
+                    if delta.finish is not None:
+                        call.finishes.append(delta.finish)
+                    usage = delta.usage or usage
+                    yield delta
+        finally:
+            self.used(call, usage or Usage(completion_tokens=said))
 
     def used(self, call: Call, usage: Usage) -> None:
         """What a request read and wrote."""
         self.tokens.labels(call.model, "prompt").inc(usage.prompt_tokens)
         self.tokens.labels(call.model, "cached").inc(usage.cached_tokens)
         self.tokens.labels(call.model, "completion").inc(usage.completion_tokens)
+        call.usage = Usage(
+            prompt_tokens=call.usage.prompt_tokens + usage.prompt_tokens,
+            completion_tokens=call.usage.completion_tokens + usage.completion_tokens,
+            cached_tokens=call.usage.cached_tokens + usage.cached_tokens,
+        )
 
     def page(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from starlette.responses import Response
 
+from openbook.chat import Usage
 from openbook.serve.gate import Access, Caller
 from openbook.serve.running import Running
 
@@ -24,8 +26,21 @@ class Call:
     id: str
     caller: Caller
     path: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)  # of the reply: what is left to the caller
     model: str = ""  # which one it came to, for logs and metrics
     running: Running | None = None
+    began: float = field(default_factory=time.monotonic)
+    bytes: int = 0  # of its body
+    first: float | None = None  # seconds to the first of its answer
+    usage: Usage = field(default_factory=Usage)  # as far as it is known
+    finishes: list[str] = field(default_factory=list)  # how its choices ended
+
+    @property
+    def price(self) -> int:
+        """Tokens that the caller pays for. Of a prompt whose answer was left before its end nobody said how many it
+        had: then a token is four bytes."""
+        left = self.running is not None and self.running.stopped is not None
+        return self.usage.total_tokens + (self.bytes // 4 if left and not self.usage.prompt_tokens else 0)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 first SIGTERM or Ctrl-C    new work is refused (503), what runs is finished, then the process ends (status 0)
 second                     what runs is stopped, with an error that says so
+SIGHUP                     the file of keys is read again
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -18,6 +21,7 @@ from starlette.applications import Starlette
 
 from openbook.errors import OpenbookError
 from openbook.serve.app import make_app
+from openbook.serve.connection import Connection
 from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
@@ -34,14 +38,13 @@ class Listener(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http="httptools",
+                http=partial(Connection, settings),  # type: ignore[arg-type]  # called as the class would be
                 ws="websockets-sansio",
                 loop="uvloop",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                limit_concurrency=settings.connections,
                 timeout_graceful_shutdown=GRACE,
                 backlog=4096,
             )
@@ -54,6 +57,8 @@ class Listener(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """From here on it listens."""
         self._loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread() and self.server.settings.api_keys is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self.server.gate.reload)
         await super().startup(sockets)
         self.up.set()
 

@@ -30,8 +30,8 @@ def _model(served: Served) -> ModelOut:
 
 
 async def models(call: Call, _: None) -> Reply:
-    """Every name."""
-    return ModelList(data=[_model(served) for served in call.server.models.all.values()])
+    """Every name that the caller may use."""
+    return ModelList(data=[_model(one) for one in call.server.models.all.values() if call.caller.may(one.name)])
 
 
 async def model(call: Call, _: None) -> Reply:

@@ -1,0 +1,1 @@
+"""`openbook top URL`"""
