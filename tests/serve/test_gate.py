@@ -104,8 +104,8 @@ async def leaks(app: Starlette) -> list[str]:
     asked = [(method, path, access) for method, path, access in paths] + [
         *((method, "/v1/models", "user") for method in ("OPTIONS", "HEAD", "PUT", "PATCH", "TRACE")),
         *((method, "/nowhere", "user") for method in ("GET", "POST", "OPTIONS", "HEAD", "DELETE")),
-        ("GET", "/", "user"), ("GET", "//v1/models", "user"), ("GET", "/v1/models/", "user"), ("POST", "/V1/models", "user"),
-    ]  # fmt: skip
+        *(("GET", path, "user") for path in ("/", "//v1/models", "/v1/models/", "/V1/models", "/v1/../v1/models")),
+    ]
     for method, path, access in asked:
         real = path.replace("{", "").replace("}", "")
         for key in (None, "", "wrong", ALICE[1], ALICE[0] + "x", ALICE[0][:-1], f"{ALICE[0]} {ALICE[0]}"):
@@ -264,8 +264,7 @@ def admitted(settings: Settings, *headers: tuple[str, str]) -> bool:
     gate = Gate(settings, made(Settings()).state.server.log)
     try:
         gate.admit(Headers(raw=[(name.encode(), value.encode()) for name, value in headers]), "user")
-    except Rejected as error:
-        assert error.status in (421, 403), error
+    except Rejected:
         return False
     return True
 
