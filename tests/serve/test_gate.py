@@ -372,7 +372,7 @@ HASH = f'hash = "{ALICE[1]}"'
         ("[keys.a]\nadmin = true", "has no `hash`"),
         (f"[keys.a]\n{HASH}\nadmn = true", "unknown field `admn`. Did you mean 'admin'"),
         (f"[keys.a]\n{HASH}\nadmin = 1", "`admin` in .* true or false: got 1"),
-        (f"[keys.a]\n{HASH}\nrequests_per_minute = 0", "`requests_per_minute` in .* more than 0"),
+        (f"[keys.a]\n{HASH}\nrequests_per_minute = 0.5", "`requests_per_minute` in .* at least 1"),
         (f"[keys.a]\n{HASH}\ntokens_per_minute = inf", "`tokens_per_minute`"),
         (f"[keys.a]\n{HASH}\ntokens_per_minute = true", "`tokens_per_minute`"),
         (f"[keys.a]\n{HASH}\nconcurrent = 1.5", "`concurrent` in .* whole number"),

@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """What is wanted is known."""
         self._unset_alarm()
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self._settings.header:
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > self._settings.header:
             self._too_large()
             return
         self._in_header = False

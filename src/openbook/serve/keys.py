@@ -49,7 +49,7 @@ class Key:
 
 
 def _number(value: object) -> float | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
     return float(value) if fits else None  # type: ignore[arg-type]  # it was asked what it is
 
 
@@ -69,8 +69,8 @@ def _hash(value: object) -> str | None:
 FIELDS: Mapping[str, tuple[Callable[[object], Any], str]] = {
     "hash": (_hash, '"sha256:" and 64 hexadecimal digits'),
     "admin": (lambda value: value if isinstance(value, bool) else None, "true or false"),
-    "requests_per_minute": (_number, "a number, more than 0"),
-    "tokens_per_minute": (_number, "a number, more than 0"),
+    "requests_per_minute": (_number, "a number, at least 1"),
+    "tokens_per_minute": (_number, "a number, at least 1"),
     "concurrent": (_whole(1), "a whole number, at least 1"),
     "priority": (_whole(0), "a whole number, at least 0"),
     "models": (_names, "a list of names"),

@@ -57,7 +57,7 @@ class Limits:
         buckets = [
             (kind, self._bucket(key.name, kind, size, now), price) for kind, size, price in kinds if size is not None
         ]
-        refused = next((one for one in buckets if one[1].level < max(one[2], 1e-9)), None)
+        refused = next((one for one in buckets if one[1].level < 1.0), None)
         for kind, bucket, price in buckets:
             if refused is None:
                 bucket.level -= price
