@@ -145,11 +145,10 @@ def test_who_leaves_before_the_end_pays_for_what_was_written(tmp_path: Path) -> 
 def test_concurrency_of_a_key(tmp_path: Path) -> None:
     slow = Scripted(*[["a"] * 1000] * 3, pace=0.01)
     with serving(slow, tmp_path, "concurrent = 1") as listener, client(listener) as http:
-        with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}):
-            with client(listener) as other:
-                refused = ask(other)
-                assert refused.status_code == 429
-                assert refused.headers["retry-after"] == "1"
+        with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}), client(listener) as other:
+            refused = ask(other)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
         for _ in range(500):
             if not listener.server.gate.limits.working:
                 break
@@ -160,11 +159,14 @@ def test_concurrency_of_a_key(tmp_path: Path) -> None:
 
 def test_as_many_at_once_as_the_server_takes() -> None:
     slow = Scripted(*[["a"] * 1000] * 3, pace=0.01)
-    with serving(slow, requests=1) as listener, client(listener, None) as http:
-        with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}):
-            refused = ask(http)
-            assert refused.status_code == 429
-            assert "retry-after" in refused.headers
+    with (
+        serving(slow, requests=1) as listener,
+        client(listener, None) as http,
+        http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}),
+    ):
+        refused = ask(http)
+        assert refused.status_code == 429
+        assert "retry-after" in refused.headers
 
 
 def test_the_queue_of_an_engine_is_bounded_to_the_caller(engine: Any) -> None:
@@ -318,16 +320,16 @@ def test_what_is_no_http_is_told_so() -> None:
 
 
 def test_trailers_are_bounded() -> None:
-    with serving(Scripted("Hello."), header=1000, body=1000, body_seconds=5) as listener:
-        with raw(listener) as connection:
-            connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
-            sent = 0
-            try:
-                while sent < 10_000_000:
-                    sent += connection.send(b"x-more: " + b"y" * 1000 + b"\r\n")
-            except OSError:
-                pass
-            assert sent < 10_000_000
+    small = {"header": 1000, "body": 1000, "body_seconds": 5}
+    with serving(Scripted("Hello."), **small) as listener, raw(listener) as connection:
+        connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        sent = 0
+        try:
+            while sent < 10_000_000:
+                sent += connection.send(b"x-more: " + b"y" * 1000 + b"\r\n")
+        except OSError:
+            pass
+        assert sent < 10_000_000
 
 
 def test_connections_are_bounded() -> None:

@@ -343,6 +343,10 @@ class Engine(Reads, Local):
             "seconds_in_model": stats.model,
         }
 
+    def waits(self) -> tuple[list[tuple[float, int]], float]:
+        """How long requests waited for their first step: how many at most so many seconds, and all seconds together."""
+        return self.core.waits.cumulative(), self.core.waits.seconds
+
     def close(self) -> None:
         """Ends what runs; the model stays in its serving form until `core.restore`."""
         self.live.close()

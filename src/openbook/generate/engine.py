@@ -41,6 +41,7 @@ from openbook.generate.settings import Settings, Stats
 from openbook.generate.store import Store
 from openbook.generate.threads import Threads
 from openbook.generate.turn import Turn
+from openbook.generate.waits import Waits
 from openbook.native import paged as paged_native
 from openbook.native import rows as native
 from openbook.nn.model import LanguageModel
@@ -94,7 +95,7 @@ class Engine:
             ttl=s.prefix_ttl,
             minimum=s.prefix_minimum,
         )
-        self.stats = Stats()
+        self.stats, self.waits = Stats(), Waits()
         self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
         self.speculator = self._speculator(draft, reserved)
         self.jobs: dict[int, Job] = {}
@@ -300,7 +301,8 @@ class Engine:
         if self.speculator is not None:
             self._draft(self.speculator)
         began = time.perf_counter()
-        plan = self.scheduler.next(self.clock())
+        plan = self.scheduler.next(now := self.clock())
+        self.waits.note(plan.begun, now)
         self.stats.schedule += time.perf_counter() - began
         events: list[Token] = []
         for sequence, why in plan.ended:

@@ -7,6 +7,7 @@ so that it stays inside its line.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 import traceback
@@ -70,6 +71,19 @@ class Log:
             print(line, file=stream, flush=True)
         except (OSError, ValueError):
             return  # a log that cannot be written is no reason to stop serving
+
+
+class Handler(logging.Handler):
+    """What libraries have to say, as lines of the same log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One thing that was said."""
+        trace = "" if record.exc_info is None else "".join(traceback.format_exception(*record.exc_info))
+        self._log.say("said", by=record.name, level=record.levelname, text=record.getMessage(), trace=trace)
 
 
 def for_people(event: str, fields: dict[str, Any], colour: bool) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from openbook.chat import Delta, Usage
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from openbook.serve.server import Server
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+GROWING = {"prefix_hit_tokens", "preemptions", "steps", "failures", "seconds_in_model"}  # numbers that only grow
 BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -28,6 +30,15 @@ class Gauges(Protocol):
 
     def gauges(self) -> Mapping[str, float]:
         """Numbers as they stand, by name."""
+        ...
+
+
+@runtime_checkable
+class Queued(Protocol):
+    """Knows how long its requests wait."""
+
+    def waits(self) -> tuple[list[tuple[float, int]], float]:
+        """How many waited at most so many seconds, for rising bounds up to infinity; and all seconds together."""
         ...
 
 
@@ -117,14 +128,33 @@ class _Standing(Collector):
         self._server = server
 
     def collect(self) -> Iterable[Metric]:
-        """Requests at work, and the gauges of every endpoint that has some."""
-        yield GaugeMetricFamily("openbook_requests_at_work", "Requests at work", value=len(self._server.board))
-        families: dict[str, GaugeMetricFamily] = {}
-        for name, served in self._server.models.all.items():
-            if not isinstance(served.endpoint, Gauges):
+        """Requests at work, and what every endpoint knows of itself."""
+        server = self._server
+        yield GaugeMetricFamily("openbook_requests_at_work", "Requests at work", value=len(server.board))
+        yield GaugeMetricFamily("openbook_ready", "Whether work is taken", value=server.unready is None)
+        yield GaugeMetricFamily("openbook_start_time_seconds", "When the server began, since 1970", value=server.began)
+        waits = HistogramMetricFamily("openbook_queue_seconds", "From a request to its first step", labels=["model"])
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, served in server.models.all.items():
+            if served.parent is not None:  # an adapter: what it runs on speaks for itself
                 continue
-            for key, value in served.endpoint.gauges().items():
-                if key not in families:
-                    families[key] = GaugeMetricFamily(f"openbook_engine_{key}", key.replace("_", " "), labels=["model"])
-                families[key].add_metric([name], value)
+            if isinstance(served.endpoint, Queued):
+                buckets, seconds = served.endpoint.waits()
+                shown = [("+Inf" if bound == math.inf else str(bound), float(count)) for bound, count in buckets]
+                waits.add_metric([name], shown, seconds)
+            if isinstance(served.endpoint, Gauges):
+                for key, value in served.endpoint.gauges().items():
+                    _family(families, key).add_metric([name], value)
+        yield waits
         yield from families.values()
+
+
+def _family(families: dict[str, GaugeMetricFamily | CounterMetricFamily], key: str) -> Any:
+    """Where a number of an engine goes: a counter, where its name says that it only grows."""
+    if key not in families:
+        name, words = f"openbook_engine_{key}", key.replace("_", " ")
+        if key in GROWING:
+            families[key] = CounterMetricFamily(name, f"{words} of an engine, so far", labels=["model"])
+        else:
+            families[key] = GaugeMetricFamily(name, f"{words} of an engine, now", labels=["model"])
+    return families[key]

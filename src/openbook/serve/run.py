@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from starlette.applications import Starlette
 from openbook.errors import OpenbookError
 from openbook.serve.app import make_app
 from openbook.serve.connection import Connection
+from openbook.serve.logs import Handler
 from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
@@ -94,6 +96,7 @@ class Listener(uvicorn.Server):
 def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
     """Listens, loads the models, serves until a signal ends it. What cannot be loaded ends it with its error."""
     listener = Listener(make_app((), settings, ready=False), settings)
+    logging.getLogger().addHandler(Handler(listener.server.log))
     failed: list[BaseException] = []
 
     def work() -> None:
