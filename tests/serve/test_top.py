@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def test_requests_are_listed(start: Start, capsys: pytest.CaptureFixture[str]) -
         assert said["at_work"] == 1
         assert said["url"] == serving.url
         assert said["working"][0]["path"] == "/v1/chat/completions"
+        assert said["working"][0]["model"] == "tiny"
+        assert said["working"][0]["tokens"] >= 1
         assert said["models"]["tiny"]["running"] is None  # a script has no engine to ask
         assert main(["top", serving.url.removeprefix("http://"), "--once", "--every", "0.1"]) == 0
         page = capsys.readouterr().out
@@ -119,22 +122,25 @@ def test_the_page() -> None:
         queue=(0.0, 0.3), memory=2 << 30, used=1 << 30,
     )  # fmt: skip
     calls = [
-        {"id": f"[red]req-{i}", "caller": "alice", "model": "tiny", "path": "/v1/x", "seconds": 70.0 - i, "chunks": i}
+        {"id": f"[red]req-{i}", "caller": "alice", "model": "tiny", "path": "/v1/x", "seconds": 70.0 - i, "tokens": i}
         for i in range(30)
     ]
     view = View(
         ready=True, seconds=3700, at_work=30, requests=1.5, refused=0, stopped=0, models={"tiny": model}, working=calls
     )
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(page_of(view, "http://127.0.0.1:8000", height=20))
+    console.print(page_of(view, "http://127.0.0.1:8000", 140, 20))
     page = console.export_text()
     assert "ready for 1h01m" in page
-    assert "456.7" in page
-    assert "50ms 1.2s" in page
+    assert "457" in page
+    assert re.search(r"50ms +1.2s +10ms +20ms +300ms", page)
     assert "█████░░░░░  50% of 2,048 MiB" in page
     assert "[red]req-0" in page
-    assert "and 18 more" in page
+    assert "and 19 more" in page
     assert len(page.splitlines()) <= 20
+    narrow = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    narrow.print(page_of(view, "http://127.0.0.1:8000", 80, 20))
+    assert re.search(r"12 +3 +457 +100 +75% +50ms +1.2s +10ms +20ms +300ms +50%", narrow.export_text())
 
 
 @pytest.mark.parametrize(

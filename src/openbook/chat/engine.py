@@ -337,6 +337,8 @@ class Engine(Reads, Local):
             "memory_used_bytes": pool.bytes - pool.loose,
             "memory_cached_bytes": pool.loose,
             "prefix_hit_tokens": pool.hits,
+            "prompt_tokens": stats.prompt_tokens,
+            "output_tokens": stats.output_tokens,
             "preemptions": stats.preemptions,
             "steps": stats.steps,
             "failures": stats.failures,

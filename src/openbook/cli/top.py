@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+FIRST, GAP = "openbook_time_to_first_token_seconds", "openbook_inter_token_seconds"
+BAR = 10  # characters
 WINDOW = 10  # looks that rates and quantiles are taken over
 PATIENCE = 5.0  # seconds for the server to answer
 Labels = Mapping[str, str]
@@ -138,7 +140,8 @@ def _get(url: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelView:
-    """A model between two looks. Seconds, tokens per second, bytes; None: nothing is known."""
+    """A model between two looks. Seconds, tokens per second, bytes; None: nothing is known. What is `written` is told
+    by the engine, or where there is none by deltas: the usage of an answer comes with its end."""
 
     running: float | None
     waiting: float | None
@@ -188,10 +191,12 @@ def between(before: Look, after: Look) -> View:
         found = rate("openbook_tokens_total", model=name, kind="cached")
         return ModelView(
             running=now("running"), waiting=now("waiting"), read=read,
-            written=rate("openbook_tokens_total", model=name, kind="completion"),
+            written=rate("openbook_engine_output_tokens_total", model=name)
+            if now("running") is not None
+            else rate(f"{FIRST}_count", model=name) + rate(f"{GAP}_count", model=name),
             cached=found / read if read else None,
-            first=spread("openbook_time_to_first_token_seconds", name),
-            gap=spread("openbook_inter_token_seconds", name),
+            first=spread(FIRST, name),
+            gap=spread(GAP, name),
             queue=spread("openbook_queue_seconds", name),
             memory=now("memory_bytes"), used=now("memory_used_bytes"),
         )  # fmt: skip
@@ -234,7 +239,8 @@ def _print(view: View, url: str, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console().print(page_of(view, url))
+    console = Console()
+    console.print(page_of(view, url, console.width))
 
 
 def _live(url: str, every: float) -> None:
@@ -246,7 +252,7 @@ def _live(url: str, every: float) -> None:
     looks = deque([look(url)], maxlen=WINDOW)
     with Live(console=Console(), screen=True, auto_refresh=False) as live:
         while True:
-            live.update(page_of(between(looks[0], looks[-1]), url, live.console.height), refresh=True)
+            live.update(page_of(between(looks[0], looks[-1]), url, *live.console.size), refresh=True)
             time.sleep(every)
             try:
                 looks.append(look(url))
@@ -258,48 +264,45 @@ def _live(url: str, every: float) -> None:
                 looks = deque([looks[-1]], maxlen=WINDOW)  # it is another one now
 
 
-def page_of(view: View, url: str, height: int = 1 << 30) -> RenderableType:
-    """The whole page."""
+def page_of(view: View, url: str, width: int = 120, height: int = 1 << 30) -> RenderableType:
+    """The whole page, for a terminal of that size."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     state = Text("ready", style="green") if view.ready else Text("not ready", style="red")
-    head = Text.assemble(
-        (url, "bold"), "  ", state, f" for {span(view.seconds)}   at work {view.at_work}   "
-        f"answered {view.requests:.1f}/s   refused {view.refused:.1f}/s   stopped {view.stopped:.1f}/s",
-    )  # fmt: skip
-    models = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "run", "wait", "written/s", "read/s", "cached", "first p50 p99", "gap p50 p99", "queue p99"):
-        models.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    models.add_column("memory", no_wrap=True)
+    head = Text.assemble((url, "bold"), "  ", state, f" for {span(view.seconds)}")
+    rates = Text(
+        f"at work {view.at_work}   answered {view.requests:.1f}/s   refused {view.refused:.1f}/s   "
+        f"stopped {view.stopped:.1f}/s"
+    )
+    models = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    models.add_column("model", no_wrap=True, overflow="ellipsis")
+    for name in ("run", "wait", "out/s", "in/s", "hit", "first", "p99", "gap", "p99", "queue", "memory"):
+        models.add_column(name, justify="right", no_wrap=True, min_width=5 if name != "run" else 3)
     for name, one in view.models.items():
         models.add_row(
-            Text(name, style="cyan"), _count(one.running), _count(one.waiting), f"{one.written:.1f}", f"{one.read:.1f}",
-            "–" if one.cached is None else f"{one.cached:.0%}", _pair(one.first), _pair(one.gap),
-            _time(one.queue[1]), _bar(one),
+            Text(name, style="cyan"), _count(one.running), _count(one.waiting), _count(one.written), _count(one.read),
+            "–" if one.cached is None else f"{one.cached:.0%}", *map(_time, (*one.first, *one.gap, one.queue[1])),
+            _memory(one, wide=width >= 110),
         )  # fmt: skip
     working = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("request", "caller", "model", "path"):
         working.add_column(name, no_wrap=True, overflow="ellipsis")
-    for name in ("time", "chunks"):
+    for name in ("time", "tokens"):
         working.add_column(name, justify="right", no_wrap=True)
-    room = max(1, height - len(view.models) - 7)
+    room = max(1, height - len(view.models) - 8)
     for call in view.working[:room]:
         words = [Text(str(call[name])) for name in ("id", "caller", "model", "path")]
-        working.add_row(*words, span(call["seconds"]), str(call["chunks"]))
+        working.add_row(*words, span(call["seconds"]), str(call["tokens"]))
     rest = len(view.working) - room
     more = [Text(f"and {rest} more", style="dim")] if rest > 0 else []
     none = [] if view.working else [Text("nothing is at work", style="dim")]
-    return Group(head, "", models, "", *([working] if view.working else none), *more)
+    return Group(head, rates, "", models, "", *([working] if view.working else none), *more)
 
 
 def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
-
-
-def _pair(values: tuple[float | None, float | None]) -> str:
-    return " ".join(map(_time, values))
 
 
 def _time(seconds: float | None) -> str:
@@ -308,12 +311,13 @@ def _time(seconds: float | None) -> str:
     return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.1f}s"
 
 
-def _bar(model: ModelView, wide: int = 10) -> str:
+def _memory(model: ModelView, wide: bool) -> str:
     if model.memory is None or model.used is None or model.memory <= 0:
         return "–"
     share = min(1.0, max(0.0, model.used / model.memory))
-    full = round(share * wide)
-    return f"{'█' * full}{'░' * (wide - full)} {share:4.0%} of {model.memory / (1 << 20):,.0f} MiB"
+    full = round(share * BAR)
+    bar = f"{'█' * full}{'░' * (BAR - full)} "
+    return f"{bar}{share:4.0%} of {model.memory / (1 << 20):,.0f} MiB" if wide else f"{share:.0%}"
 
 
 def span(seconds: float) -> str:

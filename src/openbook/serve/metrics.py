@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from openbook.serve.server import Server
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-GROWING = {"prefix_hit_tokens", "preemptions", "steps", "failures", "seconds_in_model"}  # numbers that only grow
+GROWING = {  # numbers of an engine that only grow
+    "prompt_tokens", "output_tokens", "prefix_hit_tokens", "preemptions", "steps", "failures", "seconds_in_model",
+}  # fmt: skip
 BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -85,6 +87,8 @@ class Metrics:
         """The deltas of an answer, watched by the clock; what it used is counted, and what one used that was left."""
         between, clock = self.between.labels(call.model).observe, time.monotonic
         last, said, usage, running = 0.0, 0, None, call.running
+        if running is not None:
+            running.model = call.model
         try:
             async with aclosing(stream) as deltas:  # type: ignore[type-var]  # all of ours are generators
                 async for delta in deltas:

@@ -61,7 +61,7 @@ async def board(call: Call, _: None) -> Reply:
         data=[
             RunningOut(
                 id=one.id, path=one.path, model=one.model, caller=one.caller,
-                seconds=round(now - one.began, 3), chunks=one.chunks,
+                seconds=round(now - one.began, 3), tokens=one.tokens, chunks=one.chunks,
             )
             for one in mine
         ]
