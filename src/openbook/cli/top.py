@@ -277,7 +277,7 @@ def page_of(view: View, url: str, width: int = 120, height: int = 1 << 30) -> Re
         f"stopped {view.stopped:.1f}/s"
     )
     models = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    models.add_column("model", no_wrap=True, overflow="ellipsis")
+    models.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(8, width - 66))
     for name in ("run", "wait", "out/s", "in/s", "hit", "first", "p99", "gap", "p99", "queue", "memory"):
         models.add_column(name, justify="right", no_wrap=True, min_width=5 if name != "run" else 3)
     for name, one in view.models.items():

@@ -109,7 +109,7 @@ class Server:
         began, status, call = time.monotonic(), 500, None
         span = None if self.tracing is None else self.tracing.begin(route, headers)
         try:
-            caller = self.gate.admit(headers, route.access)
+            caller = self.gate.admit(headers, route.access, websocket=scope["type"] == "websocket")
             call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
             if route.works or route.request is not None:
                 call.headers = self.gate.count(caller)
