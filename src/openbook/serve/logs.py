@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from starlette.types import Scope
 
-from openbook.log import colour_wanted
+from openbook.log import colour_wanted, write
 
 if TYPE_CHECKING:
     from openbook.serve.route import Call, Route
@@ -68,7 +68,7 @@ class Log:
                 line = for_people(event, fields, colour_wanted(stream))
             else:
                 line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
-            print(line, file=stream, flush=True)
+            write(stream, line + "\n")
         except (OSError, ValueError):
             return  # a log that cannot be written is no reason to stop serving
 

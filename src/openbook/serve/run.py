@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -62,6 +63,8 @@ class Listener(uvicorn.Server):
         if threading.current_thread() is threading.main_thread() and self.server.settings.api_keys is not None:
             self._loop.add_signal_handler(signal.SIGHUP, self.server.gate.reload)
         await super().startup(sockets)
+        for listening in self.servers[0].sockets:
+            _forget_the_dead(listening, self.server.settings.stall)
         self.up.set()
 
     @property
@@ -91,6 +94,16 @@ class Listener(uvicorn.Server):
         whole = await self.server.drain()
         self.server.log.say("drained", whole=whole)
         self.should_exit = True
+
+
+def _forget_the_dead(listening: socket.socket, seconds: float) -> None:
+    """Connections taken here end when what was sent is not received for so long, or nobody is there any more.
+
+    A reply that is over, or was dropped, is still in the system's hands: without this, for as long as it likes.
+    """
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
