@@ -47,7 +47,7 @@ class Scripted:
 
     Tokens are UTF-8 bytes. Sampling is recorded, not obeyed. `embed` counts words into `dim` places, so that texts that
     share words are near each other; `score` is a function of context and continuation, by default minus its bytes.
-    `pace`: seconds before each piece.
+    `pace`: seconds before each piece. `forever`: after the last reply comes the first again.
     """
 
     def __init__(
@@ -56,9 +56,11 @@ class Scripted:
         dim: int = 64,
         score: Callable[[str, str], float] = lambda _, said: -len(said.encode()),
         pace: float = 0.0,
+        forever: bool = False,
     ) -> None:
         self.replies = list(replies)
         self.pace = pace
+        self.forever = forever
         self.calls: list[Call] = []
         self._dim = dim
         self._score = score
@@ -142,6 +144,8 @@ class Scripted:
             call.ended = call.ended or "closed"
 
     def _next(self, call: Call) -> Sequence[Piece]:
+        if self.forever and self.replies:
+            self._used %= len(self.replies)
         if self._used == len(self.replies):
             raise InputError(f"The script is over: it has {self._used} replies and was asked for one more.")
         self._used += 1

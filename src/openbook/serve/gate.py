@@ -32,7 +32,7 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def admit(self, headers: Headers, access: Access) -> Caller:
+    def admit(self, headers: Headers, access: Access, *, websocket: bool = False) -> Caller:  # noqa: ARG002
         """Who it is; `Rejected` for who may not."""
         self._check_host(headers)
         return Caller(name="", admin=access != "health")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Send
 
+from openbook.serve.events import Sse, Wire
 from openbook.serve.gate import Access, Caller
 from openbook.serve.running import Running
 
@@ -26,6 +28,7 @@ class Call:
     path: dict[str, str] = field(default_factory=dict)
     model: str = ""  # which one it came to, for logs and metrics
     running: Running | None = None
+    wire: Callable[[Send, list[tuple[bytes, bytes]]], Wire] = Sse  # where a reply in chunks goes
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,12 @@ from openbook.serve.events import Sse, Wire, pump, watch
 from openbook.serve.gate import Gate
 from openbook.serve.logs import Log
 from openbook.serve.metrics import Metrics
+from openbook.serve.reading import check_query, read
 from openbook.serve.route import Call, Route, Stream
 from openbook.serve.running import Board, Running
 from openbook.serve.served import Models, Mortal, Served
 from openbook.serve.settings import Settings
+from openbook.serve.sockets import Socket
 
 ID = "x-request-id"
 
@@ -94,15 +96,17 @@ class Server:
     # -- a request ----------------------------------------------------------------------------------------------------
 
     async def answer(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """The way of one HTTP request: in, its body, its work, its reply."""
-        headers = Headers(scope=scope)
+        """The way of one request, by HTTP or as a message of a WebSocket: in, its body, its work, its reply."""
+        headers, socket = Headers(scope=scope), scope["type"] == "websocket"
         number = headers.get(ID, "")
         if not (number.isascii() and number.isprintable() and 0 < len(number) <= 128) or number in self.board.by_id:
             number = "req-" + secrets.token_hex(12)
         began, status, call = time.monotonic(), 500, None
         try:
-            caller = self.gate.admit(headers, route.access)
+            caller = self.gate.admit(headers, route.access, websocket=socket)
             call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
+            call.wire = Socket if socket else Sse
+            check_query(scope["query_string"])
             request = await self._read(route, headers, receive)
             status = await self._work(route, call, request, receive, send)
         except ClientDisconnect:
@@ -117,11 +121,6 @@ class Server:
         finally:
             self.metrics.answered(route, call, status, time.monotonic() - began)
             self.log.request(route, call, number, status, time.monotonic() - began)
-
-    async def refuse_socket(self, receive: Receive, send: Send) -> None:
-        """A WebSocket where there is none."""
-        await receive()
-        await send({"type": "websocket.close", "code": 1008})
 
     async def _read(self, route: Route, headers: Headers, receive: Receive) -> Any:
         """The body as its type; bounded in bytes and time."""
@@ -151,7 +150,7 @@ class Server:
             raise Rejected(408, "The body of the request did not arrive in time.", code="timeout") from None
         if size > limit:
             raise Rejected(413, f"The body has more than {limit} bytes, the most that is read.", code="too_large")
-        return msgspec.json.decode(b"".join(parts) or b"{}", type=route.request)
+        return read(b"".join(parts) or b"{}", route.request)
 
     async def _work(self, route: Route, call: Call, request: Any, receive: Receive, send: Send) -> int:
         """Runs the handler and sends what it says, for as long as somebody listens; the status."""
@@ -179,7 +178,7 @@ class Server:
         reply, running = await route.handler(call, request), call.running
         if isinstance(reply, Stream):
             assert running is not None, "what streams works"
-            wire = self.wires[call.id] = Sse(send, [(ID.encode(), call.id.encode())])
+            wire = self.wires[call.id] = call.wire(send, [(ID.encode(), call.id.encode())])
             try:
                 await pump(reply.chunks, wire, running, self.settings)
             finally:
