@@ -89,7 +89,7 @@ class Scripted:
         self, prompt: str | Sequence[int], sampling: Sampling = DEFAULT, *, terms: Terms = PLAIN
     ) -> AsyncIterator[Delta]:
         """The next reply."""
-        text = prompt if isinstance(prompt, str) else bytes(prompt).decode(errors="replace")
+        text = prompt if isinstance(prompt, str) else _text(prompt)
         return self._say(Call("complete", prompt=text, sampling=sampling, terms=terms), len(text.encode()))
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
@@ -118,7 +118,7 @@ class Scripted:
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of bytes."""
-        return bytes(ids).decode(errors="replace")
+        return _text(ids)
 
     async def _say(self, call: Call, heard: int) -> AsyncIterator[Delta]:
         self.calls.append(call)
@@ -152,3 +152,9 @@ class Scripted:
         reply = self.replies[self._used - 1]
         said = reply(call) if callable(reply) else reply
         return [said] if isinstance(said, str | Exception) else list(said) or [""]
+
+
+def _text(ids: Sequence[int]) -> str:
+    if wrong := next((one for one in ids if not 0 <= one < 256), None):
+        raise InputError(f"`prompt` has an id that is no byte, as tokens are here: {wrong}. Use 0 to 255.")
+    return bytes(ids).decode(errors="replace")

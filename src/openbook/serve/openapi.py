@@ -16,22 +16,42 @@ PLACE = re.compile(r"\{(\w+)\}")
 REF = "#/components/schemas/{name}"
 
 
+def _any(_: Route) -> bool:
+    return True
+
+
+def _reads(route: Route) -> bool:
+    return route.request is not None
+
+
+def _finds(route: Route) -> bool:
+    return route.request is not None or PLACE.search(route.path) is not None
+
+
+def _works(route: Route) -> bool:
+    return route.works
+
+
+def _waits(route: Route) -> bool:
+    return route.works or route.access == "health"
+
+
 # What a route may reply beside its success, and which of them may.
 ERRORS: tuple[tuple[int, str, Callable[[Route], bool]], ...] = (
-    (400, "Something of the request cannot be honoured: `param` names it", lambda route: True),
-    (401, "No key, or none that is known", lambda route: True),
-    (403, "Not for this key, or not for this page's origin", lambda route: True),
-    (404, "There is no such model, or no such request", lambda route: route.request is not None or "{" in route.path),
-    (408, "The body did not arrive in time", lambda route: route.request is not None),
-    (413, "The body has too many bytes", lambda route: route.request is not None),
-    (415, "The body is not said to be application/json", lambda route: route.request is not None),
-    (421, "This server does not answer to that host", lambda route: True),
-    (429, "Too much at once; Retry-After says when to come again", lambda route: True),
-    (499, "It was stopped: by its id, or because its reader had gone", lambda route: route.works),
-    (500, "The server failed; its log says why", lambda route: True),
-    (502, "An endpoint behind this server failed", lambda route: route.works),
-    (503, "The server is not ready, or stops", lambda route: route.works or route.access == "health"),
-    (504, "Not done in time", lambda route: route.works),
+    (400, "Something of the request cannot be honoured; `param` names it", _any),
+    (401, "No key, or none that is known", _any),
+    (403, "Not for this key, or not for pages of this origin", _any),
+    (404, "There is no such model, or no such request", _finds),
+    (408, "The body did not arrive in time", _reads),
+    (413, "The body has too many bytes", _reads),
+    (415, "The body is not said to be application/json", _reads),
+    (421, "This server does not answer to that host", _any),
+    (429, "Too much at once; Retry-After says when to come again", _any),
+    (499, "It was stopped: by its id, or because its reader had gone", _works),
+    (500, "The server failed; its log says why", _any),
+    (502, "An endpoint behind this server failed", _works),
+    (503, "The server is not ready, or stops", _waits),
+    (504, "Not done in time", _works),
 )
 
 
@@ -65,7 +85,7 @@ def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
     else:
         good["content"] = {route.media: {}}
     if route.chunk is not None:
-        good["content"]["text/event-stream"] = {"schema": _events(schemas[route.chunk])}
+        good["content"]["text/event-stream"] = {"schema": _events(schemas[route.chunk], schemas[ErrorReply])}
     responses = {str(status): {"description": text, "content": error} for status, text, may in ERRORS if may(route)}
     found: dict[str, Any] = {
         "summary": route.summary,
@@ -83,11 +103,7 @@ def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _events(chunk: dict[str, Any]) -> dict[str, Any]:
-    """Server-sent events. JSON schema sees one text; what it holds is said as an annotation."""
-    return {
-        "type": "string",
-        "description": "Where `stream` is true. Each line `data: …` is a chunk; the last is `data: [DONE]`, or an error.",
-        "contentMediaType": "text/event-stream",
-        "contentSchema": chunk,
-    }
+def _events(chunk: dict[str, Any], error: dict[str, Any]) -> dict[str, Any]:
+    """A server-sent event, as OpenAPI 3.2 describes each of a stream."""
+    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": [chunk, error]}}
+    return {"type": "object", "properties": {"data": {"anyOf": [{"const": "[DONE]"}, said]}}, "required": ["data"]}

@@ -59,10 +59,8 @@ async def metrics(call: Call, _: None) -> Reply:
 
 async def openapi(call: Call, _: None) -> Reply:
     """What can be asked here, and how."""
-    return Response(
-        msgspec.json.encode(document(call.server.routes, keys=call.server.settings.api_keys is not None)),
-        media_type="application/json",
-    )
+    page = document(call.server.routes, keys=call.server.settings.api_keys is not None)
+    return Response(msgspec.json.encode(page), media_type="application/json")
 
 
 async def board(call: Call, _: None) -> Reply:
