@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openbook.chat.adapted import Adapted
 from openbook.chat.local import Local, overdue, start_of
 from openbook.chat.messages import Delta, Message, Terms
 from openbook.chat.protocols import DEFAULT, PLAIN
@@ -261,7 +262,8 @@ class Engine(Reads, Local):
         async with aclosing(stream):
             async for job, token in stream:
                 if token.finish == "error":
-                    raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
+                    result = job.lines[token.choice].result
+                    raise (InputError if result.refused else OpenbookError)(result.error or "The request failed.")
                 if token.finish == "deadline":
                     raise overdue(terms)
                 if token.finish == "cancelled":
@@ -288,6 +290,10 @@ class Engine(Reads, Local):
     def unload_adapter(self, name: str) -> None:
         """Takes it away. A `Refusal` while requests use it."""
         self.live.call(partial(self.core.unload_adapter, name)).result()
+
+    def adapted(self, name: str) -> Adapted:
+        """An adapter as an endpoint."""
+        return Adapted(self, name)
 
     def push(self, weights: Mapping[str, Tensor]) -> int:
         """Puts new weights in place by their logical names, between two steps; the number of this version."""

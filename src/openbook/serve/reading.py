@@ -6,9 +6,7 @@ JSON schema has it. What is not JSON, not UTF-8, or nested too deep is a 400 lik
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -45,14 +43,3 @@ def _whole(value: Any) -> Any:
         case float() if value.is_integer() and abs(value) < INTEGERS:
             return int(value)
     return value
-
-
-def check_query(query: bytes, known: Iterable[str] = ()) -> None:
-    """A parameter behind the path's `?` that no route has is refused, for it would be ignored."""
-    allowed = set(known)
-    for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name not in allowed:
-            raise Rejected(
-                400, f"Unknown query parameter `{name:.100}`: this path takes {', '.join(sorted(allowed)) or 'none'}.",
-                code="unknown_parameter", param=name[:100],
-            )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openbook.chat import Answer, Delta, Logprob, ToolCall, ToolCallPart, Usage
+from openbook.serve.served import Served
 from openbook.serve.wire.basics import CompletionDetails, PromptDetails, UsageOut
 from openbook.serve.wire.chat import (
     CalledOut,
@@ -20,6 +21,7 @@ from openbook.serve.wire.chat import (
     ToolCallOut,
 )
 from openbook.serve.wire.completions import TextLogprobs
+from openbook.serve.wire.plain import ModelOut
 
 
 def usage_of(usage: Usage, cached_price: float) -> UsageOut:
@@ -124,3 +126,14 @@ class Offsets:
             if said.top_logprobs is not None:
                 said.top_logprobs.append(None if one is None else {top.token: top.logprob for top in one.top})
         return said
+
+
+def model_of(served: Served) -> ModelOut:
+    """A model, or an adapter, in the list of them."""
+    return ModelOut(
+        id=served.name,
+        created=served.created,
+        parent=served.parent,
+        max_model_len=served.context,
+        capabilities=[can.lower() for can in served.can],
+    )

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -20,12 +20,13 @@ from openbook.serve.events import Sse, Wire, pump, watch
 from openbook.serve.gate import Gate
 from openbook.serve.logs import Log
 from openbook.serve.metrics import Metrics
-from openbook.serve.reading import check_query, read
+from openbook.serve.reading import read
 from openbook.serve.route import Call, Route, Stream
 from openbook.serve.running import Board, Running
 from openbook.serve.served import Models, Mortal, Served
 from openbook.serve.settings import Settings
 from openbook.serve.sockets import Socket
+from openbook.serve.stored import Stored
 
 ID = "x-request-id"
 
@@ -41,6 +42,7 @@ class Server:
         self.board = Board()
         self.metrics = Metrics(self)
         self.log = Log(self.settings)
+        self.stored = Stored(self.settings)
         self.wires: dict[str, Wire] = {}
         self.ready = False
         self.draining = False
@@ -101,18 +103,18 @@ class Server:
         number = headers.get(ID, "")
         if not (number.isascii() and number.isprintable() and 0 < len(number) <= 128) or number in self.board.by_id:
             number = "req-" + secrets.token_hex(12)
-        began, status, call = time.monotonic(), 500, None
+        began, status, call, request = time.monotonic(), 500, None, None
         try:
             caller = self.gate.admit(headers, route.access, websocket=socket)
             call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
             call.wire = Socket if socket else Sse
-            check_query(scope["query_string"])
+            call.query = _query(route, scope)
             request = await self._read(route, headers, receive)
             status = await self._work(route, call, request, receive, send)
         except ClientDisconnect:
             status = 499
         except Exception as error:
-            refusal = rejected(error)
+            refusal = rejected(error).about(request, route.subject)
             status = refusal.status
             if status >= 500 and not isinstance(error, Rejected):
                 self.log.failure(number, error)
@@ -194,6 +196,17 @@ class Server:
     async def _send(self, reply: Response, number: str, scope: Scope, receive: Receive, send: Send) -> None:
         reply.headers[ID] = number
         await reply(scope, receive, send)
+
+
+def _query(route: Route, scope: Scope) -> Any:
+    """What stands behind the question mark, as its type; what the route does not know is refused."""
+    given = dict(QueryParams(scope["query_string"]))
+    if route.query is not None:
+        return msgspec.convert(given, route.query, strict=False)
+    if given and route.path != "*":
+        name = next(iter(given))[:100]
+        raise Rejected(400, f"Unknown parameter `{name}`: this path takes none.", code="unknown_parameter", param=name)
+    return None
 
 
 async def _gone(receive: Receive, running: Running) -> None:

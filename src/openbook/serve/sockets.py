@@ -49,7 +49,7 @@ class Socket:
         """Nothing is said before the first event."""
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
 
-    async def event(self, body: bytes) -> None:
+    async def event(self, body: bytes, name: str = "") -> None:  # noqa: ARG002  # its type says it too
         """One message."""
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 

@@ -77,5 +77,6 @@ ROUTES = (
         chunk=ChatChunk,
         summary="Answer a conversation",
         works=True,
+        subject="messages",
     ),
 )

@@ -8,35 +8,25 @@ import msgspec
 from starlette.responses import Response
 
 from openbook.chat import Tokenize
-from openbook.serve import asking
+from openbook.serve import asking, saying
 from openbook.serve.errors import Rejected
 from openbook.serve.openapi import document
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.served import Conversing, Served
+from openbook.serve.served import Conversing
 from openbook.serve.wire.plain import Board, Health, ModelList, ModelOut, RunningOut, Stopped
 from openbook.serve.wire.vectors import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def _model(served: Served) -> ModelOut:
-    return ModelOut(
-        id=served.name,
-        created=served.created,
-        parent=served.parent,
-        max_model_len=served.context,
-        capabilities=[can.lower() for can in served.can],
-    )
-
-
 async def models(call: Call, _: None) -> Reply:
     """Every name."""
-    return ModelList(data=[_model(served) for served in call.server.models.all.values()])
+    return ModelList(data=[saying.model_of(served) for served in call.server.models.all.values()])
 
 
 async def model(call: Call, _: None) -> Reply:
     """One name."""
-    return _model(call.server.models.find(call.path["model"]))
+    return saying.model_of(call.server.models.find(call.path["model"]))
 
 
 async def live(_: Call, __: None) -> Reply:
@@ -120,10 +110,10 @@ ROUTES = (
     Route(method="POST", path="/v1/requests/{id}/cancel", handler=cancel, reply=Stopped, summary="Stop a request"),
     Route(
         method="POST", path="/tokenize", handler=tokenize, request=TokenizeRequest, reply=TokenizeReply,
-        summary="Ids of a text or a conversation",
+        subject="messages", summary="Ids of a text or a conversation",
     ),
     Route(
         method="POST", path="/detokenize", handler=detokenize, request=DetokenizeRequest, reply=DetokenizeReply,
-        summary="Text of ids",
+        subject="tokens", summary="Text of ids",
     ),
 )  # fmt: skip
