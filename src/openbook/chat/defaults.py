@@ -1,6 +1,7 @@
 """How a model's makers would have it sampled: generation_config.json → the `Sampling` of who does not say.
 
-Read are the fields that choose tokens, as vLLM takes them (its `--generation-config auto`). With `do_sample` false the file says nothing of chances: its temperature and its kin are left aside.
+Read are the fields that choose tokens, as vLLM takes them (its `--generation-config auto`). With `do_sample` false
+the file says nothing of chances: its temperature and its kin are left aside.
 """
 
 from __future__ import annotations

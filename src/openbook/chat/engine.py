@@ -262,7 +262,9 @@ class Engine(Reads, Local):
         async with aclosing(stream):
             async for job, token in stream:
                 if token.finish == "error":
-                    raise (Stopped if self.broken else OpenbookError)(job.lines[token.choice].result.error or "")
+                    result = job.lines[token.choice].result
+                    kind = InputError if result.refused else Stopped if self.broken else OpenbookError
+                    raise kind(result.error or "The request failed.")
                 if token.finish == "deadline":
                     raise overdue(terms)
                 if token.finish == "cancelled":

@@ -42,7 +42,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "data_prepare", _MAKE, "TEXT… --out DIR", "turn text into memory-mapped shards of tokens"
         ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
-        "chat": _verb("chat", _USE, "DIR", "talk with a model in the terminal"),
+        "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
         "serve": _verb("serve", _USE, "DIR…", "serve models over HTTP, as the OpenAI API"),
         "key": _verb("key", _USE, "FILE NAME", "make an API key for openbook serve"),

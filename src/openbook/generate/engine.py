@@ -38,11 +38,10 @@ from openbook.generate.plan import Sequence as Run
 from openbook.generate.requests import Finish, Generation, Token, accept
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full, Scheduler
-from openbook.generate.settings import Settings, Stats
+from openbook.generate.settings import Settings, Stats, Waits
 from openbook.generate.store import Store
 from openbook.generate.threads import Threads
 from openbook.generate.turn import Turn
-from openbook.generate.waits import Waits
 from openbook.native import paged as paged_native
 from openbook.native import rows as native
 from openbook.nn.model import LanguageModel

@@ -20,6 +20,7 @@ from starlette.types import Send
 from openbook.serve.errors import Rejected, rejected
 from openbook.serve.running import TOLD, Board, Running
 from openbook.serve.settings import Settings
+from openbook.serve.wire.basics import Event
 
 COMMENT = b": still here\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -38,8 +39,8 @@ class Wire(Protocol):
         """Begins the reply."""
         ...
 
-    async def event(self, body: bytes) -> None:
-        """One event; returns when there is room for the next."""
+    async def event(self, body: bytes, name: str = "") -> None:
+        """One event, and its name, if it has one; returns when there is room for the next."""
         ...
 
     async def comment(self) -> None:
@@ -63,9 +64,9 @@ class Sse:
         """Status and headers."""
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
 
-    async def event(self, body: bytes) -> None:
-        """A data line."""
-        data = b"data: " + body + b"\n\n"
+    async def event(self, body: bytes, name: str = "") -> None:
+        """A data line, under a line with the event's name."""
+        data = (b"event: %b\n" % name.encode() if name else b"") + b"data: " + body + b"\n\n"
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def comment(self) -> None:
@@ -124,7 +125,7 @@ async def _begun(source: AsyncIterator[msgspec.Struct], wire: Wire, running: Run
 
 async def _said(chunk: msgspec.Struct, wire: Wire, running: Running) -> None:
     running.sending = time.monotonic()
-    await wire.event(msgspec.json.encode(chunk))
+    await wire.event(msgspec.json.encode(chunk), chunk.type if isinstance(chunk, Event) else "")
     running.heard, running.sending = running.sending, None
     running.chunks += 1
 

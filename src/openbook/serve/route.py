@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Send
 
 from openbook.chat import Usage
+from openbook.serve.events import Sse, Wire
 from openbook.serve.gate import Access, Caller
 from openbook.serve.running import Running
 
@@ -26,6 +28,8 @@ class Call:
     id: str
     caller: Caller
     path: dict[str, str] = field(default_factory=dict)
+    query: Any = None  # of the type that the route says
+    wire: Callable[[Send, list[tuple[bytes, bytes]]], Wire] = Sse  # where a reply in chunks goes
     headers: dict[str, str] = field(default_factory=dict)  # of the reply: what is left to the caller
     model: str = ""  # which one it came to, for logs and metrics
     running: Running | None = None
@@ -56,7 +60,8 @@ Handler = Callable[[Call, Any], Awaitable[Reply]]
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """`request`: the type of the body, None where there is none; `reply`: that of a success."""
+    """`request`: the type of the body, None where there is none; `reply`: that of a success; `query`: that of what
+    stands behind the path's question mark, where anything may."""
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
@@ -64,7 +69,9 @@ class Route:
     request: type[msgspec.Struct] | None = None
     reply: type[msgspec.Struct] | None = None
     chunk: type[msgspec.Struct] | None = None
+    query: type[msgspec.Struct] | None = None
     access: Access = "user"
     summary: str = ""
+    subject: str | None = None  # the parameter that an error is about which names none
     works: bool = False  # takes the model's time: counted, watched, refused while draining
     media: str = "application/json"

@@ -43,6 +43,8 @@ class Listener(uvicorn.Server):
                 port=settings.port,
                 http=partial(Connection, settings),  # type: ignore[arg-type]  # called as the class would be
                 ws="websockets-sansio",
+                ws_max_size=settings.body,
+                ws_per_message_deflate=False,  # a small message cannot become a large one, and tokens are short
                 loop="uvloop",
                 log_config=None,
                 access_log=False,

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -20,11 +20,14 @@ from openbook.serve.events import Sse, Wire, pump, watch
 from openbook.serve.gate import Gate
 from openbook.serve.logs import Log, remote_of
 from openbook.serve.metrics import Metrics
+from openbook.serve.reading import read
 from openbook.serve.route import Call, Route, Stream
 from openbook.serve.running import Board, Running
 from openbook.serve.served import Models, Mortal, Served
 from openbook.serve.settings import Settings
+from openbook.serve.sockets import Socket
 from openbook.serve.spans import traces
+from openbook.serve.stored import Stored
 
 ID = "x-request-id"
 
@@ -41,6 +44,7 @@ class Server:
         self.board = Board()
         self.metrics = Metrics(self)
         self.tracing = traces(self.settings)
+        self.stored = Stored(self.settings)
         self.wires: dict[str, Wire] = {}
         self.ready = False
         self.draining = False
@@ -101,25 +105,27 @@ class Server:
     # -- a request ----------------------------------------------------------------------------------------------------
 
     async def answer(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """The way of one HTTP request: in, its body, its work, its reply."""
-        headers = Headers(scope=scope)
+        """The way of one request, by HTTP or as a message of a WebSocket: in, its body, its work, its reply."""
+        headers, socket = Headers(scope=scope), scope["type"] == "websocket"
         number = headers.get(ID, "")
         if not (number.isascii() and number.isprintable() and 0 < len(number) <= 128) or number in self.board.by_id:
             number = "req-" + secrets.token_hex(12)
-        began, status, call = time.monotonic(), 500, None
+        began, status, call, request = time.monotonic(), 500, None, None
         span = None if self.tracing is None else self.tracing.begin(route, headers)
         try:
-            caller = self.gate.admit(headers, route.access, websocket=scope["type"] == "websocket")
+            caller = self.gate.admit(headers, route.access, websocket=socket)
             call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
+            call.wire = Socket if socket else Sse
             if route.works or route.request is not None:
                 call.headers = self.gate.count(caller)
+            call.query = _query(route, scope)
             request = await self._read(route, call, headers, receive)
             self.gate.check(caller, call.path, request)
             status = await self._work(route, call, request, receive, send)
         except ClientDisconnect:
             status = 499
         except Exception as error:
-            refusal = rejected(error)
+            refusal = rejected(error).about(request, route.subject)
             status = refusal.status
             self.metrics.rejected(refusal)
             if status >= 500 and not isinstance(error, Rejected):
@@ -134,11 +140,6 @@ class Server:
             self.log.request(route, call, number, status, seconds, remote_of(scope))
             if span is not None and self.tracing is not None:
                 self.tracing.end(span, call, number, status)
-
-    async def refuse_socket(self, receive: Receive, send: Send) -> None:
-        """A WebSocket where there is none."""
-        await receive()
-        await send({"type": "websocket.close", "code": 1008})
 
     async def _read(self, route: Route, call: Call, headers: Headers, receive: Receive) -> Any:
         """The body as its type; bounded in bytes and time."""
@@ -169,7 +170,7 @@ class Server:
         if size > limit:
             raise Rejected(413, f"The body has more than {limit} bytes, the most that is read.", code="too_large")
         call.bytes = size
-        request = msgspec.json.decode(b"".join(parts) or b"{}", type=route.request)
+        request = read(b"".join(parts) or b"{}", route.request)
         if self.settings.log_prompts:
             self.log.say("asked", id=call.id, body=msgspec.to_builtins(request))
         return request
@@ -216,7 +217,7 @@ class Server:
         if isinstance(reply, Stream):
             assert running is not None, "what streams works"
             headers = {ID: call.id, **call.headers}
-            wire = self.wires[call.id] = Sse(send, [(name.encode(), it.encode()) for name, it in headers.items()])
+            wire = self.wires[call.id] = call.wire(send, [(name.encode(), it.encode()) for name, it in headers.items()])
             try:
                 await pump(reply.chunks, wire, running, self.settings)
             finally:
@@ -234,6 +235,17 @@ class Server:
     ) -> None:
         reply.headers.update({ID: number} | ({} if call is None else call.headers))
         await reply(scope, receive, send)
+
+
+def _query(route: Route, scope: Scope) -> Any:
+    """What stands behind the question mark, as its type; what the route does not know is refused."""
+    given = dict(QueryParams(scope["query_string"]))
+    if route.query is not None:
+        return msgspec.convert(given, route.query, strict=False)
+    if given and route.path != "*":
+        name = next(iter(given))[:100]
+        raise Rejected(400, f"Unknown parameter `{name}`: this path takes none.", code="unknown_parameter", param=name)
+    return None
 
 
 async def _gone(receive: Receive, running: Running) -> None:

@@ -79,5 +79,6 @@ ROUTES = (
         chunk=ChatChunk,
         summary="Answer a conversation",
         works=True,
+        subject="messages",
     ),
 )

@@ -50,7 +50,8 @@ async def metrics(call: Call, _: None) -> Reply:
 
 async def openapi(call: Call, _: None) -> Reply:
     """What can be asked here, and how."""
-    return Response(msgspec.json.encode(document(call.server.routes)), media_type="application/json")
+    page = document(call.server.routes, keys=call.server.settings.api_keys is not None)
+    return Response(msgspec.json.encode(page), media_type="application/json")
 
 
 async def board(call: Call, _: None) -> Reply:
@@ -110,10 +111,10 @@ ROUTES = (
     Route(method="POST", path="/v1/requests/{id}/cancel", handler=cancel, reply=Stopped, summary="Stop a request"),
     Route(
         method="POST", path="/tokenize", handler=tokenize, request=TokenizeRequest, reply=TokenizeReply,
-        summary="Ids of a text or a conversation",
+        subject="messages", summary="Ids of a text or a conversation",
     ),
     Route(
         method="POST", path="/detokenize", handler=detokenize, request=DetokenizeRequest, reply=DetokenizeReply,
-        summary="Text of ids",
+        subject="tokens", summary="Text of ids",
     ),
 )  # fmt: skip
