@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +27,7 @@ from openbook.cli import main
 from openbook.errors import ConfigError
 from openbook.serve.app import make_app
 from openbook.serve.errors import Rejected
-from openbook.serve.gate import Gate
+from openbook.serve.gate import BEARER, Gate
 from openbook.serve.keys import new_key, parse_keys
 from openbook.serve.served import Served
 from openbook.serve.settings import Settings
@@ -39,6 +44,7 @@ models = ["other"]
 hash = "{ROOT[1]}"
 admin = true
 """
+BEARERS = {"authorization": f"Bearer {ALICE[0]}"}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -118,8 +124,12 @@ async def leaks(app: Starlette) -> list[str]:
             if (status == 403) != barred or status == 401 or status >= 500:
                 found.append(f"{method} {path} with a key of {'a user' if key == ALICE[0] else 'an admin'} is {status}")
     for path in {path for _, path, _ in asked}:
-        if "websocket.accept" in await socket_of(app, path, {}):
-            found.append(f"a WebSocket at {path} opens without a key")
+        for headers in ({}, {"sec-websocket-protocol": f"{BEARER}wrong"}, {"origin": "https://evil.example"} | BEARERS):
+            if "websocket.accept" in await socket_of(app, path, headers):
+                found.append(f"a WebSocket at {path} opens with the headers {headers}")
+    for headers in (BEARERS, {"sec-websocket-protocol": BEARER + ALICE[0]}):
+        if "websocket.accept" not in await socket_of(app, "/v1/chat/completions", headers):
+            found.append("a WebSocket with a key does not open")
     return found
 
 
@@ -468,3 +478,43 @@ def test_the_verb_makes_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["key", str(path), *words]) == 2
         assert said in capsys.readouterr().err
         assert path.read_text() == text
+
+
+def test_a_signal_has_the_file_read(file: Path, tmp_path: Path) -> None:
+    """SIGHUP to a process that serves; all that it says on standard error is JSON."""
+    script = tmp_path / "serving.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from openbook.chat.scripted import Scripted\n"
+        "from openbook.serve import gate\n"
+        "from openbook.serve.run import serve\n"
+        "from openbook.serve.served import Served\n"
+        "from openbook.serve.settings import Settings\n"
+        "gate.LOOKS = 3600.0\n"
+        f"settings = Settings(port=0, api_keys=Path({str(file)!r}))\n"
+        "serve(lambda: [Served(name='tiny', endpoint=Scripted())], settings)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        said = json.loads(process.stderr.readline())
+        assert said["event"] == "ready"
+        with httpx.Client(base_url=said["url"], headers={"Authorization": f"Bearer {BOB[0]}"}) as http:
+            assert http.get("/v1/models").status_code == 200
+            file.write_text(FILE.replace(BOB[1], new_key()[1]))
+            process.send_signal(signal.SIGHUP)
+            assert http.get("/v1/models").status_code in (200, 401)
+            line = ""
+            while '"keys"' not in line:
+                line = process.stderr.readline()
+            assert json.loads(line)["keys"] == 3
+            assert http.get("/v1/models").status_code == 401
+        with socket.create_connection(("127.0.0.1", int(said["url"].rpartition(":")[2]))) as garbage:
+            garbage.sendall(b"nonsense\r\n\r\n")
+            assert garbage.recv(100).startswith(b"HTTP/1.1 400")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=30)
+    events = [json.loads(line) for line in rest.splitlines()]
+    assert {"said", "drained"} <= {event["event"] for event in events}
+    assert process.returncode == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,16 @@ from rich.console import Console
 from openbook.chat import Scripted
 from openbook.cli import main
 from openbook.cli.top import Look, ModelView, View, between, look, page_of, quantile, span
+from openbook.errors import RemoteError
 from openbook.serve.keys import new_key
 from openbook.serve.settings import Settings
 from tests.serve.conftest import Serving, Start
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -97,6 +106,29 @@ def test_no_server_and_other_servers(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["top", "--every", "0", "--once"]) == 2
     assert main(["top", "http://127.0.0.1:99999", "--once"]) == 1
     assert "No server answers" in capsys.readouterr().err
+
+
+def test_it_waits_for_a_server_that_went_away(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = start(tiny=Scripted())
+    good, terminal, slept = look(serving.url), Terminal(), 0
+
+    def asleep(_: float) -> None:
+        nonlocal slept
+        slept += 1
+        if slept == 4:
+            raise KeyboardInterrupt
+
+    def away(_: str) -> Look:
+        if slept == 1:
+            raise RemoteError("No server answers.")
+        return good
+
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("openbook.cli.top.look", away)
+    monkeypatch.setattr("openbook.cli.top.time.sleep", asleep)
+    assert main(["top", serving.url]) == 0
+    said = terminal.getvalue()
+    assert said.index("ready") < said.index("No server answers.") < said.rindex("ready")
 
 
 def test_quantiles() -> None:
