@@ -31,6 +31,9 @@ expected-statuses = ["2xx", 400, 404]
 
 [generation]
 mode = "all"
+
+[cache]
+enabled = false
 """
 
 
@@ -61,7 +64,7 @@ def scripted() -> Iterator[Serving]:
         yield made
 
 
-def ask_all(page: dict[str, Any], url: str, mode: Any, at: Path, examples: int = 4) -> int:
+def ask_all(page: dict[str, Any], url: str, mode: Any, at: Path, often: int = 4) -> int:
     """Asks every operation of a page a few times; how many there are."""
     config = at / "schemathesis.toml"
     config.write_text(f'base-url = "{url}"\n' + CONFIG)
@@ -72,7 +75,7 @@ def ask_all(page: dict[str, Any], url: str, mode: Any, at: Path, examples: int =
             continue  # nothing can be wrong: every text is a name
 
         @settings(
-            max_examples=examples,
+            max_examples=often,
             deadline=None,
             database=None,
             derandomize=True,
