@@ -31,14 +31,21 @@ expected-statuses = ["2xx", 400, 404]
 
 [generation]
 mode = "all"
+
+[cache]
+enabled = false
 """
 
 
 @schemathesis.hook("map_body")
 def named(_: Any, body: Any) -> Any:
-    """A model that is there, for what is behind its name to be reached; wrong names stay as they are."""
-    if isinstance(body, dict) and isinstance(body.get("model"), str) and 0 < len(body["model"]) <= 256:
-        return body | {"model": "tiny"}
+    """A model that is there, and time to answer, for what is behind to be reached. What is wrong stays as it is."""
+    if not isinstance(body, dict):
+        return body
+    if isinstance(body.get("model"), str) and 0 < len(body["model"]) <= 256:
+        body = body | {"model": "tiny"}
+    if isinstance(body.get("timeout"), float | int) and 0 < body["timeout"] < 60:
+        body = body | {"timeout": 60}
     return body
 
 
@@ -57,19 +64,22 @@ def scripted() -> Iterator[Serving]:
         yield made
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_the_page_is_true(scripted: Serving, tmp_path: Path, mode: Any) -> None:
-    config = tmp_path / "schemathesis.toml"
-    config.write_text(CONFIG)
-    page = schemathesis.openapi.from_url(f"{scripted.url}/openapi.json", config=SchemathesisConfig.from_path(config))
+def ask_all(page: dict[str, Any], url: str, mode: Any, at: Path, often: int = 4) -> int:
+    """Asks every operation of a page a few times; how many there are."""
+    config = at / "schemathesis.toml"
+    config.write_text(f'base-url = "{url}"\n' + CONFIG)
     asked = 0
-    for found in page.get_all_operations():
+    for found in schemathesis.openapi.from_dict(page, config=SchemathesisConfig.from_path(config)).get_all_operations():
         operation = found.ok()
         if mode.is_negative and not operation.body:
             continue  # nothing can be wrong: every text is a name
 
         @settings(
-            max_examples=8, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+            max_examples=often,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def one(case: Any) -> None:
@@ -77,7 +87,35 @@ def test_the_page_is_true(scripted: Serving, tmp_path: Path, mode: Any) -> None:
 
         one()
         asked += 1
-    assert asked >= 5
+    return asked
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_the_page_is_true(scripted: Serving, tmp_path: Path, mode: Any) -> None:
+    page = scripted.http.get("/openapi.json").json()
+    asked = ask_all(page, scripted.url, mode, tmp_path)
+    bodies = sum("requestBody" in operation for path in page["paths"].values() for operation in path.values())
+    assert asked == (bodies if mode.is_negative else sum(map(len, page["paths"].values())))
+
+
+@pytest.mark.parametrize("fault", ["looser", "tighter", "reply", "status"])
+def test_a_page_that_is_not_true_is_found(scripted: Serving, tmp_path: Path, fault: str) -> None:
+    page = scripted.http.get("/openapi.json").json()
+    path = "/v1/models" if fault == "reply" else "/detokenize"
+    operation, schemas = page["paths"][path], page["components"]["schemas"]
+    if fault == "looser":
+        schemas["DetokenizeRequest"]["properties"]["tokens"] = {"type": "string"}
+    elif fault == "tighter":
+        bit = {"type": "integer", "minimum": 0, "maximum": 1}
+        properties = {"model": {"type": "string", "maxLength": 1}, "tokens": {"type": "array", "items": bit}}
+        schemas["DetokenizeRequest"]["properties"] = properties
+    elif fault == "reply":
+        schemas["ModelOut"]["properties"]["created"] = {"type": "string"}
+    else:
+        del operation["post"]["responses"]["200"], operation["post"]["responses"]["400"]
+    mode = GenerationMode.NEGATIVE if fault == "tighter" else GenerationMode.POSITIVE
+    with pytest.raises((AssertionError, BaseExceptionGroup)):
+        ask_all(page | {"paths": {path: operation}}, scripted.url, mode, tmp_path, 20)
 
 
 @pytest.mark.soak

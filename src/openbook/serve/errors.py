@@ -112,7 +112,7 @@ def busy(message: str, seconds: float) -> Rejected:
 def _invalid(message: str) -> Rejected:
     """What does not fit the types: which parameter, and why."""
     at = _PATH.search(message)
-    path = at["path"] if at else ""
+    path = at["path"].replace("[...]", "") if at else ""  # a key of a mapping, which is not said
     if found := _FIELD.search(message):
         path = f"{path}.{found['name']}".lstrip(".")
     if "unknown field" in message:
