@@ -40,7 +40,7 @@ class Metronome:
     def __init__(self, tokens: int, rate: float) -> None:
         self.tokens, self.rate = tokens, rate
 
-    def chat(self, messages: Any, sampling: Any = None, **_: Any) -> AsyncIterator[Any]:
+    def chat(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
         """One token after another."""
         return self._say()
 
@@ -59,12 +59,13 @@ class Metronome:
 def server(words: list[str]) -> None:
     """In a child: serves, and says the port on standard output."""
     from openbook.serve.app import make_app
-    from openbook.serve.run import Listener, raise_limits
+    from openbook.serve.run import Listener, calm_collector, raise_limits
     from openbook.serve.served import Served
     from openbook.serve.settings import Settings
 
     tokens, rate, connections, profile = int(words[0]), float(words[1]), int(words[2]), words[3]
     raise_limits()
+    calm_collector()
     settings = Settings(port=0, requests=connections + SPARE, connections=connections + SPARE)
     listener = Listener(make_app([Served(name="tick", endpoint=Metronome(tokens, rate))], settings), settings)
 
@@ -122,7 +123,7 @@ class Reader(asyncio.Protocol):
                 self.whole = self.events == self.crowd.tokens
                 self.transport.close()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """The end."""
         self.crowd.left(self)
 
@@ -190,12 +191,12 @@ def client(words: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------ both
 
 
-def used(pid: int) -> tuple[float, int]:
-    """Seconds of processor time of a process, and its highest resident bytes."""
+def used(pid: int) -> tuple[float, float, int]:
+    """Seconds of processor time of a process, of them those that the system took, and its highest resident bytes."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own, system = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:13])
     peak = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return cpu, int(peak.split()[1]) * 1024
+    return own + system, system, int(peak.split()[1]) * 1024
 
 
 def main() -> None:
@@ -211,28 +212,30 @@ def main() -> None:
     try:
         assert serving.stdout is not None
         port = serving.stdout.readline().decode().strip()
-        before, bare = used(serving.pid)
+        before, system, bare = used(serving.pid)
         words = [sys.executable, __file__, "client", port, str(options.connections), str(tokens)]
         found = json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
-        after, peak = used(serving.pid)
+        after, system_after, peak = used(serving.pid)
     finally:
         serving.terminate()
         serving.wait(60)
     found |= {
         "connections": options.connections, "rate": options.rate, "machine": about,
-        "server_cpu": after - before, "server_cpu_per_event_us": 1e6 * (after - before) / found["events"],
-        "server_peak_bytes": peak, "bytes_per_connection": (peak - bare) / options.connections,
+        "load_after": round(os.getloadavg()[0], 2), "server_cpu": after - before,
+        "server_cpu_per_event_us": 1e6 * (after - before) / found["events"],
+        "server_system_cpu": system_after - system, "server_peak_bytes": peak,
+        "bytes_per_connection": (peak - bare) / options.connections,
     }  # fmt: skip
-    print(
-        f"{found['connections']} connections, {found['at_once']} at once: {found['whole']} whole, "
-        f"{found['events']} events in {found['seconds']:.1f} s\n"
-        f"delay of an event: p50 {found['p50_ms']:.1f} ms, p99 {found['p99_ms']:.1f} ms, p99.9 {found['p999_ms']:.1f} "
-        f"ms, most {found['max_ms']:.1f} ms\n"
-        f"the server: {found['server_cpu']:.1f} s of processor time, {found['server_cpu_per_event_us']:.0f} µs an event"
-        f" (the client {found['client_cpu']:.1f} s); {peak / 2**20:.0f} MiB at most, "
-        f"{found['bytes_per_connection'] / 1024:.0f} KiB a connection\n"
-        f"load of the machine before: {about['load']}"
+    said = (
+        "{connections} connections, {at_once} at once: {whole} whole, {events} events in {seconds:.1f} s",
+        "delay of an event: p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, p99.9 {p999_ms:.1f} ms, most {max_ms:.1f} ms",
+        "the server: {server_cpu:.1f} s of processor time ({server_system_cpu:.1f} the system's), "
+        "{server_cpu_per_event_us:.0f} µs an event; the client: {client_cpu:.1f} s",
+        "the server's memory: {mib:.0f} MiB at most, {kib:.0f} KiB a connection",
+        "load of the machine: {load} before, {load_after} after",
     )
+    more = {"mib": peak / 2**20, "kib": found["bytes_per_connection"] / 1024, "load": about["load"]}
+    print("\n".join(said).format(**found, **more))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "connections.json").write_text(json.dumps(found, indent=1) + "\n")
     if found["whole"] < options.connections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,18 +115,28 @@ class Offsets:
     def __init__(self, tops: bool) -> None:
         self._at = 0
         self._tops = tops
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, found: Sequence[Logprob | None], first: str = "") -> TextLogprobs:
         """The next tokens; a first one that has no log-probability is `first`."""
         said = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[] if self._tops else None, text_offset=[])
         for one in found:
-            said.tokens.append(first if one is None else one.token)
+            said.tokens.append(first if one is None else _name(one))
             said.token_logprobs.append(None if one is None else one.logprob)
             said.text_offset.append(self._at)
-            self._at += len(said.tokens[-1])
+            self._at += len(self._text.decode(first.encode() if one is None else one.bytes or one.token.encode()))
             if said.top_logprobs is not None:
-                said.top_logprobs.append(None if one is None else {top.token: top.logprob for top in one.top})
+                said.top_logprobs.append(None if one is None else {_name(top): top.logprob for top in one.top})
         return said
+
+
+def _name(one: Logprob) -> str:
+    """A token as a name, of which no two share one: its text, or its bytes, as the API has them, where it has none."""
+    try:
+        one.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
+    return one.token
 
 
 def model_of(served: Served) -> ModelOut:

@@ -98,8 +98,8 @@ def _echoed(
     if asked.echo:
         offsets[index] = saying.Offsets(bool(asked.logprobs))
         choice.text = text
-        rest = sum(len(one.token) for one in heard if one is not None)
-        choice.logprobs = offsets[index].of(heard, text[: max(0, len(text) - rest)])
+        whole, rest = text.encode(), sum(len(one.bytes or one.token.encode()) for one in heard if one is not None)
+        choice.logprobs = offsets[index].of(heard, whole[: max(0, len(whole) - rest)].decode(errors="replace"))
     if asked.prompt_logprobs is not None:
         choice.prompt_logprobs = saying.heard_of(heard)
     return choice
