@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openbook.errors import InputError
-from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
+from openbook.generate.grammars import Calls, Choice, Grammar, Json, Lark, Reasoned, Regex, Schema
 
 BATCH_LIMIT = 1024  # choices or beams of one request: more is a mistake and would exhaust memory
 
@@ -106,7 +106,8 @@ class Sampling:
             raise InputError(f"`ignore_eos` must be true or false: got {self.ignore_eos!r}.")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise InputError(f"`early_stopping` must be true, false or 'never': got {self.early_stopping!r}.")
-        if self.grammar is not None and not isinstance(self.grammar, (Schema, Regex, Choice, Lark, Json)):
+        known = (Schema, Regex, Choice, Lark, Json, Calls, Reasoned)
+        if self.grammar is not None and not isinstance(self.grammar, known):
             raise InputError(f"`grammar` must be a Schema, Regex, Choice, Lark or Json: got {self.grammar!r:.80}.")
 
     def _check_together(self) -> None:

@@ -1,0 +1,400 @@
+"""What a model writes, told apart as it comes: reasoning, text, calls of tools.
+
+    reasoning? ( text | call )*
+
+The reader goes by characters, so how the text is cut into pieces cannot matter: whatever the pieces, what is heard,
+joined, is the same. What may still become a mark is held back, white space before a mark included; it is dropped where
+the mark comes, and is text where it does not. White space inside marks may be more or less than the template writes.
+
+What goes wrong: a call without a name, or that is no JSON up to its arguments, or, where nothing but JSON marks a call,
+one of an unknown name, is text, its marks included. From the first character of its arguments on a call is a call:
+arguments are given as they are written, up to the brace that closes them, and what follows instead of the closing mark
+is text. Output that ends early leaves arguments that end early.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, replace
+
+from openbook.chat.dialect import Dialect, Reasoning
+from openbook.chat.messages import ToolCallPart
+
+LONGEST_HEAD = 4096  # characters from the mark to the arguments; more is text
+LONGEST_NAME = 128
+LONGEST_SPACE = 64  # white space that is held back
+
+Reader = Generator[None, str, str]  # takes characters, "" at the end
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one piece of output makes certain."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCallPart, ...] = ()
+
+
+class _Broken(Exception):
+    """What was taken for a call is none."""
+
+
+class Hearing:
+    """The reader of one answer. `feed` a piece of it, `finish` at its end.
+
+    dialect    how calls are written; None: there are none
+    reasoning  its marks; None: there is none
+    inside     whether the prompt ended with the mark that opens reasoning
+    names      of the tools
+    new_id     an id for call number i
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect | None = None,
+        reasoning: Reasoning | None = None,
+        *,
+        inside: bool = False,
+        names: Collection[str] = (),
+        new_id: Callable[[int], str] = lambda index: f"call_{index}",
+    ) -> None:
+        self._dialect = dialect
+        self._reasoning = reasoning
+        self.thinking = inside and reasoning is not None
+        self.begun = 0  # calls
+        self.completed = 0
+        self._names = names
+        self._new_id = new_id
+        self._again: deque[str] = deque()  # characters to be read once more
+        self._ended = False
+        self._raw: list[str] = []  # what was read of a call that may be none
+        self._text: list[str] = []
+        self._thought: list[str] = []
+        self._parts: list[ToolCallPart] = []
+        self._lead = False  # white space that comes now is of no meaning
+        self._run = self._answer()
+        next(self._run)
+
+    def feed(self, piece: str) -> Heard:
+        """What `piece` makes certain."""
+        for character in piece:
+            self._run.send(character)
+        return self._take()
+
+    def finish(self) -> Heard:
+        """What was held back: the answer is over."""
+        self._ended = True
+        try:
+            self._run.send("")
+        except StopIteration:
+            pass
+        return self._take()
+
+    def _take(self) -> Heard:
+        parts: list[ToolCallPart] = []
+        for part in self._parts:
+            if parts and not part.name and parts[-1].index == part.index:
+                parts[-1] = replace(parts[-1], arguments=parts[-1].arguments + part.arguments)
+            else:
+                parts.append(part)
+        heard = Heard("".join(self._text), "".join(self._thought), tuple(parts))
+        self._text, self._thought, self._parts = [], [], []
+        return heard
+
+    # -- the whole ----------------------------------------------------------------------------------------------------
+
+    def _answer(self) -> Generator[None, str, None]:
+        if self._reasoning is not None:
+            if not self.thinking:
+                self.thinking = bool((yield from self._find([self._reasoning.opening], None)))
+            if self.thinking:
+                self._lead = True
+                yield from self._find([self._reasoning.closing], self._think)
+                self.thinking, self._lead = False, True
+        while not self._at_end:
+            if self._dialect is None:
+                self._say((yield from self._next()))
+            elif self._dialect.bare:
+                yield from self._bare(self._dialect)
+            elif (yield from self._find([self._dialect.start + self._dialect.opens], self._say)):
+                yield from self._calls(self._dialect)
+        yield
+
+    def _bare(self, dialect: Dialect) -> Reader:
+        """The whole answer where a call is a JSON object and nothing else: only its first character can begin one."""
+        yield from self._call(dialect)
+        while not self._at_end:
+            self._say((yield from self._next()))
+        return ""
+
+    def _calls(self, dialect: Dialect) -> Reader:
+        """One call after the other, when the first was opened."""
+        while (yield from self._call(dialect)):
+            self._lead = True
+            again, end = dialect.separator + dialect.opens, dialect.end
+            mark = yield from self._find([again] * bool(again.strip()) + [end] * bool(end.strip()), None)
+            if mark != again:
+                return ""
+        return ""
+
+    def _call(self, dialect: Dialect) -> Generator[None, str, bool]:
+        """A call, when its mark was read; False: it is none, and what was read is text."""
+        begun = self.begun
+        try:
+            yield from self._named(dialect) if dialect.keys is None else self._object(dialect, dialect.keys)
+        except _Broken:
+            if self.begun == begun:
+                held, self._raw = "".join(self._raw), []
+                mark = "" if dialect.bare else dialect.start + dialect.opens
+                self._say(held[: len(mark)])
+                self._again.extendleft(reversed(held[len(mark) :]))
+                return False
+        self._raw = []
+        if dialect.closes.strip():
+            yield from self._find([dialect.closes], None)
+        return True
+
+    # -- characters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _at_end(self) -> bool:
+        return self._ended and not self._again
+
+    def _next(self) -> Reader:
+        """The next character; "" at the end."""
+        if self._again:
+            return self._again.popleft()
+        return "" if self._ended else (yield)
+
+    def _back(self, text: str) -> None:
+        self._again.extendleft(reversed(text))
+
+    def _say(self, text: str) -> None:
+        if self._lead:
+            text = text.lstrip()
+            self._lead = not text
+        self._text.append(text)
+
+    def _think(self, text: str) -> None:
+        if self._lead:
+            text = text.lstrip()
+            self._lead = not text
+        self._thought.append(text)
+
+    def _find(self, marks: list[str], sink: Callable[[str], None] | None) -> Reader:
+        """Reads up to one of `marks`, which it returns; what stands before goes into `sink`.
+
+        Without a sink the mark must come at once: if it does not, nothing was read and "" is returned. "" also when the
+        text ends before a mark.
+        """
+        held = ""
+        while marks:
+            character = yield from self._next()
+            held += character
+            while held and character:
+                found = [(mark, _fits(mark, held)) for mark in marks]
+                if whole := [mark for mark, fits in found if fits]:
+                    self._raw = list(held)
+                    return whole[0]
+                if any(fits is None for _, fits in found) and (held.strip() or len(held) < LONGEST_SPACE):
+                    break
+                if sink is None:
+                    self._back(held)
+                    return ""
+                sink(held[0])
+                held = held[1:]
+            if not character:
+                if sink is None:
+                    self._back(held)
+                else:
+                    sink(held)
+                return ""
+        return ""
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _get(self) -> Reader:
+        """The next character of what may be a call."""
+        character = yield from self._next()
+        if not character:
+            raise _Broken
+        self._raw.append(character)
+        if len(self._raw) > LONGEST_HEAD and not self._writing:
+            raise _Broken
+        return character
+
+    def _visible(self) -> Reader:
+        """The next character that is no white space."""
+        while (character := (yield from self._get())).isspace():
+            pass
+        return character
+
+    @property
+    def _writing(self) -> bool:
+        """Whether a call was begun whose arguments are not over."""
+        return self.begun > self.completed
+
+    def _open(self, name: str, number: str = "") -> None:
+        """The head of a call is certain."""
+        self._parts.append(ToolCallPart(index=self.begun, id=number or self._new_id(self.begun), name=name))
+        self.begun += 1
+
+    def _write(self, text: str) -> None:
+        self._parts.append(ToolCallPart(index=self.begun - 1, arguments=text))
+
+    def _named(self, dialect: Dialect) -> Reader:
+        """name, `between`, arguments."""
+        name = character = yield from self._visible()
+        while not (fits := _ending(dialect.between, name)):
+            character = yield from self._get()
+            name += character
+            if len(name) > LONGEST_NAME + len(dialect.between):
+                raise _Broken
+        name = name[: len(name) - fits].strip()
+        if not name or not all(one.isalnum() or one in "_-.:/" for one in name):
+            raise _Broken
+        if (yield from self._visible()) != "{":
+            raise _Broken
+        self._open(name)
+        yield from self._braces("{", self._write)
+        self.completed = self.begun
+        return ""
+
+    def _object(self, dialect: Dialect, keys: tuple[str, str]) -> Reader:
+        """{name: …, arguments: …}, in any order and with other keys beside them."""
+        begun, name, number, held = self.begun, "", "", ""
+        if (yield from self._visible()) != "{":
+            raise _Broken
+        character = yield from self._visible()
+        while character != "}":
+            if character != '"':
+                raise _Broken
+            key = _text((yield from self._string()))
+            if (yield from self._visible()) != ":":
+                raise _Broken
+            character = yield from self._visible()
+            if key == keys[1] and name and character == "{" and self.begun == begun:
+                self._open(name, number)
+                yield from self._braces("{", self._write)
+                self.completed = self.begun
+                character = yield from self._visible()
+            else:
+                value, character = yield from self._value(character)
+                if key == keys[0]:
+                    name = self._known(_text(value), dialect)
+                elif key == keys[1]:
+                    held = _object_text(value)
+                elif key == dialect.id_key and self.begun == begun:
+                    number = _id(_text(value), dialect.id_length)
+            if character == ",":
+                character = yield from self._visible()
+            elif character != "}":
+                raise _Broken
+        if self.begun == begun:
+            if not name:
+                raise _Broken
+            self._open(name, number)
+            self._write(held or "{}")
+            self.completed = self.begun
+        return ""
+
+    def _known(self, name: str, dialect: Dialect) -> str:
+        if not name or (dialect.bare and name not in self._names):
+            raise _Broken
+        return name
+
+    def _value(self, first: str) -> Generator[None, str, tuple[str, str]]:
+        """A JSON value that begins with `first`, as written, and the character behind it."""
+        if first == '"':
+            text = yield from self._string()
+        elif first in "{[":
+            written: list[str] = []
+            yield from self._braces(first, written.append)
+            text = "".join(written)
+        else:
+            text, character = first, (yield from self._get())
+            while character not in ",}" and not character.isspace():
+                text += character
+                character = yield from self._get()
+            return text, character if not character.isspace() else (yield from self._visible())
+        return text, (yield from self._visible())
+
+    def _string(self) -> Reader:
+        """The rest of a JSON string, with its quotes."""
+        text, escaped = '"', False
+        while True:
+            character = yield from self._get()
+            text += character
+            if character == '"' and not escaped:
+                return text
+            escaped = character == "\\" and not escaped
+
+    def _braces(self, first: str, sink: Callable[[str], None]) -> Reader:
+        """A JSON object or list that begins with `first`, into `sink`, up to the brace that closes it."""
+        sink(first)
+        depth, quoted, escaped = 1, False, False
+        while depth:
+            character = yield from self._get()
+            sink(character)
+            if quoted:
+                quoted = character != '"' or escaped
+                escaped = character == "\\" and not escaped
+            else:
+                quoted = character == '"'
+                depth += (character in "{[") - (character in "}]")
+        return ""
+
+
+def _fits(mark: str, held: str) -> bool | None:
+    """Whether `held` is `mark`, white space apart that stands before it or where it has some; None: it may become it."""
+    at, size = 0, len(held)
+    for word in mark.split():
+        while at < size and held[at].isspace():
+            at += 1
+        part = held[at : at + len(word)]
+        if not word.startswith(part):
+            return False
+        if len(part) < len(word):
+            return None
+        at += len(word)
+    return at == size
+
+
+def _ending(between: str, text: str) -> int:
+    """With how many characters of `text`, its last ones, `between` ends it; 0: it does not."""
+    word = between.split()
+    if not word:
+        return len(text) - len(text.rstrip())
+    if not text.endswith(word[-1]):
+        return 0
+    return next((len(text) - at for at in range(len(text) - 1, -1, -1) if _fits(between, text[at:])), 0)
+
+
+def _text(written: str) -> str:
+    """What a JSON string says."""
+    try:
+        value = json.loads(written, strict=False)
+    except json.JSONDecodeError:
+        raise _Broken from None
+    if not isinstance(value, str):
+        raise _Broken
+    return value
+
+
+def _object_text(written: str) -> str:
+    """Arguments that came before the name, or as a JSON text in a string, or not at all."""
+    text = _text(written) if written.startswith('"') else written
+    if text == "null":
+        return "{}"
+    if not text.lstrip().startswith("{"):
+        raise _Broken
+    return text.strip()
+
+
+def _id(number: str, length: int | None) -> str:
+    """The id that the model gave, where it is one; else nothing."""
+    fits = number.isascii() and number.isalnum() and len(number) == length if length is not None else number.isprintable()
+    return number if fits and len(number) <= 64 else ""
