@@ -144,11 +144,11 @@ class Probe:
         return NAMES[0] in text
 
     def _one(self) -> tuple[_Form, str, str, str] | None:
-        """A form in which the template takes a call, and what it writes before, between and after name and arguments."""
+        """A form in which the template takes a call, and what it writes around name and arguments."""
         for length in (None, *range(1, LONGEST_ID + 1)):
             answers = [(form, self._answer(form, 1)) for form in _forms(length)]
             for form, answer in answers:
-                if answer is not None and (cut := _cut(answer, form)) is not None:
+                if answer is not None and (cut := _cut(answer)) is not None:
                     return form, *cut
             if any(answer is not None for _, answer in answers):
                 return None  # it is not for the id that no call is written
@@ -157,7 +157,7 @@ class Probe:
     def _two(self, form: _Form) -> str | None:
         """What stands between the arguments of one call and the name of the next; None: there cannot be two."""
         answer = self._answer(form, 2)
-        if answer is None or (first := _cut(answer, form)) is None or NAMES[1] not in first[2]:
+        if answer is None or (first := _cut(answer)) is None or NAMES[1] not in first[2]:
             return None
         return first[2][: first[2].index(NAMES[1])]
 
@@ -239,7 +239,7 @@ def _forms(length: int | None) -> list[_Form]:
     return [_Form(length, as_text, blank) for blank in (None, "") for as_text in (False, True)]
 
 
-def _cut(answer: str, form: _Form) -> tuple[str, str, str] | None:
+def _cut(answer: str) -> tuple[str, str, str] | None:
     """What stands before the first name, between it and its arguments, and after them; None: they are not there."""
     before, name, rest = answer.partition(NAMES[0])
     if not name:
@@ -279,7 +279,7 @@ def _shaped(
     )
 
 
-# -- conversations of the past ------------------------------------------------------------------------------------------
+# -- conversations of the past ----------------------------------------------------------------------------------------
 
 
 def as_read(messages: Sequence[Message], dialect: Dialect, fitted: Callable[[str], str]) -> list[dict[str, Any]]:

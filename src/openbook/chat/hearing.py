@@ -14,12 +14,12 @@ is text. Output that ends early leaves arguments that end early.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 
 from openbook.chat.dialect import Dialect, Reasoning
+from openbook.chat.marks import Broken, ending, fits, id_of, object_of, string_of
 from openbook.chat.messages import ToolCallPart
 
 LONGEST_HEAD = 4096  # characters from the mark to the arguments; more is text
@@ -36,10 +36,6 @@ class Heard:
     text: str = ""
     reasoning: str = ""
     calls: tuple[ToolCallPart, ...] = ()
-
-
-class _Broken(Exception):
-    """What was taken for a call is none."""
 
 
 class Hearing:
@@ -87,10 +83,7 @@ class Hearing:
     def finish(self) -> Heard:
         """What was held back: the answer is over."""
         self._ended = True
-        try:
-            self._run.send("")
-        except StopIteration:
-            pass
+        self._run.send("")
         return self._take()
 
     def _take(self) -> Heard:
@@ -143,15 +136,19 @@ class Hearing:
     def _call(self, dialect: Dialect) -> Generator[None, str, bool]:
         """A call, when its mark was read; False: it is none, and what was read is text."""
         begun = self.begun
+        if dialect.bare:
+            self._raw = []
         try:
             yield from self._named(dialect) if dialect.keys is None else self._object(dialect, dialect.keys)
-        except _Broken:
+        except Broken:
             if self.begun == begun:
                 held, self._raw = "".join(self._raw), []
                 mark = "" if dialect.bare else dialect.start + dialect.opens
                 self._say(held[: len(mark)])
-                self._again.extendleft(reversed(held[len(mark) :]))
+                self._back(held[len(mark) :])
                 return False
+            if not self._writing:
+                self._back("".join(self._raw))
         self._raw = []
         if dialect.closes.strip():
             yield from self._find([dialect.closes], None)
@@ -195,11 +192,11 @@ class Hearing:
             character = yield from self._next()
             held += character
             while held and character:
-                found = [(mark, _fits(mark, held)) for mark in marks]
-                if whole := [mark for mark, fits in found if fits]:
+                found = [(mark, fits(mark, held)) for mark in marks]
+                if whole := [mark for mark, one in found if one]:
                     self._raw = list(held)
                     return whole[0]
-                if any(fits is None for _, fits in found) and (held.strip() or len(held) < LONGEST_SPACE):
+                if any(one is None for _, one in found) and (held.strip() or len(held) < LONGEST_SPACE):
                     break
                 if sink is None:
                     self._back(held)
@@ -220,10 +217,10 @@ class Hearing:
         """The next character of what may be a call."""
         character = yield from self._next()
         if not character:
-            raise _Broken
+            raise Broken
         self._raw.append(character)
         if len(self._raw) > LONGEST_HEAD and not self._writing:
-            raise _Broken
+            raise Broken
         return character
 
     def _visible(self) -> Reader:
@@ -245,65 +242,68 @@ class Hearing:
     def _write(self, text: str) -> None:
         self._parts.append(ToolCallPart(index=self.begun - 1, arguments=text))
 
+    def _arguments(self) -> Reader:
+        """The arguments of a call, after their first brace."""
+        yield from self._braces("{", self._write)
+        self.completed, self._raw = self.begun, []
+        return ""
+
     def _named(self, dialect: Dialect) -> Reader:
         """name, `between`, arguments."""
-        name = character = yield from self._visible()
-        while not (fits := _ending(dialect.between, name)):
-            character = yield from self._get()
-            name += character
+        name = yield from self._visible()
+        while not (size := ending(dialect.between, name)):
+            name += yield from self._get()
             if len(name) > LONGEST_NAME + len(dialect.between):
-                raise _Broken
-        name = name[: len(name) - fits].strip()
+                raise Broken
+        name = name[: len(name) - size].strip()
         if not name or not all(one.isalnum() or one in "_-.:/" for one in name):
-            raise _Broken
+            raise Broken
         if (yield from self._visible()) != "{":
-            raise _Broken
+            raise Broken
         self._open(name)
-        yield from self._braces("{", self._write)
-        self.completed = self.begun
+        yield from self._arguments()
         return ""
 
     def _object(self, dialect: Dialect, keys: tuple[str, str]) -> Reader:
         """{name: …, arguments: …}, in any order and with other keys beside them."""
         begun, name, number, held = self.begun, "", "", ""
         if (yield from self._visible()) != "{":
-            raise _Broken
+            raise Broken
         character = yield from self._visible()
         while character != "}":
             if character != '"':
-                raise _Broken
-            key = _text((yield from self._string()))
+                raise Broken
+            key = string_of((yield from self._string()))
             if (yield from self._visible()) != ":":
-                raise _Broken
+                raise Broken
             character = yield from self._visible()
             if key == keys[1] and name and character == "{" and self.begun == begun:
                 self._open(name, number)
-                yield from self._braces("{", self._write)
-                self.completed = self.begun
+                yield from self._arguments()
                 character = yield from self._visible()
             else:
                 value, character = yield from self._value(character)
                 if key == keys[0]:
-                    name = self._known(_text(value), dialect)
+                    name = self._known(string_of(value), dialect)
                 elif key == keys[1]:
-                    held = _object_text(value)
+                    held = object_of(value)
                 elif key == dialect.id_key and self.begun == begun:
-                    number = _id(_text(value), dialect.id_length)
+                    number = id_of(string_of(value), dialect.id_length)
             if character == ",":
                 character = yield from self._visible()
             elif character != "}":
-                raise _Broken
+                raise Broken
         if self.begun == begun:
             if not name:
-                raise _Broken
+                raise Broken
             self._open(name, number)
             self._write(held or "{}")
-            self.completed = self.begun
+            self.completed, self._raw = self.begun, []
         return ""
 
     def _known(self, name: str, dialect: Dialect) -> str:
-        if not name or (dialect.bare and name not in self._names):
-            raise _Broken
+        if not name or not name.isprintable() or (dialect.bare and name not in self._names):
+            raise Broken
         return name
 
     def _value(self, first: str) -> Generator[None, str, tuple[str, str]]:
@@ -346,55 +346,3 @@ class Hearing:
                 quoted = character == '"'
                 depth += (character in "{[") - (character in "}]")
         return ""
-
-
-def _fits(mark: str, held: str) -> bool | None:
-    """Whether `held` is `mark`, white space apart that stands before it or where it has some; None: it may become it."""
-    at, size = 0, len(held)
-    for word in mark.split():
-        while at < size and held[at].isspace():
-            at += 1
-        part = held[at : at + len(word)]
-        if not word.startswith(part):
-            return False
-        if len(part) < len(word):
-            return None
-        at += len(word)
-    return at == size
-
-
-def _ending(between: str, text: str) -> int:
-    """With how many characters of `text`, its last ones, `between` ends it; 0: it does not."""
-    word = between.split()
-    if not word:
-        return len(text) - len(text.rstrip())
-    if not text.endswith(word[-1]):
-        return 0
-    return next((len(text) - at for at in range(len(text) - 1, -1, -1) if _fits(between, text[at:])), 0)
-
-
-def _text(written: str) -> str:
-    """What a JSON string says."""
-    try:
-        value = json.loads(written, strict=False)
-    except json.JSONDecodeError:
-        raise _Broken from None
-    if not isinstance(value, str):
-        raise _Broken
-    return value
-
-
-def _object_text(written: str) -> str:
-    """Arguments that came before the name, or as a JSON text in a string, or not at all."""
-    text = _text(written) if written.startswith('"') else written
-    if text == "null":
-        return "{}"
-    if not text.lstrip().startswith("{"):
-        raise _Broken
-    return text.strip()
-
-
-def _id(number: str, length: int | None) -> str:
-    """The id that the model gave, where it is one; else nothing."""
-    fits = number.isascii() and number.isalnum() and len(number) == length if length is not None else number.isprintable()
-    return number if fits and len(number) <= 64 else ""

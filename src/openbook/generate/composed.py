@@ -4,9 +4,9 @@
     calls      text? start call (separator call)* end    text: where any text is allowed, up to what opens a call
     call       opens {"name": …, "arguments": …} closes  or  opens name between … closes
 
-A mark is text, or a special token demanded by its id: `<[7]>`. Texts are lexemes of a lexer that takes the longest one and
-does not go back, hence three rules: any text ends lazily at a mark, it does not begin like reasoning where reasoning
-may begin, and where a call is nothing but a JSON object it does not begin like one.
+A mark is text, or a special token demanded by its id: `<[7]>`. Texts are lexemes of a lexer that takes the longest one
+and does not go back, hence three rules: any text ends lazily at a mark, it does not begin like reasoning where
+reasoning may begin, and where a call is nothing but a JSON object it does not begin like one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _tail(marks: Marks) -> str:
     number = ""
     if marks.id_key is not None:
         size = "{1,64}" if marks.id_length is None else f"{{{marks.id_length}}}"
-        number = f"({_text(f', {json.dumps(marks.id_key)}: ')} /\"[A-Za-z0-9]{size}\"/)? "
+        number = f'({_text(f", {json.dumps(marks.id_key)}: ")} /"[A-Za-z0-9]{size}"/)? '
     return number + _lark(joined(("}", *marks.closes)))
 
 
@@ -109,7 +109,7 @@ def _free(lead: Mark, marks: Marks, barred: str) -> list[str]:
     if barred:
         text.append(f"~/{SPACE}*{literal(barred)}(?s:.*)/")
     if not lead and marks.keys is not None:
-        text.append(f'~/{SPACE}*\\{{{SPACE}*{literal(json.dumps(marks.keys[0]))}(?s:.*)/')
+        text.append(f"~/{SPACE}*\\{{{SPACE}*{literal(json.dumps(marks.keys[0]))}(?s:.*)/")
     rules = ["otherwise: TEXT", f"TEXT: {' & '.join(text)}"]
     if lead and isinstance(lead[0], str):
         rules.append(f"lead[lazy]: TEXT {_text(lead[0])}")

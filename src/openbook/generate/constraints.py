@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,21 @@ class Constraint:
         other = Constraint(self.vocabulary, self._matcher.deep_copy(), self.ends)
         other.over, other.fault = self.over, self.fault
         return other
+
+
+@lru_cache(256)
+def fault(grammar: Grammar) -> str | None:
+    """Why a grammar cannot be enforced over any vocabulary; None: it can."""
+    try:
+        Constraint.compile(_every_byte(), grammar)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@lru_cache(1)
+def _every_byte() -> Vocabulary:
+    return Vocabulary([*(bytes([byte]) for byte in range(256)), b""], eos=[256])
 
 
 def masks(constraints: Sequence[Constraint], vocab: int) -> NDArray[np.bool_]:

@@ -119,7 +119,7 @@ Mark = tuple[Piece, ...]
 class Marks:
     """How calls are written:  start, opens, a call, closes, separator, opens, a call, closes, …, end
 
-    keys      a call is a JSON object, with the name and the arguments under these keys; None: name, `between`, arguments
+    keys      of name and arguments in a JSON object, which is the call; None: a call is name, `between`, arguments
     id_key    under which such an object may hold an id, of `id_length` letters and digits (None: any)
     """
 
