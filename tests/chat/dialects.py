@@ -70,9 +70,20 @@ MARKED = MARKED.replace("%}\n{", "%}{")
 FUNCTION = """{% for call in message.tool_calls %}<function={{ call.function.name }}>
 {{- call.function.arguments | tojson }}</function>{% endfor %}"""
 
+LINES = """<|calls|>{% for call in message.tool_calls %}
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+{%- endfor %}
+<|/calls|>"""
+LINES = LINES.replace('%}\n{"', "%}{{ '\\n' }}{\"").replace("%}\n<", "%}{{ '\\n' }}<")
+
+ACTION = """Action: ```json
+[{% for call in message.tool_calls %}
+{"tool_name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}
+{{- ', ' if not loop.last }}{% endfor %}]```"""
+
 CALLS = {
     "tags": TAGS, "bare": BARE, "listed": LISTED, "named": NAMED, "fenced": FENCED, "marked": MARKED,
-    "function": FUNCTION,
+    "function": FUNCTION, "lines": LINES, "action": ACTION,
 }  # fmt: skip
 
 

@@ -118,6 +118,8 @@ class Probe:
         found = self._one()
         if found is None:
             raise Refusal("The chat template of this model shows tools but writes no calls that can be read.")
+        if not self._answers_plainly():
+            raise Refusal("The chat template of this model writes answers in parts that are not read here.")
         form, before, between, after = found
         many = self._two(form)
         opens, separator, closes = before, "", after
@@ -142,6 +144,16 @@ class Probe:
         except (InputError, TokenizerError):
             return False
         return NAMES[0] in text
+
+    def _answers_plainly(self) -> bool:
+        """Whether nothing but reasoning stands between the prompt of an answer and its text."""
+        prompt = self.render([_user()], add_generation_prompt=True)
+        text = self.render([_user(), {"role": "assistant", "content": SAID}], add_generation_prompt=False)
+        between = text.partition(SAID)[0][_alike(prompt, text) :]
+        reasoning = self.reasoning()
+        for mark in (reasoning.opening, reasoning.closing) if reasoning else ():
+            between = between.replace(mark, "")
+        return not between.strip()
 
     def _one(self) -> tuple[_Form, str, str, str] | None:
         """A form in which the template takes a call, and what it writes around name and arguments."""
@@ -171,10 +183,10 @@ class Probe:
             return None
         for number in range(calls):
             text = text.replace(form.id(number), ID)
-        common = next((i for i, (a, b) in enumerate(zip(text, plain, strict=False)) if a != b), len(plain))
+        common = _alike(text, plain)
         text, plain = text[common:], plain[common:]
-        ends = next((i for i, (a, b) in enumerate(zip(text[::-1], plain[::-1], strict=False)) if a != b), len(plain))
-        return self._without_stop(text[: len(text) - ends].lstrip())
+        text = text[: len(text) - _alike(text[::-1], plain[::-1])]
+        return self._without_stop(text.lstrip())
 
     def _without_stop(self, text: str) -> str:
         bare = text.rstrip()
@@ -229,6 +241,12 @@ class Probe:
     def _is_tag(self, text: str) -> bool:
         """One unit that is more than a word."""
         return len(text) > 1 and not text.isalnum() and self._unit.fullmatch(text) is not None
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters at the start of both are the same."""
+    both = min(len(one), len(other))
+    return next((at for at in range(both) if one[at] != other[at]), both)
 
 
 def _user() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, replace
 
 from openbook.chat.dialect import Dialect, Reasoning
-from openbook.chat.marks import Broken, ending, fits, id_of, object_of, string_of
+from openbook.chat.marks import SPACE, Broken, ending, fits, id_of, object_of, string_of
 from openbook.chat.messages import ToolCallPart
 
 LONGEST_HEAD = 4096  # characters from the mark to the arguments; more is text
@@ -76,6 +76,8 @@ class Hearing:
 
     def feed(self, piece: str) -> Heard:
         """What `piece` makes certain."""
+        if self._dialect is None and self._reasoning is None:
+            return Heard(text=piece)
         for character in piece:
             self._run.send(character)
         return self._take()
@@ -127,10 +129,12 @@ class Hearing:
         """One call after the other, when the first was opened."""
         while (yield from self._call(dialect)):
             self._lead = True
-            again, end = dialect.separator + dialect.opens, dialect.end
-            mark = yield from self._find([again] * bool(again.strip()) + [end] * bool(end.strip()), None)
-            if mark != again:
+            again = (dialect.separator + dialect.opens).strip() or "{"  # objects, one on each line
+            end = dialect.end.strip()
+            if again != (yield from self._find([again, end] if end else [again], None)):
                 return ""
+            if again == "{":
+                self._back(again)
         return ""
 
     def _call(self, dialect: Dialect) -> Generator[None, str, bool]:
@@ -225,7 +229,7 @@ class Hearing:
 
     def _visible(self) -> Reader:
         """The next character that is no white space."""
-        while (character := (yield from self._get())).isspace():
+        while (character := (yield from self._get())) in SPACE:
             pass
         return character
 
@@ -316,10 +320,10 @@ class Hearing:
             text = "".join(written)
         else:
             text, character = first, (yield from self._get())
-            while character not in ",}" and not character.isspace():
+            while character not in ",}" + SPACE:
                 text += character
                 character = yield from self._get()
-            return text, character if not character.isspace() else (yield from self._visible())
+            return text, character if character not in SPACE else (yield from self._visible())
         return text, (yield from self._visible())
 
     def _string(self) -> Reader:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+SPACE = " \n\r\t"  # white space in JSON, and in marks
+
 
 class Broken(Exception):
     """What was taken for a call is none."""
@@ -13,7 +15,7 @@ def fits(mark: str, held: str) -> bool | None:
     """Whether `held` is `mark`; None: it may become it. White space does not count before it and where it has some."""
     at, size = 0, len(held)
     for word in mark.split():
-        while at < size and held[at].isspace():
+        while at < size and held[at] in SPACE:
             at += 1
         part = held[at : at + len(word)]
         if not word.startswith(part):

@@ -53,9 +53,7 @@ def _calls(calls: Calls, source: Source, barred: str) -> dict[str, str]:
         return {"main": source(_one_of(calls, calls.otherwise))}
     heads, tail = _heads(calls), _tail(marks)
     free = calls.otherwise is None and not calls.required
-    lead, first = opening[:0], opening
-    if free and not bare:
-        lead, first = _split(opening)
+    lead, first = ("", opening) if bare or not free else _split(opening)
     begin = joined(marks.separator + marks.opens)
     rules = [f"start: {'' if calls.required else 'otherwise | '}calls"]
     several = calls.parallel and not bare
@@ -94,28 +92,23 @@ def _tail(marks: Marks) -> str:
     return number + _lark(joined(("}", *marks.closes)))
 
 
-def _split(opening: Mark) -> tuple[Mark, Mark]:
-    """The part of a mark that text cannot go past, and the rest."""
-    lead = opening[0]
-    if isinstance(lead, int):
-        return opening[:1], opening[1:]
-    word = lead.split()[0]
-    return (word,), joined((lead.lstrip().removeprefix(word), *opening[1:]))
+def _split(opening: Mark) -> tuple[str, Mark]:
+    """The rule for text up to what opens calls, white space in it as free as it is to who reads it; and the rest."""
+    first = opening[0]
+    if isinstance(first, int):
+        return f"lead: TEXT <[{first}]>", opening[1:]
+    words = f"{SPACE}*".join(map(literal, first.split()))
+    return f"lead[lazy]: TEXT /{words}/", joined((first[len(first.rstrip()) :], *opening[1:]))
 
 
-def _free(lead: Mark, marks: Marks, barred: str) -> list[str]:
+def _free(lead: str, marks: Marks, barred: str) -> list[str]:
     """Rules for any text, and for text up to the mark that opens calls."""
     text = [ANY]
     if barred:
         text.append(f"~/{SPACE}*{literal(barred)}(?s:.*)/")
     if not lead and marks.keys is not None:
         text.append(f"~/{SPACE}*\\{{{SPACE}*{literal(json.dumps(marks.keys[0]))}(?s:.*)/")
-    rules = ["otherwise: TEXT", f"TEXT: {' & '.join(text)}"]
-    if lead and isinstance(lead[0], str):
-        rules.append(f"lead[lazy]: TEXT {_text(lead[0])}")
-    elif lead:
-        rules.append(f"lead: TEXT {_lark(lead)}")
-    return rules
+    return ["otherwise: TEXT", f"TEXT: {' & '.join(text)}", lead]
 
 
 def _one_of(calls: Calls, otherwise: Schema | Json) -> Schema:
