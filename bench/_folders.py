@@ -2,6 +2,7 @@
 
     hf            our bf16 weights as a Hugging Face folder, with a small tokenizer for the engines that insist on one
     gguf          Q8_0 of the same weights          (package gguf)
+    gguf-words    the same with the words of the small tokenizer, for servers
     openvino      8-bit IR of the same folder       (optimum-intel)
     ctranslate2   int8 of the same folder           (ctranslate2, transformers)
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from _shapes import LLAMA_SHAPES, ours
 
 def folder(root: Path, size: str, kind: str, python: str = sys.executable) -> Path:
     """The folder (or file) of a size in a format, written if it is not there."""
-    target = root / size / ("model-q8_0.gguf" if kind == "gguf" else kind)
+    target = root / size / (f"model-q8_0{kind[4:]}.gguf" if kind.startswith("gguf") else kind)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,7 @@ def _write_hf(size: str, target: Path) -> None:
 
     save(make(ours(size)), target, dtype="bfloat16")
     vocab = LLAMA_SHAPES[size]["vocab"]
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words = ["<unk>", "<s>", "</s>", *string.ascii_lowercase]
     words += [f"w{number}" for number in range(len(words), vocab)]
     model = {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": [], "unk_token": "<unk>"}
     special = [
@@ -56,8 +59,8 @@ def _write_hf(size: str, target: Path) -> None:
         | {"lstrip": False, "rstrip": False}
         for i in range(3)
     ]
-    tokenizer = {"version": "1.0", "added_tokens": special, "model": {**model, "byte_fallback": True}}
-    tokenizer["decoder"] = {"type": "ByteFallback"}
+    tokenizer = {"version": "1.0", "added_tokens": special, "model": model}
+    tokenizer["decoder"] = {"type": "Fuse"}
     (target / "tokenizer.json").write_text(json.dumps(tokenizer))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>"}
     (target / "tokenizer_config.json").write_text(json.dumps(about | {"eos_token": "</s>"}))
@@ -66,7 +69,7 @@ def _write_hf(size: str, target: Path) -> None:
 # ------------------------------------------------------------------------------- in the Python of the engine
 
 
-def _write_gguf(source: Path, target: Path) -> None:
+def _write_gguf(source: Path, target: Path, words: bool = False) -> None:
     """What llama.cpp's converter writes: its names, q and k with the rotary halves interleaved, norms in fp32."""
     import gguf
     import torch
@@ -88,7 +91,7 @@ def _write_gguf(source: Path, target: Path) -> None:
     writer.add_rope_freq_base(float((config.get("rope_parameters") or config).get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_tokenizer_model("none")
+    _write_words(writer, source, words)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     tensors: dict[str, Any] = {}
     for file in sorted(source.glob("*.safetensors")):
@@ -108,6 +111,26 @@ def _write_gguf(source: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _write_words(writer: Any, source: Path, words: bool) -> None:
+    """A small letter is a token of its own, as in the tokenizer of the folder."""
+    if not words:
+        writer.add_tokenizer_model("none")
+        return
+    import gguf
+
+    known = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    kinds = {"<unk>": gguf.TokenType.UNKNOWN, "<s>": gguf.TokenType.CONTROL, "</s>": gguf.TokenType.CONTROL}
+    of = [kinds.get(word, gguf.TokenType.NORMAL) for word in known]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(list(known))
+    writer.add_token_scores([0.0] * len(known))
+    writer.add_token_types(of)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_space_prefix(False)
 
 
 def _write_openvino(source: Path, target: Path) -> None:
@@ -130,4 +153,7 @@ def _write_ctranslate2(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     kind, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    {"gguf": _write_gguf, "openvino": _write_openvino, "ctranslate2": _write_ctranslate2}[kind](source, target)
+    words = partial(_write_gguf, words=True)
+    {"gguf": _write_gguf, "gguf-words": words, "openvino": _write_openvino, "ctranslate2": _write_ctranslate2}[kind](
+        source, target
+    )

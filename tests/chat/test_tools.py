@@ -47,7 +47,7 @@ PLACE = {
 }
 PLACE["properties"]["more"]["additionalProperties"] = False  # type: ignore[index]
 WEATHER = Tool(name="weather", description="How it is there", parameters=PLACE)
-NOTHING = Tool(name="nothing")
+NOTHING = Tool(name="nothing", parameters={"type": "object", "properties": {}})
 TALK = [Message.user("How is it in Oslo?")]
 DRAWN = Sampling(max_tokens=300, temperature=1.0, seed=1)
 MUST = ToolUse(mode="required")

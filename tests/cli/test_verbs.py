@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -316,8 +317,49 @@ def test_chat_trims_loudly_and_refuses_what_cannot_fit(folder: Path) -> None:
     assert done.stdout.count("\n") >= 1, "the next turn is answered"
 
 
-def test_chat_with_an_address_is_refused(say: Any) -> None:
-    assert say("chat", "http://localhost:1")[0] == 1
+def test_chat_with_an_address(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys come from the environment alone; what only a folder or only an address has is refused for the other."""
+    from tests.chat.wires import endpoint, reply, said, stream
+
+    monkeypatch.setenv("MY_KEY", "sk-secret")
+    monkeypatch.delenv("OPENBOOK_API_KEY", raising=False)
+    talk = stream(said("Hi", "stop"))
+    with endpoint(talk, reply({"error": "no"}, 401)) as there:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\nagain\n")))
+        status, out, err = say("chat", there.url, "--model", "m", "--key-env", "MY_KEY", "--top-k", 3)
+    assert (status, out) == (1, "Hi\n")
+    assert "Look at the key from the environment variable MY_KEY" in err
+    assert "sk-secret" not in out + err
+    assert {one.headers["authorization"] for one in there.asked} == {"Bearer sk-secret"}
+    first = there.asked[0].body
+    assert (first["model"], first["top_k"], first["messages"]) == ("m", 3, [{"role": "user", "content": "hello"}])
+    for words in (
+        ("http://h", "--key-env", "NOT_SET"), ("http://h", "--dtype", "float32"), ("http://h", "--context", 9),
+        ("ftp://h",), ("http://[",), ("x", "--model", "m"), ("x", "--key-env", "MY_KEY"),
+    ):  # fmt: skip
+        assert say("chat", *words)[0] == 2, words
+
+
+@pytest.mark.parametrize(
+    ("url", "set_", "key"),
+    [
+        ("http://h", {"OPENBOOK_API_KEY": "a", "OPENAI_API_KEY": "b"}, "a"),
+        ("http://h", {"OPENAI_API_KEY": "b"}, None),
+        ("https://api.openai.com", {"OPENAI_API_KEY": "b"}, "b"), ("https://api.openai.com", {}, None),
+        ("https://api.openai.com/v1", {"OPENBOOK_API_KEY": "a", "OPENAI_API_KEY": "b"}, "a"),
+        ("https://api.openai.com.evil", {"OPENAI_API_KEY": "b"}, None),
+    ],
+)  # fmt: skip
+def test_keys_go_where_they_belong(
+    url: str, set_: dict[str, str], key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openbook.cli.chat import endpoint
+
+    for name in ("OPENBOOK_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_.items():
+        monkeypatch.setenv(name, value)
+    assert endpoint(url, "m", None)._wire._key == key
 
 
 # ------------------------------------------------------------------------------------------------ pretrain

@@ -8,7 +8,8 @@ The core is asynchronous; `iterate` and `wait` are its synchronous face:
     for delta in iterate(local.chat([Message.user("Who crossed the river?")])):
         print(delta.text, end="", flush=True)
 
-A local model is `openbook.chat.local.Local`; it needs torch, nothing here does.
+A local model is `openbook.chat.local.Local`; it needs torch, nothing here does. One at the other
+end of a wire is `openbook.chat.remote.Remote`.
 """
 
 from openbook.chat.blocking import iterate, wait

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -59,6 +60,9 @@ class Output:
     versions: tuple[int, ...] | None = None  # of the weights behind each token, once weights were pushed
     score: float | None = None
     error: str | None = None
+
+
+LONGEST = 1 << 20  # tokens of a context where a model sets no limit
 
 
 class _Batch:
@@ -292,6 +296,51 @@ class Engine(Reads, Local):
     def push(self, weights: Mapping[str, Tensor]) -> int:
         """Puts new weights in place by their logical names, between two steps; the number of this version."""
         return self.live.call(partial(self.core.push, weights)).result()
+
+    def fit_context(self) -> int | None:
+        """Limits the context to what the memory holds of one request, so that a request that says no length fits.
+
+        Returns the limit, or None where the model's own context fits.
+        """
+        scheduler = self.core.scheduler
+        most = self.context or LONGEST
+        need, memory = partial(scheduler.pool.cost, chunk=scheduler.shape.page), scheduler.pool.memory
+        fits = (
+            bisect_right(
+                range(most + 1),
+                memory,
+                key=lambda tokens: need(tokens, source=0 if self.model.spec.source is None else most),
+            )
+            - 1
+        )
+        if fits >= most:
+            return None
+        self.context = max(fits, 0)
+        self.core.settings = replace(self.core.settings, context=self.context)
+        return self.context
+
+    @property
+    def broken(self) -> str | None:
+        """Why it does not work any more; None: it does."""
+        return None if self.live.works else self.live.ended
+
+    def gauges(self) -> dict[str, float]:
+        """What a server shows of it: who runs and waits, what its memory holds, what it has done."""
+        scheduler, stats = self.core.scheduler, self.core.stats
+        pool = scheduler.pool
+        return {
+            "running": len(scheduler.running),
+            "waiting": scheduler.waiting,
+            "waiting_tokens": scheduler.waiting_tokens,
+            "memory_bytes": pool.memory,
+            "memory_used_bytes": pool.bytes - pool.loose,
+            "memory_cached_bytes": pool.loose,
+            "prefix_hit_tokens": pool.hits,
+            "preemptions": stats.preemptions,
+            "steps": stats.steps,
+            "failures": stats.failures,
+            "seconds_in_model": stats.model,
+        }
 
     def close(self) -> None:
         """Ends what runs; the model stays in its serving form until `core.restore`."""

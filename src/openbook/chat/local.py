@@ -22,7 +22,7 @@ from typing import Any
 
 from openbook.chat.choice import Choice, bytes_of, logprob_of
 from openbook.chat.manners import Asked, Manners, check_tools
-from openbook.chat.messages import Delta, Logprob, Message, Scored, Terms, Tool, ToolUse, Usage
+from openbook.chat.messages import Delta, Logprob, Message, Scored, Terms, Tool, ToolUse, Usage, turns_of
 from openbook.chat.protocols import DEFAULT, FREELY, NOTHING, PLAIN
 from openbook.errors import InputError, Overdue, Refusal, TooLong
 from openbook.generate.loop import generate_ids, stream_ids
@@ -176,7 +176,7 @@ class Local:
                 )
             return ids, ()
         limit = self.context - max(1, min(sampling.max_tokens, self.context // 4))
-        turns = _turns(messages)
+        turns = turns_of(messages)
 
         def without(count: int) -> list[int]:
             gone = {place for turn in turns[:count] for place in turn}
@@ -295,18 +295,6 @@ def joined(messages: Sequence[Message]) -> str:
         touching = text and content and not text[-1].isspace() and not content[0].isspace()
         text += " " + content if touching else content
     return text
-
-
-def _turns(messages: Sequence[Message]) -> list[list[int]]:
-    """The places of messages by turns; system messages belong to none."""
-    turns: list[list[int]] = []
-    for place, message in enumerate(messages):
-        if message.role in ("system", "developer"):
-            continue
-        if message.role == "user" or not turns:
-            turns.append([])
-        turns[-1].append(place)
-    return turns
 
 
 def _scored(logprobs: Sequence[TokenLogprob | None]) -> Scored:

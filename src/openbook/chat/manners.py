@@ -35,6 +35,7 @@ RESERVED = ("add_generation_prompt", "messages", "self", "tools")
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ENDING = 48  # ids of a prompt in which the marks of reasoning are looked for
 EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}  # of a tool without parameters
+SILENT = frozenset(("type", "properties", "required", "title", "description", "$schema"))  # on what else there may be
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -221,7 +222,9 @@ def _shown(tool: Tool) -> dict[str, Any]:
 
 def _arguments(tool: Tool, required: bool) -> Schema | Json:
     """What the arguments of a tool must be."""
-    parameters = {"type": "object", **tool.parameters} if tool.parameters else EMPTY
+    parameters = {"type": "object", **tool.parameters}
+    if not parameters.get("properties") and not parameters.get("required") and parameters.keys() <= SILENT:
+        parameters |= EMPTY | {"type": parameters["type"]}
     try:
         if parameters["type"] != "object":
             raise InputError(f"the arguments of a tool are an object: got type {parameters['type']!r:.60} at #/type.")

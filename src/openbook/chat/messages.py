@@ -250,6 +250,18 @@ class Scored:
     greedy: bool  # whether each of its tokens was the most likely one
 
 
+def turns_of(messages: Sequence[Message]) -> list[list[int]]:
+    """The places of messages by turns (a message of the user and what follows it); system messages belong to none."""
+    turns: list[list[int]] = []
+    for place, message in enumerate(messages):
+        if message.role in ("system", "developer"):
+            continue
+        if message.role == "user" or not turns:
+            turns.append([])
+        turns[-1].append(place)
+    return turns
+
+
 async def collect_all(stream: AsyncIterator[Delta]) -> list[Answer]:
     """Read a stream to its end: one answer per choice."""
     choices: dict[int, list[Delta]] = {}

@@ -42,8 +42,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "data_prepare", _MAKE, "TEXT… --out DIR", "turn text into memory-mapped shards of tokens"
         ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
-        "chat": _verb("chat", _USE, "DIR", "talk with a model in the terminal"),
+        "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
+        "serve": _verb("serve", _USE, "DIR…", "serve models over HTTP, as the OpenAI API"),
         "embed": _verb("embed", _USE, "DIR", "vectors of texts"),
         "describe": _verb("describe", _LOOK, "DIR|config.json", "structure, parameters, FLOPs and memory on one page"),
         "doctor": _verb("doctor", _LOOK, "", "what this machine has, and what that means for speed"),

@@ -118,6 +118,11 @@ class Live:
                 self.call(partial(self.engine.cancel, begun.result()[0]))
 
     @property
+    def works(self) -> bool:
+        """Whether requests are taken."""
+        return not self._closed and self._broken is None
+
+    @property
     def ended(self) -> str:
         """Why nothing more is taken."""
         return f"The engine is closed{f' ({self._broken})' if self._broken else ''}."

@@ -1,0 +1,144 @@
+"""`openbook serve DIR…`: models behind the OpenAI API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openbook import log
+from openbook.cli.loading import Machine, load_both
+from openbook.errors import UsageError
+from openbook.options import Positional, Repeated, parse
+
+if TYPE_CHECKING:
+    from openbook.serve.served import Served
+    from openbook.serve.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Machine):
+    """Serve models over HTTP, as the OpenAI API: any of its clients works.
+
+    A model is DIR, or NAME=DIR; its name is otherwise that of its folder. The server listens at once, and
+    /health/ready says when the models are there. The first SIGTERM or Ctrl-C lets running work finish.
+    """
+
+    dirs: Positional[tuple[str, ...]]
+    """Model folders, or names in the local Hugging Face cache; NAME=DIR gives one a name."""
+    adapter: Repeated[tuple[str, ...]] = ()
+    """NAME=DIR of a LoRA folder, served as a model of that name; with several models MODEL/NAME=DIR."""
+    host: str = "127.0.0.1"
+    """Where to listen; without --api-keys this machine only."""
+    port: int = 8000
+    """0: any that is free."""
+    api_keys: Path | None = None
+    """File of hashed keys (docs/server.md)."""
+    quantize: str | None = None
+    """int8: matrices as whole numbers."""
+    memory: str | None = None
+    """Of keys and values of each model, such as 2GiB; default: a share of what is free."""
+    rows: int = 64
+    """Requests in one step at most."""
+    waiting: int = 1024
+    """Requests that wait for a model at most; more are answered 429."""
+    waiting_tokens: int = 1 << 20
+    """Prompt tokens that wait for a model at most."""
+    context: int | None = None
+    """Tokens of prompt and answer together at most; default: the model's own, as far as memory goes."""
+    speculation: str | None = None
+    """lookup: drafts from the text itself."""
+    timeout: float | None = None
+    """Seconds that a request may take; then 504."""
+    drain: float = 600.0
+    """Seconds that running work is given at the end."""
+    allow_host: Repeated[tuple[str, ...]] = ()
+    """A name under which this server is reached (the Host header)."""
+    allow_origin: Repeated[tuple[str, ...]] = ()
+    """An origin whose pages may use this server (CORS, WebSockets)."""
+
+    def settings(self) -> Settings:
+        """Of the server."""
+        from openbook.serve.settings import Settings
+
+        return Settings(
+            host=self.host,
+            port=self.port,
+            api_keys=self.api_keys,
+            timeout=self.timeout,
+            drain=self.drain,
+            hosts=self.allow_host,
+            origins=self.allow_origin,
+        )
+
+
+def main(args: Sequence[str], prog: str) -> int:
+    """The verb."""
+    config = parse(Config, args, prog=prog)
+    named = _named(config.dirs)
+    adapters = _adapters(config.adapter, list(named))
+    from openbook.serve.run import raise_limits, serve
+
+    raise_limits()
+    settings = config.settings()
+    serve(lambda: [one for name in named for one in load(name, named[name], adapters.get(name, {}), config)], settings)
+    return 0
+
+
+def load(name: str, folder: str, adapters: dict[str, str], config: Config) -> list[Served]:
+    """A model, and an endpoint for each of its adapters."""
+    from openbook.chat.adapted import Adapted
+    from openbook.chat.engine import Engine
+    from openbook.generate.settings import Settings as Sharing
+    from openbook.serve.served import Served
+
+    model, tokenizer = load_both(folder, config, config.quantize)
+    sharing = Sharing(
+        memory=config.memory,
+        rows=config.rows,
+        waiting=config.waiting,
+        waiting_tokens=config.waiting_tokens,
+        context=config.context,
+        speculation=config.speculation,
+    )
+    engine = Engine(model, tokenizer, settings=sharing, adapters=adapters)
+    if short := engine.fit_context():
+        log.note(f"'{name}': the memory of this engine holds {short} tokens of one request; give it more with --memory")
+    own = Served(name=name, endpoint=engine, context=engine.context)
+    return [own] + [
+        Served(name=one, endpoint=Adapted(engine, one), context=engine.context, parent=name) for one in adapters
+    ]
+
+
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """Folders by the names under which they are served."""
+    if not words:
+        raise UsageError("Nothing to serve: give a model folder. See: openbook serve --help")
+    named: dict[str, str] = {}
+    for word in words:
+        name, given, folder = word.partition("=")
+        if not given:
+            name, folder = Path(word).resolve().name if Path(word).exists() else word, word
+        if not name or not folder:
+            raise UsageError(f"A model is DIR or NAME=DIR: got '{word}'.")
+        if name in named:
+            raise UsageError(f"Two models would be called '{name}': give one a name of its own (NAME=DIR).")
+        named[name] = folder
+    return named
+
+
+def _adapters(words: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, str]]:
+    """For each model its adapters: names and folders."""
+    found: dict[str, dict[str, str]] = {}
+    for word in words:
+        names, given, folder = word.partition("=")
+        model, inside, name = names.rpartition("/")
+        model = model if inside else models[0]
+        if not given or not name or not folder or model not in models or (len(models) > 1 and not inside):
+            form = "NAME=DIR" if len(models) == 1 else f"MODEL/NAME=DIR, MODEL being one of {', '.join(models)}"
+            raise UsageError(f"--adapter takes {form}: got '{word}'.")
+        if name in models or any(name in one for one in found.values()):
+            raise UsageError(f"The name '{name}' is taken: give the adapter another.")
+        found.setdefault(model, {})[name] = folder
+    return found

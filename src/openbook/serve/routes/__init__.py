@@ -1,0 +1,1 @@
+"""One file for each family of routes: typed request in, typed reply or chunks out."""

@@ -1,0 +1,205 @@
+"""One server: its models, its bounds, what is at work; and the way of every request through it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from openbook.serve.errors import Rejected, busy, rejected
+from openbook.serve.events import Sse, Wire, pump, watch
+from openbook.serve.gate import Gate
+from openbook.serve.logs import Log
+from openbook.serve.metrics import Metrics
+from openbook.serve.route import Call, Route, Stream
+from openbook.serve.running import Board, Running
+from openbook.serve.served import Models, Mortal, Served
+from openbook.serve.settings import Settings
+
+ID = "x-request-id"
+
+
+class Server:
+    """Everything that a process serves."""
+
+    def __init__(self, served: Sequence[Served], routes: Sequence[Route], settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.models = Models(served)
+        self.routes = tuple(routes)
+        self.gate = Gate(self.settings)
+        self.board = Board()
+        self.metrics = Metrics(self)
+        self.log = Log(self.settings)
+        self.wires: dict[str, Wire] = {}
+        self.ready = False
+        self.draining = False
+        self.began = time.time()
+        self._watch: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """The event loop runs."""
+        self._watch = asyncio.ensure_future(watch(self.board, self.wires, self.settings))
+
+    def become_ready(self, url: str = "") -> None:
+        """From now on it takes work."""
+        self.ready = True
+        self.log.say("ready", url=url, models=list(self.models.all))
+
+    async def drain(self) -> bool:
+        """Takes nothing new and lets what runs finish; False where that took too long, and was stopped."""
+        self.ready, self.draining = False, True
+        done = await self.board.emptied(self.settings.drain)
+        if not done:
+            self.stop()
+            await self.board.emptied(5.0)
+        return done
+
+    def stop(self) -> None:
+        """Stops what runs."""
+        self.draining = True
+        for running in list(self.board.by_id.values()):
+            running.stop("shutdown")
+
+    async def close(self) -> None:
+        """The end."""
+        self.ready = False
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+
+    @property
+    def unready(self) -> str | None:
+        """Why it takes no work now; None: it does."""
+        if self.draining:
+            return "The server is stopping."
+        if not self.ready:
+            return "The server is not ready yet."
+        for name, served in self.models.all.items():
+            if isinstance(served.endpoint, Mortal) and (why := served.endpoint.broken):
+                return f"The model {name!r} does not work any more: {why}"
+        return None
+
+    # -- a request ----------------------------------------------------------------------------------------------------
+
+    async def answer(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """The way of one HTTP request: in, its body, its work, its reply."""
+        headers = Headers(scope=scope)
+        number = headers.get(ID, "")
+        if not (number.isascii() and number.isprintable() and 0 < len(number) <= 128) or number in self.board.by_id:
+            number = "req-" + secrets.token_hex(12)
+        began, status, call = time.monotonic(), 500, None
+        try:
+            caller = self.gate.admit(headers, route.access)
+            call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
+            request = await self._read(route, headers, receive)
+            status = await self._work(route, call, request, receive, send)
+        except ClientDisconnect:
+            status = 499
+        except Exception as error:
+            refusal = rejected(error)
+            status = refusal.status
+            if status >= 500 and not isinstance(error, Rejected):
+                self.log.failure(number, error)
+            if call is None or call.running is None or not call.running.begun:
+                await self._send(refusal.response(), number, scope, receive, send)
+        finally:
+            self.metrics.answered(route, call, status, time.monotonic() - began)
+            self.log.request(route, call, number, status, time.monotonic() - began)
+
+    async def refuse_socket(self, receive: Receive, send: Send) -> None:
+        """A WebSocket where there is none."""
+        await receive()
+        await send({"type": "websocket.close", "code": 1008})
+
+    async def _read(self, route: Route, headers: Headers, receive: Receive) -> Any:
+        """The body as its type; bounded in bytes and time."""
+        if route.request is None:
+            return None
+        kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Rejected(415, f"The body must be application/json: got {kind!r:.80}.", code="unsupported_media_type")
+        limit = self.settings.body
+        try:
+            said = int(headers.get("content-length", "0"))
+        except ValueError:
+            said = 0
+        parts, size, more = [], said, True
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                if said <= limit:
+                    size = 0
+                while more and size <= limit:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Rejected(408, "The body of the request did not arrive in time.", code="timeout") from None
+        if size > limit:
+            raise Rejected(413, f"The body has more than {limit} bytes, the most that is read.", code="too_large")
+        return msgspec.json.decode(b"".join(parts) or b"{}", type=route.request)
+
+    async def _work(self, route: Route, call: Call, request: Any, receive: Receive, send: Send) -> int:
+        """Runs the handler and sends what it says, for as long as somebody listens; the status."""
+        task = asyncio.current_task()
+        assert task is not None, "runs in an event loop"
+        if not route.works:
+            return await self._reply(route, call, request, receive, send)
+        if self.draining or not self.ready:
+            raise Rejected(503, str(self.unready), code="unavailable", headers={"Retry-After": "5"})
+        if len(self.board) >= self.settings.requests:
+            raise busy(f"{len(self.board)} requests are at work, the most that are taken.", 1.0)
+        running = call.running = Running(call.id, route.path, call.caller.name, task)
+        with self.board.entered(running):
+            gone = asyncio.ensure_future(_gone(receive, running))
+            try:
+                return await self._reply(route, call, request, receive, send)
+            except asyncio.CancelledError:
+                if not running.claim():
+                    raise
+                raise running.rejected from None
+            finally:
+                gone.cancel()
+
+    async def _reply(self, route: Route, call: Call, request: Any, receive: Receive, send: Send) -> int:
+        reply, running = await route.handler(call, request), call.running
+        if isinstance(reply, Stream):
+            assert running is not None, "what streams works"
+            wire = self.wires[call.id] = Sse(send, [(ID.encode(), call.id.encode())])
+            try:
+                await pump(reply.chunks, wire, running, self.settings)
+            finally:
+                del self.wires[call.id]
+            return 200
+        if isinstance(reply, msgspec.Struct):
+            reply = Response(msgspec.json.encode(reply), media_type="application/json")
+        if running is not None:
+            running.over = True
+        await self._send(reply, call.id, {"type": "http"}, receive, send)
+        return reply.status_code
+
+    async def _send(self, reply: Response, number: str, scope: Scope, receive: Receive, send: Send) -> None:
+        reply.headers[ID] = number
+        await reply(scope, receive, send)
+
+
+async def _gone(receive: Receive, running: Running) -> None:
+    """Stops the work when the caller leaves."""
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+    running.stop("gone")

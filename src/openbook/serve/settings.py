@@ -1,0 +1,65 @@
+"""Every bound and policy of a server, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from openbook.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a server behaves; seconds, bytes and counts."""
+
+    host: str = "127.0.0.1"
+    """Without keys nothing but this machine itself (127.0.0.1, ::1, localhost) is listened to."""
+    port: int = 8000
+    api_keys: Path | None = None
+    """File of hashed keys (see gate.py)."""
+    hosts: tuple[str, ...] = ()
+    """Names that a Host header may have beside the address that is listened to."""
+    origins: tuple[str, ...] = ()
+    """Origins of pages that may read replies (CORS) and open WebSockets; none by default."""
+    open_health: bool = False
+    """Whether /health/live and /health/ready answer without a key, where there are keys."""
+    body: int = 8 << 20
+    """Bytes of a request at most."""
+    body_seconds: float = 30.0
+    """For a request's header, and again for its body, to arrive."""
+    requests: int = 4096
+    """Requests at work at once; more are answered 429."""
+    connections: int = 20_000
+    """Open connections; more are answered 503."""
+    timeout: float | None = None
+    """For a request, unless it asks for less; then 504."""
+    keep_alive: float = 15.0
+    """Between comments in a stream in which nothing comes."""
+    stall: float = 30.0
+    """That a reader may leave a full buffer unread; then its stream is dropped and its work stopped."""
+    drain: float = 600.0
+    """That running work is given at shutdown."""
+    cached_price: float = 0.1
+    """Of a prompt token that was found in the prefix cache, in tokens."""
+    log_prompts: bool = False
+    """Whether what is said is logged; by default only its length is."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("port", 0), ("body", 1), ("requests", 1), ("connections", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"`{name}` must be a whole number, at least {least}: got {value!r}.")
+        for name in ("body_seconds", "keep_alive", "stall", "drain"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"`{name}` must be seconds, more than 0: got {getattr(self, name)!r}.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ConfigError(f"`timeout` must be seconds, more than 0: got {self.timeout!r}.")
+        if not 0 <= self.cached_price <= 1:
+            raise ConfigError(f"`cached_price` must be from 0 to 1: got {self.cached_price!r}.")
+        if self.api_keys is None and self.host not in LOOPBACK:
+            raise ConfigError(
+                f"Without keys a server listens to this machine alone: got host {self.host!r}. Give a file of keys "
+                f"(--api-keys), or use {LOOPBACK[0]}."
+            )
