@@ -58,6 +58,8 @@ LISTED = """[CALLS] [{% for call in message.tool_calls %}
 NAMED = """{% for call in message.tool_calls %}[CALLS]{{ call.function.name }}[ARGS]
 {{- call.function.arguments | tojson }}{% endfor %}"""
 
+NUMBERED = NAMED.replace("[ARGS]", "{{ '<|sep|>' + call.id + '[ARGS]' }}")
+
 FENCED = """{% if message.content is not none %}{{ raise_exception('no content beside calls') }}{% endif %}<|calls|>
 {%- for call in message.tool_calls %}<|call|>{{ call.type }}<|sep|>{{ call.function.name + '\\n```json\\n'
  + call.function.arguments + '\\n```' }}<|/call|>{{ '\\n' if not loop.last }}{% endfor %}<|/calls|>"""
@@ -83,7 +85,7 @@ ACTION = """Action: ```json
 
 CALLS = {
     "tags": TAGS, "bare": BARE, "listed": LISTED, "named": NAMED, "fenced": FENCED, "marked": MARKED,
-    "function": FUNCTION, "lines": LINES, "action": ACTION,
+    "function": FUNCTION, "lines": LINES, "action": ACTION, "numbered": NUMBERED,
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ KNOWN = {
     "bare": Dialect(keys=("name", "parameters"), many=False),
     "listed": Dialect(start="[CALLS] [", separator=", ", end="]", keys=KEYS, id_key="id", id_length=9),
     "named": Dialect(opens="[CALLS]", between="[ARGS]"),
+    "numbered": Dialect(opens="[CALLS]", between="<|sep|>", behind="[ARGS]"),
     "fenced": Dialect(
         start="<|calls|>",
         opens="<|call|>function<|sep|>",

@@ -97,6 +97,8 @@ class TestRoundTrip:
         assert len(expected.calls) == (1 if name == "bare" else 2)
         for pieces in cuts(raw):
             assert heard(pieces, dialect) == expected
+        again = [(tool, json.loads(text)) for _, tool, text in expected.calls]  # type: ignore[misc]
+        assert said(tokenizers[name], again)[0] == raw
 
     @pytest.mark.parametrize("name", sorted(CALLS.keys() - {"bare", "fenced"}))
     def test_text_before_calls(self, tokenizers: dict[str, Tokenizer], name: str) -> None:
@@ -211,6 +213,8 @@ class TestText:
     def test_the_models_own_ids(self, dialects: dict[str, Dialect]) -> None:
         raw = '[CALLS] [{"id": "abcdefgh1", "name": "f", "arguments": {}}, {"name": "f", "id": "no", "arguments": {}}]'
         assert [one[0] for one in heard([raw], dialects["listed"]).calls] == ["abcdefgh1", "call_1"]  # type: ignore[index]
+        raw = "[CALLS]f<|sep|>number 7[ARGS]{}[CALLS]f<|sep|>number 7[ARGS]{}"
+        assert [one[0] for one in heard([raw], dialects["numbered"]).calls] == ["number 7", "call_1"]  # type: ignore[index]
 
 
 class TestReasoning:

@@ -2,7 +2,7 @@
 whose words are known: never from a model's name.
 
     start · opens · {"name": N, "arguments": A} · closes · separator · opens · … · closes · end
-    start · opens · N · between · A                      · closes · …
+    start · opens · N · between · A                      · closes · …        (or: N · between · id · behind · A)
 
 What stands around the words of one call and of two is split where the two agree. The same probes say in which form the
 template takes arguments (transformers hands in an object; some templates paste text), what it takes for no content, and
@@ -39,6 +39,7 @@ _CLOSING_TAG = re.compile(r"</\w[\w-]*>|\[/[A-Z_]+\]|<[|｜]/\w[\w-]*[|｜]>")
 class Dialect:
     """How one template writes calls; see the top of this file. The marks are as written, white space included.
 
+    behind      not empty: an id stands between `between` and this mark
     keys        of the name and the arguments in a JSON object; None: name, `between`, arguments
     id_key      the key of an id in such an object
     id_length   ids must be so many letters and digits; None: any will do
@@ -50,6 +51,7 @@ class Dialect:
     start: str = ""
     opens: str = ""
     between: str = ""
+    behind: str = ""
     closes: str = ""
     separator: str = ""
     end: str = ""
@@ -277,14 +279,18 @@ def _shaped(
 ) -> Dialect:
     """The dialect of what was read; where calls are JSON objects, their braces and keys are no part of the marks."""
     keys = id_key = None
+    behind = ""
     head, middle, tail = _HEAD.search(opens), _MIDDLE.fullmatch(between), _TAIL.match(closes)
     if head and middle and tail:
         keys, id_key = (head["name"], middle["arguments"]), head["id"] or tail["id"]
         opens, between, closes = opens[: head.start()], "", closes[tail.end() :]
+    elif between.count(ID) == 1 and not between.strip().startswith(ID) and not between.strip().endswith(ID):
+        between, _, behind = between.partition(ID)
     return Dialect(
         start=start,
         opens=opens,
         between=between,
+        behind=behind,
         closes=closes,
         separator=separator,
         end=end,

@@ -63,6 +63,7 @@ class Hearing:
         self.begun = 0  # calls
         self.completed = 0
         self._names = names
+        self._ids: set[str] = set()
         self._new_id = new_id
         self._again: deque[str] = deque()  # characters to be read once more
         self._ended = False
@@ -239,8 +240,11 @@ class Hearing:
         return self.begun > self.completed
 
     def _open(self, name: str, number: str = "") -> None:
-        """The head of a call is certain."""
-        self._parts.append(ToolCallPart(index=self.begun, id=number or self._new_id(self.begun), name=name))
+        """The head of a call is certain. The model's own id is taken where it is one, and no earlier call has it."""
+        if not number or number in self._ids:
+            number = self._new_id(self.begun)
+        self._ids.add(number)
+        self._parts.append(ToolCallPart(index=self.begun, id=number, name=name))
         self.begun += 1
 
     def _write(self, text: str) -> None:
@@ -253,20 +257,26 @@ class Hearing:
         return ""
 
     def _named(self, dialect: Dialect) -> Reader:
-        """name, `between`, arguments."""
-        name = yield from self._visible()
-        while not (size := ending(dialect.between, name)):
-            name += yield from self._get()
-            if len(name) > LONGEST_NAME + len(dialect.between):
-                raise Broken
-        name = name[: len(name) - size].strip()
+        """name, `between`, (id, `behind`,) arguments."""
+        name, number = (yield from self._before(dialect.between)), ""
         if not name or not all(one.isalnum() or one in "_-.:/" for one in name):
             raise Broken
+        if dialect.behind:
+            number = id_of((yield from self._before(dialect.behind)), dialect.id_length)
         if (yield from self._visible()) != "{":
             raise Broken
-        self._open(name)
+        self._open(name, number)
         yield from self._arguments()
         return ""
+
+    def _before(self, mark: str) -> Reader:
+        """A word and the mark behind it: the word."""
+        text = yield from self._visible()
+        while not (size := ending(mark, text)):
+            text += yield from self._get()
+            if len(text) > LONGEST_NAME + len(mark):
+                raise Broken
+        return text[: len(text) - size].strip()
 
     def _object(self, dialect: Dialect, keys: tuple[str, str]) -> Reader:
         """{name: …, arguments: …}, in any order and with other keys beside them."""

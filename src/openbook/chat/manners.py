@@ -137,8 +137,8 @@ class Manners:
             sampling = replace(sampling, grammar=grammar)
         marks = "" if reasoning is None else reasoning.opening + reasoning.closing
         if dialect is not None:
-            marks += "".join((dialect.start, dialect.opens, dialect.between, dialect.closes, dialect.separator))
-            marks += dialect.end
+            marks += dialect.start + dialect.opens + dialect.between + dialect.behind
+            marks += dialect.closes + dialect.separator + dialect.end
         seed = secrets.token_bytes(8) if sampling.seed is None else str(sampling.seed).encode()
         return Asked(
             ids=ids,
@@ -173,6 +173,7 @@ class Manners:
             start=self._mark(dialect.start),
             opens=self._mark(dialect.opens),
             between=self._mark(dialect.between),
+            behind=self._mark(dialect.behind),
             closes=self._mark(dialect.closes),
             separator=self._mark(dialect.separator),
             end=self._mark(dialect.end),

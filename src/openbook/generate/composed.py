@@ -2,7 +2,7 @@
 
     answer     reasoning? ( calls | otherwise )          otherwise: any text, or a grammar
     calls      text? start call (separator call)* end    text: where any text is allowed, up to what opens a call
-    call       opens {"name": …, "arguments": …} closes  or  opens name between … closes
+    call       opens {"name": …, "arguments": …} closes  or  opens name between (id behind)? … closes
 
 A mark is text, or a special token demanded by its id: `<[7]>`. Texts are lexemes of a lexer that takes the longest one
 and does not go back, hence three rules: any text ends lazily at a mark, it does not begin like reasoning where
@@ -52,6 +52,7 @@ def _calls(calls: Calls, source: Source, barred: str) -> dict[str, str]:
     if bare and isinstance(calls.otherwise, Schema | Json) and not calls.required:
         return {"main": source(_one_of(calls, calls.otherwise))}
     heads, tail = _heads(calls), _tail(marks)
+    number = f"/{_letters(marks)}/ {_lark(joined(marks.behind))} " if marks.behind else ""
     free = calls.otherwise is None and not calls.required
     lead, first = ("", opening) if bare or not free else _split(opening)
     begin = joined(marks.separator + marks.opens)
@@ -59,10 +60,12 @@ def _calls(calls: Calls, source: Source, barred: str) -> dict[str, str]:
     several = calls.parallel and not bare
     rules += [f"calls: {'lead ' if lead else ''}first {'more* ' if several else ''}{_lark(joined(marks.end))}"]
     rules += [f"first: {' | '.join(f'first_{i}' for i in range(len(heads)))}"]
-    rules += [f"first_{i}: {_lark(joined(first + head))} @arguments_{i} {tail}" for i, head in enumerate(heads)]
+    rules += [f"first_{i}: {_lark(joined(first + head))} {number}@arguments_{i} {tail}" for i, head in enumerate(heads)]
     if several:
         rules += [f"more: {' | '.join(f'more_{i}' for i in range(len(heads)))}"]
-        rules += [f"more_{i}: {_lark(joined(begin + head))} @arguments_{i} {tail}" for i, head in enumerate(heads)]
+        rules += [
+            f"more_{i}: {_lark(joined(begin + head))} {number}@arguments_{i} {tail}" for i, head in enumerate(heads)
+        ]
     parts = {f"arguments_{i}": source(arguments) for i, (_, arguments) in enumerate(calls.functions)}
     if free:
         rules += _free(lead, marks, barred)
@@ -73,12 +76,17 @@ def _calls(calls: Calls, source: Source, barred: str) -> dict[str, str]:
 
 
 def _heads(calls: Calls) -> list[Mark]:
-    """What stands between the mark that opens a call and its arguments, for each function."""
+    """What stands between the mark that opens a call and its arguments (or its id), for each function."""
     marks = calls.marks
     if marks.keys is None:
         return [(name, *marks.between) for name, _ in calls.functions]
     name_key, arguments_key = map(json.dumps, marks.keys)
     return [(f"{{{name_key}: {json.dumps(name)}, {arguments_key}: ",) for name, _ in calls.functions]
+
+
+def _letters(marks: Marks) -> str:
+    """A regular expression for ids."""
+    return "[A-Za-z0-9]" + ("{1,64}" if marks.id_length is None else f"{{{marks.id_length}}}")
 
 
 def _tail(marks: Marks) -> str:

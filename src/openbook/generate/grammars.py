@@ -120,12 +120,15 @@ class Marks:
     """How calls are written:  start, opens, a call, closes, separator, opens, a call, closes, …, end
 
     keys      of name and arguments in a JSON object, which is the call; None: a call is name, `between`, arguments
-    id_key    under which such an object may hold an id, of `id_length` letters and digits (None: any)
+    behind    not empty: then an id stands between `between` and this mark, which the arguments follow
+    id_key    under which an object may hold an id
+    id_length letters and digits of an id; None: any
     """
 
     start: Mark = ()
     opens: Mark = ()
     between: Mark = ()
+    behind: Mark = ()
     closes: Mark = ()
     separator: Mark = ()
     end: Mark = ()

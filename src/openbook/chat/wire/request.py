@@ -141,9 +141,7 @@ def _format(grammar: Grammar | None) -> Fields:
         case Lark(text):
             return {"structured_outputs": {"grammar": text}}
         case Calls() | Reasoned():
-            raise Refusal(
-                "An endpoint holds calls to their schemas by itself: give it `tools`, not a grammar."
-            )
+            raise Refusal("An endpoint holds calls to their schemas by itself: give it `tools`, not a grammar.")
 
 
 def _tool_choice(use: ToolUse) -> str | Fields:
