@@ -26,13 +26,14 @@ from typing import Any
 
 from torch import Tensor
 
+from openbook.chat.adapted import Adapted
 from openbook.chat.choice import bytes_of
 from openbook.chat.local import Local, for_model, overdue, start_of
 from openbook.chat.manners import Asked
 from openbook.chat.messages import Delta, Message, Terms
 from openbook.chat.protocols import DEFAULT, PLAIN
 from openbook.chat.reading import Reads
-from openbook.errors import InputError, OpenbookError
+from openbook.errors import InputError, OpenbookError, Stopped
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
@@ -197,8 +198,8 @@ class Engine(Reads, Local):
                 while waiting and batch.submit(waiting[0][0], *waiting[0][1]):
                     waiting.popleft()
                 for number, job, result in batch.finished():
-                    if result.finish == "cancelled":  # nobody else could have: it is no answer
-                        raise OpenbookError(f"The requests could not be finished. {self.live.ended}")
+                    if result.finish == "cancelled" or (result.finish == "error" and self.broken):  # it is no answer
+                        raise Stopped(f"The requests could not be finished. {self.live.ended}")
                     output = self._output(number, job, result)
                     done[number, result.choice] = output
                     if on_output is not None:
@@ -265,11 +266,11 @@ class Engine(Reads, Local):
         async with aclosing(stream):
             async for job, token in stream:
                 if token.finish == "error":
-                    raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
+                    raise (Stopped if self.broken else OpenbookError)(job.lines[token.choice].result.error or "")
                 if token.finish == "deadline":
                     raise overdue(terms)
                 if token.finish == "cancelled":
-                    raise OpenbookError(f"The request was cancelled. {self.live.ended}")
+                    raise Stopped(f"The request was cancelled. {self.live.ended}")
                 yield token
 
     async def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
@@ -292,6 +293,10 @@ class Engine(Reads, Local):
     def unload_adapter(self, name: str) -> None:
         """Takes it away. A `Refusal` while requests use it."""
         self.live.call(partial(self.core.unload_adapter, name)).result()
+
+    def adapted(self, name: str) -> Adapted:
+        """An adapter as an endpoint."""
+        return Adapted(self, name)
 
     def push(self, weights: Mapping[str, Tensor]) -> int:
         """Puts new weights in place by their logical names, between two steps; the number of this version."""

@@ -63,7 +63,7 @@ class Embed(Protocol):
     """Turns texts into vectors whose angle says how related they are."""
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of length 1 per text."""
+        """One vector of length 1 per text; a text too long for the model is `TooLong`."""
         ...
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 from asyncio import wrap_future
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
+from openbook.chat.rows import Row, Text, row_of
 from openbook.errors import InputError
 from openbook.generate import encode, masked
 from openbook.generate.encode import Pooling
 from openbook.generate.live import Live
+from openbook.nn.heads import ClassHead
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 
-Pair = tuple[str, str]
+Activation = Literal["sigmoid", "softmax", "none"]
 
 
 class Reads:
@@ -27,27 +30,53 @@ class Reads:
     model: LanguageModel
     tokenizer: Tokenizer
 
+    def rows(self, texts: Sequence[Text]) -> list[Row]:
+        """Texts as they are read: what is handed to the methods below instead of a text is not tokenised again."""
+        return [row_of(self.tokenizer, text) for text in texts]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that `classify` has a number for: `id2label` of the folder; none without a head for texts."""
+        head = next((head for head in self.model.heads.values() if isinstance(head, ClassHead)), None)
+        if head is None or head.spec.over == "tokens":
+            return ()
+        named = self.model.config.get("id2label") or {}
+        return tuple(str(named.get(str(place), f"LABEL_{place}")) for place in range(head.spec.count))
+
+    @property
+    def activation(self) -> Activation:
+        """What makes chances of the logits of `classify`: classes that exclude each other are a softmax, several that
+        may hold at once (`problem_type`) and a single one are sigmoids; "none" where a cross-encoder's folder says so.
+        """
+        config = self.model.config
+        about = config.get("sentence_transformers") or {}
+        said = about.get("activation_fn") or config.get("sbert_ce_default_activation_function") or ""
+        if str(said).endswith("Identity"):
+            return "none"
+        several = len(self.labels) == 1 or config.get("problem_type") == "multi_label_classification"
+        return "sigmoid" if several else "softmax"
+
     async def embed(
-        self, texts: Sequence[str], *, pooling: Pooling | None = None, exact: bool = False
+        self, texts: Sequence[Text], *, pooling: Pooling | None = None, exact: bool = False
     ) -> list[list[float]]:
         """A vector for each text: as the model's own sentence head does (that of a sentence encoder's folder), or as
         `pooling` says; without either the normalised mean of its hidden states.
 
         `exact`: each text is read alone, so that its vector is the same to the last bit whatever comes with it.
         """
-        ids = [self._whole(text) for text in texts]
-        work = partial(encode.embed, self.model, ids, pooling, exact=exact)
+        ids, types = self._split(texts)
+        work = partial(encode.embed, self.model, ids, pooling, types=types, exact=exact)
         return (await wrap_future(self.live.call(work))).tolist()
 
-    async def classify(self, texts: Sequence[str | Pair], *, head: str | None = None) -> list[list[float]]:
+    async def classify(self, texts: Sequence[Text], *, head: str | None = None) -> list[list[float]]:
         """Logits of a class head over labels, for each text or pair of texts."""
-        ids, types = self._pairs(texts)
+        ids, types = self._split(texts)
         found = await wrap_future(self.live.call(partial(encode.classify, self.model, ids, types=types, head=head)))
         return [one.tolist() for one in found]
 
     async def rank(self, query: str, documents: Sequence[str], *, sigmoid: bool = False) -> list[float]:
         """How well each document answers the query, by a cross-encoder (a class head with one label)."""
-        ids, types = self._pairs([(query, document) for document in documents])
+        ids, types = self._split([(query, document) for document in documents])
         work = partial(encode.score, self.model, ids, types=types, sigmoid=sigmoid)
         return await wrap_future(self.live.call(work))
 
@@ -63,17 +92,7 @@ class Reads:
         found = await wrap_future(self.live.call(work))
         return [[[(self.tokenizer.decode([i]), p) for i, p in blank.top] for blank in blanks] for blanks in found]
 
-    def _whole(self, text: str) -> list[int]:
-        return [*self.tokenizer.prefix, *self.tokenizer.encode(text), *self.tokenizer.suffix]
-
-    def _pairs(self, texts: Sequence[str | Pair]) -> tuple[list[list[int]], list[list[int]] | None]:
-        """Ids of texts, a pair as one row; and segment types, where the model has them."""
-        ids, types = [], []
-        for text in texts:
-            first = self._whole(text if isinstance(text, str) else text[0])
-            second: list[int] = []
-            if not isinstance(text, str):
-                second = [*self.tokenizer.encode(text[1]), *self.tokenizer.suffix]
-            ids.append(first + second)
-            types.append([0] * len(first) + [1] * len(second))
-        return ids, types if self.model.spec.embed.types > 1 else None
+    def _split(self, texts: Sequence[Text]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]] | None]:
+        """Ids of texts; and their segment types, where the model has them."""
+        rows = self.rows(texts)
+        return [row.ids for row in rows], [row.types for row in rows] if self.model.spec.embed.types > 1 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from openbook import log
 from openbook.cli.loading import Machine, load_both
@@ -49,6 +49,8 @@ class Config(Machine):
     """Tokens of prompt and answer together at most; default: the model's own, as far as memory goes."""
     speculation: str | None = None
     """lookup: drafts from the text itself."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """Whether requests that do not say are sampled as the folder's generation_config.json has it; none: plainly."""
     timeout: float | None = None
     """Seconds that a request may take; then 504."""
     drain: float = 600.0
@@ -88,9 +90,11 @@ def main(args: Sequence[str], prog: str) -> int:
 
 def load(name: str, folder: str, adapters: dict[str, str], config: Config) -> list[Served]:
     """A model, and an endpoint for each of its adapters."""
-    from openbook.chat.adapted import Adapted
+    from openbook.chat.defaults import defaults_of
     from openbook.chat.engine import Engine
+    from openbook.generate.sampling import Sampling
     from openbook.generate.settings import Settings as Sharing
+    from openbook.models.folder import resolve
     from openbook.serve.served import Served
 
     model, tokenizer = load_both(folder, config, config.quantize)
@@ -105,10 +109,9 @@ def load(name: str, folder: str, adapters: dict[str, str], config: Config) -> li
     engine = Engine(model, tokenizer, settings=sharing, adapters=adapters)
     if short := engine.fit_context():
         log.note(f"'{name}': the memory of this engine holds {short} tokens of one request; give it more with --memory")
-    own = Served(name=name, endpoint=engine, context=engine.context)
-    return [own] + [
-        Served(name=one, endpoint=Adapted(engine, one), context=engine.context, parent=name) for one in adapters
-    ]
+    defaults = Sampling() if config.generation_config == "none" else defaults_of(resolve(folder))
+    own = Served(name=name, endpoint=engine, context=engine.context, defaults=defaults)
+    return [own, *(own.adapted(one) for one in adapters)]
 
 
 def _named(words: Sequence[str]) -> dict[str, str]:

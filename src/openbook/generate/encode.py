@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openbook.errors import InputError, Refusal
+from openbook.errors import InputError, Refusal, TooLong
 from openbook.generate.feed import padded, quiet
 from openbook.generate.requests import check_ids
 from openbook.nn.heads import ClassHead, SentenceHead, pooled
@@ -117,7 +117,7 @@ def _by_head(
     found, most = torch.empty(len(texts), head.width), head.spec.longest
     for number, text in enumerate(texts):
         if most is not None and len(text) > most:
-            raise InputError(
+            raise TooLong(
                 f"Text {number} has {len(text)} tokens and this sentence encoder takes {most}: shorten it by "
                 f"{len(text) - most}, or split it."
             )
@@ -219,7 +219,7 @@ def _checked(model: LanguageModel, texts: Texts) -> list[list[int]]:
         if not row:
             raise InputError(f"Text {number} is empty: give at least one id.")
         if context is not None and len(row) > context:
-            raise InputError(
+            raise TooLong(
                 f"Text {number} has {len(row)} tokens and the context of this model holds {context}: shorten it by "
                 f"{len(row) - context}."
             )

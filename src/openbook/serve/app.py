@@ -14,12 +14,13 @@ from starlette.types import Receive, Scope, Send
 
 from openbook.serve.errors import Rejected
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.routes import chat, completions, plain, vectors
+from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, vectors
 from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
 
-ROUTES: tuple[Route, ...] = (*chat.ROUTES, *completions.ROUTES, *vectors.ROUTES, *plain.ROUTES)
+FAMILIES = (chat, completions, responses, vectors, scores, adapters, plain)
+ROUTES: tuple[Route, ...] = tuple(route for family in FAMILIES for route in family.ROUTES)
 
 
 def make_app(served: Sequence[Served], settings: Settings | None = None, *, ready: bool = True) -> Starlette:

@@ -10,7 +10,7 @@ import msgspec
 
 from openbook import __version__
 from openbook.serve.route import Route
-from openbook.serve.wire.basics import ErrorReply
+from openbook.serve.wire.basics import INSTEAD, ErrorReply
 
 PLACE = re.compile(r"\{(\w+)\}")
 REF = "#/components/schemas/{name}"
@@ -23,6 +23,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     )
     shown, components = msgspec.json.schema_components(list(types), ref_template=REF)
     schemas = dict(zip(types, shown, strict=True))
+    components = _instead(components)
     paths: dict[str, Any] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
@@ -36,6 +37,15 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         },
         "security": [{"key": []}, {}],
     }
+
+
+def _instead(schema: Any) -> Any:
+    """A schema with the parts that are said in other words."""
+    if isinstance(schema, dict):
+        if INSTEAD in schema:
+            return schema[INSTEAD]
+        return {key: _instead(value) for key, value in schema.items()}
+    return [_instead(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
@@ -55,9 +65,13 @@ def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
     if route.request is not None:
         content = {"application/json": {"schema": schemas[route.request]}}
         found["requestBody"] = {"required": True, "content": content}
-    if places := PLACE.findall(route.path):
-        found["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            for name in places
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in PLACE.findall(route.path)
+    ]
+    if route.query is not None:
+        fields = msgspec.json.schema(route.query)["$defs"][route.query.__name__]["properties"]
+        parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
+    if parameters:
+        found["parameters"] = parameters
     return found

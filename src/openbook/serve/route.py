@@ -24,6 +24,7 @@ class Call:
     id: str
     caller: Caller
     path: dict[str, str] = field(default_factory=dict)
+    query: Any = None  # of the type that the route says
     model: str = ""  # which one it came to, for logs and metrics
     running: Running | None = None
 
@@ -41,7 +42,8 @@ Handler = Callable[[Call, Any], Awaitable[Reply]]
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """`request`: the type of the body, None where there is none; `reply`: that of a success."""
+    """`request`: the type of the body, None where there is none; `reply`: that of a success; `query`: that of what
+    stands behind the path's question mark, where anything may."""
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
@@ -49,6 +51,7 @@ class Route:
     request: type[msgspec.Struct] | None = None
     reply: type[msgspec.Struct] | None = None
     chunk: type[msgspec.Struct] | None = None
+    query: type[msgspec.Struct] | None = None
     access: Access = "user"
     summary: str = ""
     works: bool = False  # takes the model's time: counted, watched, refused while draining

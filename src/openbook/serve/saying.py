@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
 from openbook.chat import Answer, Delta, Logprob, ToolCall, ToolCallPart, Usage
+from openbook.serve.served import Served
 from openbook.serve.wire.basics import CompletionDetails, PromptDetails, UsageOut
 from openbook.serve.wire.chat import (
     CalledOut,
@@ -20,6 +22,7 @@ from openbook.serve.wire.chat import (
     ToolCallOut,
 )
 from openbook.serve.wire.completions import TextLogprobs
+from openbook.serve.wire.plain import ModelOut
 
 
 def usage_of(usage: Usage, cached_price: float) -> UsageOut:
@@ -112,15 +115,36 @@ class Offsets:
     def __init__(self, tops: bool) -> None:
         self._at = 0
         self._tops = tops
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, found: Sequence[Logprob | None], first: str = "") -> TextLogprobs:
         """The next tokens; a first one that has no log-probability is `first`."""
         said = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[] if self._tops else None, text_offset=[])
         for one in found:
-            said.tokens.append(first if one is None else one.token)
+            said.tokens.append(first if one is None else _name(one))
             said.token_logprobs.append(None if one is None else one.logprob)
             said.text_offset.append(self._at)
-            self._at += len(said.tokens[-1])
+            self._at += len(self._text.decode(first.encode() if one is None else one.bytes or one.token.encode()))
             if said.top_logprobs is not None:
-                said.top_logprobs.append(None if one is None else {top.token: top.logprob for top in one.top})
+                said.top_logprobs.append(None if one is None else {_name(top): top.logprob for top in one.top})
         return said
+
+
+def _name(one: Logprob) -> str:
+    """A token as a name, of which no two share one: its text, or its bytes, as the API has them, where it has none."""
+    try:
+        one.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
+    return one.token
+
+
+def model_of(served: Served) -> ModelOut:
+    """A model, or an adapter, in the list of them."""
+    return ModelOut(
+        id=served.name,
+        created=served.created,
+        parent=served.parent,
+        max_model_len=served.context,
+        capabilities=[can.lower() for can in served.can],
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from openbook.chat import Message, Sampling, capabilities, require
 from openbook.chat.protocols import DEFAULT
+from openbook.chat.rows import Row, Text
 from openbook.errors import ConfigError, alike
 from openbook.serve.errors import Rejected
 
@@ -16,16 +18,56 @@ P = TypeVar("P")
 
 
 @runtime_checkable
-class Classify(Protocol):
-    """Sorts texts into labels."""
+class Reading(Protocol):
+    """Reads texts as rows of ids, which it takes instead of the texts."""
+
+    def rows(self, texts: Sequence[Text]) -> list[Row]:
+        """The row of each text, pair of texts, or list of ids."""
+        ...
+
+
+@runtime_checkable
+class Embedding(Reading, Protocol):
+    """Embeds what it has read."""
+
+    async def embed(self, texts: Sequence[Text]) -> list[list[float]]:
+        """One vector of length 1 per text."""
+        ...
+
+
+@runtime_checkable
+class Classify(Reading, Protocol):
+    """Sorts texts into labels, where it has any."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes; a cross-encoder has one."""
         ...
 
-    async def classify(self, texts: list[str | tuple[str, str]]) -> list[list[float]]:
+    @property
+    def activation(self) -> Literal["sigmoid", "softmax", "none"]:
+        """What makes chances of logits."""
+        ...
+
+    async def classify(self, texts: Sequence[Text]) -> list[list[float]]:
         """Logits over labels, for each text or pair of texts."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """Takes adapters while it runs."""
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Adds one."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes one away; a Refusal while requests use it."""
+        ...
+
+    def adapted(self, name: str) -> object:
+        """One as an endpoint."""
         ...
 
 
@@ -66,7 +108,19 @@ class Served:
     @property
     def can(self) -> tuple[str, ...]:
         """What it can do."""
-        return capabilities(self.endpoint)
+        return capabilities(self.endpoint) + (("Classify",) if self.labels else ())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that it sorts texts into, if any."""
+        return self.endpoint.labels if isinstance(self.endpoint, Classify) else ()
+
+    def adapted(self, name: str) -> Served:
+        """An adapter of it that is loaded, as a model of its own."""
+        assert isinstance(self.endpoint, Adaptable), "its adapter is loaded"
+        return replace(
+            self, name=name, endpoint=self.endpoint.adapted(name), parent=self.name, created=int(time.time())
+        )
 
 
 class Models:

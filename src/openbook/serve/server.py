@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -24,6 +24,7 @@ from openbook.serve.route import Call, Route, Stream
 from openbook.serve.running import Board, Running
 from openbook.serve.served import Models, Mortal, Served
 from openbook.serve.settings import Settings
+from openbook.serve.stored import Stored
 
 ID = "x-request-id"
 
@@ -39,6 +40,7 @@ class Server:
         self.board = Board()
         self.metrics = Metrics(self)
         self.log = Log(self.settings)
+        self.stored = Stored(self.settings)
         self.wires: dict[str, Wire] = {}
         self.ready = False
         self.draining = False
@@ -103,6 +105,7 @@ class Server:
         try:
             caller = self.gate.admit(headers, route.access)
             call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
+            call.query = _query(route, scope)
             request = await self._read(route, headers, receive)
             status = await self._work(route, call, request, receive, send)
         except ClientDisconnect:
@@ -188,13 +191,24 @@ class Server:
         if isinstance(reply, msgspec.Struct):
             reply = Response(msgspec.json.encode(reply), media_type="application/json")
         if running is not None:
-            running.over = True
+            running.over = running.begun = True
         await self._send(reply, call.id, {"type": "http"}, receive, send)
         return reply.status_code
 
     async def _send(self, reply: Response, number: str, scope: Scope, receive: Receive, send: Send) -> None:
         reply.headers[ID] = number
         await reply(scope, receive, send)
+
+
+def _query(route: Route, scope: Scope) -> Any:
+    """What stands behind the question mark, as its type; what the route does not know is refused."""
+    given = dict(QueryParams(scope["query_string"]))
+    if route.query is not None:
+        return msgspec.convert(given, route.query, strict=False)
+    if given and route.path != "*":
+        name = next(iter(given))[:100]
+        raise Rejected(400, f"Unknown parameter `{name}`: this path takes none.", code="unknown_parameter", param=name)
+    return None
 
 
 async def _gone(receive: Receive, running: Running) -> None:

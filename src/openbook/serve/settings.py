@@ -43,15 +43,24 @@ class Settings:
     """That running work is given at shutdown."""
     cached_price: float = 0.1
     """Of a prompt token that was found in the prefix cache, in tokens."""
+    stored: int = 1024
+    """Responses kept for those who ask for it (`store`), the oldest forgotten first."""
+    stored_bytes: int = 64 << 20
+    """Of them together."""
+    stored_seconds: float = 86_400.0
+    """That each of them is kept."""
     log_prompts: bool = False
     """Whether what is said is logged; by default only its length is."""
 
     def __post_init__(self) -> None:
-        for name, least in (("port", 0), ("body", 1), ("requests", 1), ("connections", 1)):
+        for name, least in (
+            ("port", 0), ("body", 1), ("requests", 1), ("connections", 1),
+            ("stored", 0), ("stored_bytes", 0),
+        ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"`{name}` must be a whole number, at least {least}: got {value!r}.")
-        for name in ("body_seconds", "keep_alive", "stall", "drain"):
+        for name in ("body_seconds", "keep_alive", "stall", "drain", "stored_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"`{name}` must be seconds, more than 0: got {getattr(self, name)!r}.")
         if self.timeout is not None and not self.timeout > 0:

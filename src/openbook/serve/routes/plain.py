@@ -8,35 +8,25 @@ import msgspec
 from starlette.responses import Response
 
 from openbook.chat import Tokenize
-from openbook.serve import asking
+from openbook.serve import asking, saying
 from openbook.serve.errors import Rejected
 from openbook.serve.openapi import document
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.served import Conversing, Served
+from openbook.serve.served import Conversing
 from openbook.serve.wire.plain import Board, Health, ModelList, ModelOut, RunningOut, Stopped
 from openbook.serve.wire.vectors import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def _model(served: Served) -> ModelOut:
-    return ModelOut(
-        id=served.name,
-        created=served.created,
-        parent=served.parent,
-        max_model_len=served.context,
-        capabilities=[can.lower() for can in served.can],
-    )
-
-
 async def models(call: Call, _: None) -> Reply:
     """Every name."""
-    return ModelList(data=[_model(served) for served in call.server.models.all.values()])
+    return ModelList(data=[saying.model_of(served) for served in call.server.models.all.values()])
 
 
 async def model(call: Call, _: None) -> Reply:
     """One name."""
-    return _model(call.server.models.find(call.path["model"]))
+    return saying.model_of(call.server.models.find(call.path["model"]))
 
 
 async def live(_: Call, __: None) -> Reply:

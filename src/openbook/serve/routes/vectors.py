@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import struct
+from collections.abc import Sequence
 
 from openbook.chat import Embed, Tokenize, Usage
+from openbook.chat.rows import Row, Text
 from openbook.errors import InputError
 from openbook.serve import saying
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.routes.completions import prompts_of
+from openbook.serve.routes.completions import Prompt, prompts_of
+from openbook.serve.served import Embedding, Reading, Served
+from openbook.serve.wire.basics import UsageOut
 from openbook.serve.wire.vectors import EmbeddingReply, EmbeddingRequest, Vector
+
+INLINE = 16_384  # characters, or ids, that are tokenised without leaving the event loop
 
 
 async def embed(call: Call, asked: EmbeddingRequest) -> Reply:
     """Turns texts into vectors."""
     served = call.server.models.find(asked.model)
     call.model = served.name
-    endpoint = served.require(Embed)
-    prompts = prompts_of(asked.input)
-    texts = [one if isinstance(one, str) else await served.require(Tokenize).detokenize(one) for one in prompts]
-    vectors = [_cut(vector, asked.dimensions) for vector in await endpoint.embed(texts)]
-    count = 0
-    for text in texts:
-        count += len(await served.require(Tokenize).tokenize(text))
-    usage = Usage(prompt_tokens=count)
-    call.server.metrics.used(call, usage)
+    vectors, usage = await embedded(call, served, prompts_of(asked.input))
+    vectors = [_cut(vector, asked.dimensions) for vector in vectors]
     packed = asked.encoding_format == "base64"
     return EmbeddingReply(
         data=[Vector(index=place, embedding=_packed(one) if packed else one) for place, one in enumerate(vectors)],
         model=asked.model,
-        usage=saying.usage_of(usage, call.server.settings.cached_price),
+        usage=usage,
     )
+
+
+async def embedded(call: Call, served: Served, prompts: Sequence[Prompt]) -> tuple[list[list[float]], UsageOut]:
+    """Vectors, and the tokens that were read for them, with what stands around a text.
+
+    Who reads ids is given ids; who does not is given texts, which are counted as well as it can count.
+    """
+    endpoint = served.require(Embed)
+    if isinstance(endpoint, Embedding):
+        rows = await read(endpoint, prompts)
+        return await endpoint.embed(rows), usage_of(call, sum(len(row.ids) for row in rows))
+    texts = [one if isinstance(one, str) else await served.require(Tokenize).detokenize(one) for one in prompts]
+    count = 0
+    if isinstance(endpoint, Tokenize):
+        for text in texts:
+            count += len(await endpoint.tokenize(text))
+    return await endpoint.embed(texts), usage_of(call, count)
+
+
+async def read(endpoint: Reading, texts: Sequence[Text]) -> list[Row]:
+    """Rows of texts; where there is much of it beside the event loop."""
+    if sum(len(text) for text in texts) < INLINE:
+        return endpoint.rows(texts)
+    return await asyncio.to_thread(endpoint.rows, texts)
+
+
+def usage_of(call: Call, tokens: int) -> UsageOut:
+    """Of a request that only reads."""
+    usage = Usage(prompt_tokens=tokens)
+    call.server.metrics.used(call, usage)
+    return saying.usage_of(usage, call.server.settings.cached_price)
 
 
 def _cut(vector: list[float], dimensions: int | None) -> list[float]:

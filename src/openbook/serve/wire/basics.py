@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 # Accepted and without effect, as the API's own documentation lets a server do: they describe the caller.
-NO_OPS = ("user", "metadata", "service_tier", "safety_identifier", "store")
+NO_OPS = ("user", "metadata", "service_tier", "safety_identifier", "store", "prompt_cache_key")
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 Natural = Annotated[int, Meta(ge=0, le=1 << 31)]
@@ -25,6 +25,14 @@ Stops = Stop | Annotated[list[Stop], Meta(max_length=16)]
 Buffer = Literal["token", "word", "sentence"]
 
 
+INSTEAD = "x-instead"
+
+
+def instead(schema: dict[str, Any]) -> Meta:
+    """What the OpenAPI page says of a type that Python's types cannot say whole."""
+    return Meta(extra_json_schema={INSTEAD: schema})
+
+
 class Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A part of a request: what it does not know it refuses."""
 
@@ -35,6 +43,13 @@ class Said(msgspec.Struct, kw_only=True):
 
 class Trimmed(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A part of a reply that is written only as far as it says something."""
+
+
+class Event(Trimmed):
+    """A chunk that is sent under its name: an `event:` line with `type`."""
+
+    type: str
+    sequence_number: int
 
 
 class StreamOptions(Asked):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from openbook.serve.wire.basics import Choosing, Id, Name, Said, Trimmed, UsageOut
+from openbook.serve.wire.basics import Choosing, Id, Name, Said, Trimmed, UsageOut, instead
 
 # Texts, ids, or a list of either: JSON schema can say it, the types of Python that are checked while reading cannot.
 PROMPTS = {
@@ -23,7 +23,7 @@ PROMPTS = {
     ]
 }
 
-Prompts = Annotated[str | Annotated[list[str | Id | list[Id]], Meta(min_length=1)], Meta(extra_json_schema=PROMPTS)]
+Prompts = Annotated[str | Annotated[list[str | Id | list[Id]], Meta(min_length=1)], instead(PROMPTS)]
 
 
 class CompletionRequest(Choosing, kw_only=True):

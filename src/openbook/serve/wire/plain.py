@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
 
-from openbook.serve.wire.basics import Said, Trimmed
+import msgspec
+from msgspec import Meta
+
+from openbook.serve.wire.basics import Asked, Name, Said, Trimmed
 
 
 class ModelOut(Trimmed):
@@ -55,3 +58,18 @@ class Board(Said):
 
     data: list[RunningOut]
     object: str = "list"
+
+
+class LoadAdapter(Asked):
+    """A LoRA folder on the server's machine, to be served as a model of its own."""
+
+    lora_name: Name
+    lora_path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    model: Name | None = None
+    """Of which model; not needed where one takes adapters."""
+
+
+class UnloadAdapter(Asked):
+    """An adapter that is not wanted any more."""
+
+    lora_name: Name

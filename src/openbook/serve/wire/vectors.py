@@ -68,9 +68,10 @@ class Ranked(Said):
 
 
 class RerankReply(Said):
-    """Documents, the best first."""
+    """Documents, the best first. `by`: what scored them, a cross-encoder or the angle between embeddings."""
 
     id: str
+    by: str
     model: str
     results: list[Ranked]
     usage: UsageOut
@@ -94,9 +95,10 @@ class ScoreOut(Said):
 
 
 class ScoreReply(Said):
-    """All scores."""
+    """All scores. `by`: where they come from, as in reranking."""
 
     id: str
+    by: str
     model: str
     data: list[ScoreOut]
     usage: UsageOut
@@ -108,11 +110,11 @@ class ModerationRequest(Asked):
 
     input: Text | Texts
     model: Name | None = None
-    """Not needed where one classifier is served."""
+    """Not needed where one classifier (with two labels or more) is served."""
 
 
 class Verdict(Said):
-    """The classes of a text. Those that are likelier than not are true; `flagged`: one that is not called safe is."""
+    """The classes of a text. Those that are likelier than not are true; `flagged`: one of them is not called safe."""
 
     flagged: bool
     categories: dict[str, bool]
