@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from openbook.chat.engine import Engine
 from openbook.chat.local import Local
 from openbook.errors import InputError, MissingExtra, Refusal
 from openbook.generate.constraints import Vocabulary
-from openbook.generate.grammars import Choice, Schema
+from openbook.generate.grammars import Choice, Json, Schema
 from openbook.models.make import make, spec_of
 from openbook.nn.model import LanguageModel
 from openbook.text import Tokenizer
@@ -90,6 +90,13 @@ def check(call: ToolCall) -> None:
     assert set(arguments.get("more", {}).get("deep", [])) <= {None}
 
 
+def check_all(answers: Sequence[Answer]) -> None:
+    """All calls but one that `max_tokens` cut off."""
+    for answer in answers:
+        for call in answer.tool_calls[: len(answer.tool_calls) - (answer.finish == "length")]:
+            check(call)
+
+
 class TestRequired:
     @pytest.mark.parametrize("name", CALLS)
     def test_arguments_are_valid_by_construction(self, locals_: dict[str, Local], name: str) -> None:
@@ -97,9 +104,17 @@ class TestRequired:
             answer = ask(locals_[name], replace(DRAWN, seed=seed), tools=[WEATHER, NOTHING], use=MUST)
             assert answer.tool_calls
             assert answer.text == "" or answer.finish == "length"  # within the head of a call, say
-            for call in answer.tool_calls[: len(answer.tool_calls) - (answer.finish == "length")]:
-                check(call)
+            check_all([answer])
             assert len({call.id for call in answer.tool_calls}) == len(answer.tool_calls)
+
+    def test_without_the_schema_they_are_not(self, locals_: dict[str, Local], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Seeded: a grammar that takes any object."""
+        monkeypatch.setattr(module, "_arguments", lambda *_: Json())
+        answers = [
+            ask(locals_["tags"], replace(DRAWN, seed=seed), tools=[WEATHER, NOTHING], use=MUST) for seed in range(4)
+        ]
+        with pytest.raises(AssertionError):
+            check_all(answers)
 
     @pytest.mark.parametrize("name", CALLS)
     def test_of_one_tool_and_once(self, locals_: dict[str, Local], name: str) -> None:
@@ -128,9 +143,7 @@ class TestRequired:
         assert len(answers) == 2
         assert answers[0].tool_calls != answers[1].tool_calls
         assert answers[0].usage.completion_tokens == sum(len(answer.logprobs) for answer in answers)
-        for answer in answers:
-            for call in answer.tool_calls[: len(answer.tool_calls) - (answer.finish == "length")]:
-                check(call)
+        check_all(answers)
 
     def test_a_call_comes_in_parts(self, locals_: dict[str, Local]) -> None:
         use = ToolUse(mode="required", name="weather", parallel=False)
@@ -158,10 +171,9 @@ class TestAuto:
         sampling = replace(DRAWN, logit_bias={opener: 9.0})
         answers = [ask(local, replace(sampling, seed=seed), tools=[WEATHER, NOTHING]) for seed in range(5)]
         assert any(len(answer.tool_calls) > 1 for answer in answers)
+        check_all(answers)
         for answer in answers:
             assert "[CALLS]" not in answer.text or answer.finish == "length"
-            for call in answer.tool_calls[: len(answer.tool_calls) - (answer.finish == "length")]:
-                check(call)
 
     def test_one_at_most(self, locals_: dict[str, Local]) -> None:
         local = locals_["named"]
@@ -241,6 +253,16 @@ class TestSchemas:
 
 
 class TestHistory:
+    def test_trimmed_with_tools(self, locals_: dict[str, Local]) -> None:
+        local = locals_["tags"]
+        small = Local(local.model, local.tokenizer, context=local.count(TALK, [WEATHER]) + 60)
+        talk = [Message.user("word " * 40), Message.assistant("word"), *TALK]
+        with pytest.raises(InputError, match="`trim`"):
+            small.chat(talk, tools=[WEATHER])
+        answer = wait(collect(small.chat(talk, replace(DRAWN, max_tokens=8), tools=[WEATHER], trim=True)))
+        assert answer.dropped == (0, 1)
+        assert answer.usage.prompt_tokens == local.count(TALK, [WEATHER])
+
     @pytest.mark.parametrize("name", CALLS)
     def test_what_was_said_goes_on(self, locals_: dict[str, Local], name: str) -> None:
         """The answer, its results and a second answer: the prompt holds what the model wrote, token by token."""

@@ -58,7 +58,7 @@ class Choice:
         text, calls = "".join(one.text for one in heard), tuple(part for one in heard for part in one.calls)
         shown = self._watch.feed(text.encode(), stopping=token.index + 1 >= self._min_tokens)
         if self._watch.found is not None:
-            self.finish, calls = "stop", ()
+            self.finish = "tool_calls" if hearing.begun else "stop"
         elif self.finish:
             shown += self._watch.finish()
         return Delta(

@@ -143,7 +143,7 @@ class Probe:
         function = {"name": NAMES[0], "description": "probe", "parameters": parameters}
         try:
             text = self.render([_user()], tools=[{"type": "function", "function": function}])
-        except (InputError, TokenizerError):
+        except InputError:
             return False
         return NAMES[0] in text
 
@@ -237,7 +237,10 @@ class Probe:
 
     def _drops(self, closing: str) -> bool:
         said = {"role": "assistant", "content": f"{THOUGHT}{closing}{SAID}"}
-        text = self.render([_user(), said, _user()], add_generation_prompt=False)
+        try:
+            text = self.render([_user(), said, _user()], add_generation_prompt=False)
+        except (InputError, TokenizerError):
+            return False
         return SAID in text and THOUGHT not in text
 
     def _is_tag(self, text: str) -> bool:

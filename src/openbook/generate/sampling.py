@@ -34,6 +34,7 @@ class Sampling:
     The distribution, in the order of `processors.py`:
         grammar: what the output must be: a Schema, Regex, Choice, Lark or Json of `grammars.py`; ids that cannot
             become such a text are impossible; an id that ends the output is possible exactly when the text is whole.
+            (Calls and Reasoned, which `chat` makes of tools, are grammars too.)
         logit_bias: id -> number added to its logit; -inf forbids it.
         repetition_penalty: > 0; 1 is off. Over prompt and output (Keskar et al. 2019, arXiv 1909.05858).
         frequency_penalty, presence_penalty: subtracted per occurrence / once, over output tokens only.
