@@ -160,7 +160,7 @@ class TestText:
             ("tags", "a < b <tool> c  \n"),
             ("tags", '<tool_call>\n{"name": "f", "argu'),
             ("bare", '{"name": "unknown", "parameters": {}}'),
-            ("bare", '{"a": 1}'),
+            ("bare", '{"a": 1, "name": "f"}'),
             ("bare", ' text {"name": "f", "parameters": {}}'),
             ("listed", "[CALLS] and so on"),
             ("named", "[CALLS]no such[ARGS]{}"),
@@ -209,6 +209,10 @@ class TestText:
         assert (head.id, head.name) == ("call_0", "f")
         assert [part.arguments for part in hearing.feed('"a": 1').calls] == ['"a": 1']
         assert hearing.feed("}}\n</tool_call>").calls[0].arguments == "}"
+
+    def test_an_answer_in_json_is_not_held_back(self, dialects: dict[str, Dialect]) -> None:
+        hearing = Hearing(dialects["bare"], names=["f"])
+        assert hearing.feed('{"title"') == Heard(text='{"title"')
 
     def test_the_models_own_ids(self, dialects: dict[str, Dialect]) -> None:
         raw = '[CALLS] [{"id": "abcdefgh1", "name": "f", "arguments": {}}, {"name": "f", "id": "no", "arguments": {}}]'

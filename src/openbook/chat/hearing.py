@@ -97,7 +97,8 @@ class Hearing:
             else:
                 parts.append(part)
         heard = Heard("".join(self._text), "".join(self._thought), tuple(parts))
-        self._text, self._thought, self._parts = [], [], []
+        for taken in (self._text, self._thought, self._parts):
+            taken.clear()
         return heard
 
     # -- the whole ----------------------------------------------------------------------------------------------------
@@ -108,14 +109,14 @@ class Hearing:
                 self.thinking = bool((yield from self._find([self._reasoning.opening], None)))
             if self.thinking:
                 self._lead = True
-                yield from self._find([self._reasoning.closing], self._think)
+                yield from self._find([self._reasoning.closing], self._thought)
                 self.thinking, self._lead = False, True
         while not self._at_end:
             if self._dialect is None:
-                self._say((yield from self._next()))
+                self._put((yield from self._next()), self._text)
             elif self._dialect.bare:
                 yield from self._bare(self._dialect)
-            elif (yield from self._find([self._dialect.start + self._dialect.opens], self._say)):
+            elif (yield from self._find([self._dialect.start + self._dialect.opens], self._text)):
                 yield from self._calls(self._dialect)
         yield
 
@@ -123,7 +124,7 @@ class Hearing:
         """The whole answer where a call is a JSON object and nothing else: only its first character can begin one."""
         yield from self._call(dialect)
         while not self._at_end:
-            self._say((yield from self._next()))
+            self._put((yield from self._next()), self._text)
         return ""
 
     def _calls(self, dialect: Dialect) -> Reader:
@@ -149,7 +150,7 @@ class Hearing:
             if self.begun == begun:
                 held, self._raw = "".join(self._raw), []
                 mark = "" if dialect.bare else dialect.start + dialect.opens
-                self._say(held[: len(mark)])
+                self._put(held[: len(mark)], self._text)
                 self._back(held[len(mark) :])
                 return False
             if not self._writing:
@@ -174,23 +175,17 @@ class Hearing:
     def _back(self, text: str) -> None:
         self._again.extendleft(reversed(text))
 
-    def _say(self, text: str) -> None:
+    def _put(self, text: str, into: list[str]) -> None:
         if self._lead:
             text = text.lstrip()
             self._lead = not text
-        self._text.append(text)
+        into.append(text)
 
-    def _think(self, text: str) -> None:
-        if self._lead:
-            text = text.lstrip()
-            self._lead = not text
-        self._thought.append(text)
+    def _find(self, marks: list[str], into: list[str] | None) -> Reader:
+        """Reads up to one of `marks`, which it returns; what stands before it goes where `into` says.
 
-    def _find(self, marks: list[str], sink: Callable[[str], None] | None) -> Reader:
-        """Reads up to one of `marks`, which it returns; what stands before goes into `sink`.
-
-        Without a sink the mark must come at once: if it does not, nothing was read and "" is returned. "" also when the
-        text ends before a mark.
+        If that is nowhere, the mark must come at once: if it does not, nothing was read and "" is returned. "" also
+        when the text ends before a mark.
         """
         held = ""
         while marks:
@@ -203,16 +198,16 @@ class Hearing:
                     return whole[0]
                 if any(one is None for _, one in found) and (held.strip() or len(held) < LONGEST_SPACE):
                     break
-                if sink is None:
+                if into is None:
                     self._back(held)
                     return ""
-                sink(held[0])
+                self._put(held[0], into)
                 held = held[1:]
             if not character:
-                if sink is None:
+                if into is None:
                     self._back(held)
                 else:
-                    sink(held)
+                    self._put(held, into)
                 return ""
         return ""
 
@@ -279,7 +274,7 @@ class Hearing:
         return text[: len(text) - size].strip()
 
     def _object(self, dialect: Dialect, keys: tuple[str, str]) -> Reader:
-        """{name: …, arguments: …}, in any order and with other keys beside them."""
+        """{name: …, arguments: …}, with other keys beside them, and in any order if there are marks around it."""
         begun, name, number, held = self.begun, "", "", ""
         if (yield from self._visible()) != "{":
             raise Broken
@@ -288,6 +283,8 @@ class Hearing:
             if character != '"':
                 raise Broken
             key = string_of((yield from self._string()))
+            if dialect.bare and not name and key != keys[0]:
+                raise Broken  # at once: it is an answer in JSON, say, that is wanted as it comes
             if (yield from self._visible()) != ":":
                 raise Broken
             character = yield from self._visible()
