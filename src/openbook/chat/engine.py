@@ -27,7 +27,9 @@ from typing import Any
 from torch import Tensor
 
 from openbook.chat.adapted import Adapted
-from openbook.chat.local import Local, overdue, start_of
+from openbook.chat.choice import bytes_of
+from openbook.chat.local import Local, for_model, overdue, start_of
+from openbook.chat.manners import Asked
 from openbook.chat.messages import Delta, Message, Terms
 from openbook.chat.protocols import DEFAULT, PLAIN
 from openbook.chat.reading import Reads
@@ -140,14 +142,14 @@ class Engine(Reads, Local):
     ) -> None:
         settings = settings or Settings()
         super().__init__(model, tokenizer, context=settings.context)
-        self._bytes = _bytes_of(tokenizer)
+        self._bytes = bytes_of(tokenizer)
         self.core = Core(
             model,
             settings,
             memory=memory,
             eos=tokenizer.stops,
             start=start_of(model, tokenizer),
-            token_bytes=_bytes_of(tokenizer),
+            token_bytes=bytes_of(tokenizer),
             draft=draft,
         )
         self.live = Live(self.core)
@@ -243,9 +245,11 @@ class Engine(Reads, Local):
         terms: Terms = PLAIN,
     ) -> AsyncIterator[Delta]:
         """`complete` of a text, or `chat` of a conversation, with an adapter and terms. Closing it cancels."""
-        ids, plain = self.prompt_of(asked), replace(sampling, stop=(), prompt_logprobs=None)
+        ids = self.prompt_of(asked)
         self.check_adapter(adapter)
-        return self._deltas(self._tokens(ids, plain, terms, adapter), sampling, ids, ())
+        plain = isinstance(asked, str) or self.continues
+        way = Asked(ids=ids, sampling=sampling) if plain else self._manners.asked(ids, (), sampling)
+        return self._deltas(self._tokens(ids, for_model(way.sampling), terms, adapter), way)
 
     def _tokens(
         self, ids: list[int], sampling: Sampling, terms: Terms, adapter: str | None = None
@@ -360,9 +364,3 @@ class Engine(Reads, Local):
 
     def __exit__(self, *about: object) -> None:
         self.close()
-
-
-def _bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
-    """The bytes of an id; special ids write nothing."""
-    specials = frozenset(tokenizer.specials.values())
-    return lambda number: b"" if number in specials else tokenizer.token_bytes(number)
