@@ -176,9 +176,9 @@ def test_adapters_come_and_go(client: OpenAI, real: Serving, engine: Engine, tmp
     assert real.http.post("/v1/unload_lora_adapter", json={"lora_name": "poems"}).json()["stopped"] is True
     with pytest.raises(NotFoundError):
         client.chat.completions.create(model="poems", **ask)
-    for name, path, status in (("tiny", "x", 400), ("new", str(tmp_path / "nothing"), 400)):
+    for name, path in (("tiny", "x"), ("new", str(tmp_path / "nothing")), ("new", "x" * 4000), ("new", "x\0y")):
         body = {"lora_name": name, "lora_path": path}
-        assert real.http.post("/v1/load_lora_adapter", json=body).status_code == status
+        assert real.http.post("/v1/load_lora_adapter", json=body).status_code == 400
     assert real.http.post("/v1/unload_lora_adapter", json={"lora_name": "tiny"}).status_code == 400
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from openbook.chat import Delta, Logprob, Message, Scripted, Tool, ToolCall, ToolCallPart, ToolUse, Usage
 from openbook.errors import Busy
+from openbook.serve.errors import Rejected
 from openbook.serve.settings import Settings
 from tests.serve.conftest import Serving, Start
 
@@ -256,6 +258,21 @@ def test_what_is_kept_is_bounded(start: Start) -> None:
         client.responses.delete(ids[2])
         client.responses.delete(ids[3])
     assert (len(serving.server.stored), serving.server.stored.bytes) == (0, 0)
+
+
+def test_what_is_kept_is_its_callers_own_and_forgotten_in_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = start(Settings(port=0, stored_seconds=60.0), tiny=Scripted("A"))
+    asked = {"model": "tiny", "input": "?", "store": True}
+    number = serving.http.post("/v1/responses", json=asked).json()["id"]
+    stored = serving.server.stored
+    assert stored.find("", number).response.id == number
+    with pytest.raises(Rejected, match="no response"):
+        stored.find("somebody else", number)
+    later = time.monotonic() + 61
+    monkeypatch.setattr("openbook.serve.stored.time.monotonic", lambda: later)
+    with pytest.raises(Rejected, match="60 seconds"):
+        stored.find("", number)
+    assert (len(stored), stored.bytes) == (0, 0)
 
 
 @pytest.mark.parametrize(

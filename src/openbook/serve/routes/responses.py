@@ -50,7 +50,7 @@ def _response(call: Call, asked: ResponseRequest) -> ResponseOut:
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         tool_choice=asked.tool_choice or "auto",
         tools=asked.tools or [],
-        text=asked.text or TextAsked(format=FormatText()),
+        text=TextAsked(format=(asked.text and asked.text.format) or FormatText()),
         store=bool(asked.store),
         truncation=asked.truncation or "disabled",
         temperature=defaults.temperature if asked.temperature is None else asked.temperature,
