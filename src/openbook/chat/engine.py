@@ -31,7 +31,7 @@ from openbook.chat.local import Local, overdue, start_of
 from openbook.chat.messages import Delta, Message, Terms
 from openbook.chat.protocols import DEFAULT, PLAIN
 from openbook.chat.reading import Reads
-from openbook.errors import InputError, OpenbookError
+from openbook.errors import InputError, OpenbookError, Stopped
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
@@ -196,8 +196,8 @@ class Engine(Reads, Local):
                 while waiting and batch.submit(waiting[0][0], *waiting[0][1]):
                     waiting.popleft()
                 for number, job, result in batch.finished():
-                    if result.finish == "cancelled":  # nobody else could have: it is no answer
-                        raise OpenbookError(f"The requests could not be finished. {self.live.ended}")
+                    if result.finish == "cancelled" or (result.finish == "error" and self.broken):  # it is no answer
+                        raise Stopped(f"The requests could not be finished. {self.live.ended}")
                     output = self._output(number, job, result)
                     done[number, result.choice] = output
                     if on_output is not None:
@@ -262,11 +262,11 @@ class Engine(Reads, Local):
         async with aclosing(stream):
             async for job, token in stream:
                 if token.finish == "error":
-                    raise OpenbookError(job.lines[token.choice].result.error or "The request failed.")
+                    raise (Stopped if self.broken else OpenbookError)(job.lines[token.choice].result.error or "")
                 if token.finish == "deadline":
                     raise overdue(terms)
                 if token.finish == "cancelled":
-                    raise OpenbookError(f"The request was cancelled. {self.live.ended}")
+                    raise Stopped(f"The request was cancelled. {self.live.ended}")
                 yield token
 
     async def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:

@@ -8,6 +8,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, TextIO
 
+from openbook import log
+
 if TYPE_CHECKING:
     from openbook.serve.route import Call, Route
     from openbook.serve.settings import Settings
@@ -39,6 +41,6 @@ class Log:
     def _write(self, **fields: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), **fields}, ensure_ascii=False)
         try:
-            print(line, file=self._stream or sys.stderr, flush=True)
+            log.write(self._stream or sys.stderr, line + "\n")
         except (OSError, ValueError):
             return  # a log that cannot be written is no reason to stop serving

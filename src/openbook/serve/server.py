@@ -191,7 +191,7 @@ class Server:
         if isinstance(reply, msgspec.Struct):
             reply = Response(msgspec.json.encode(reply), media_type="application/json")
         if running is not None:
-            running.over = True
+            running.over = running.begun = True
         await self._send(reply, call.id, {"type": "http"}, receive, send)
         return reply.status_code
 
