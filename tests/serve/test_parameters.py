@@ -250,6 +250,14 @@ def test_a_field_that_is_ignored_is_found(monkeypatch: pytest.MonkeyPatch, outco
     assert difference(outcome, "/v1/chat/completions", fault) == "ignored"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("field", [{"buffer": "word"}, {"stream_options": {"include_obfuscation": False}}])
+def test_what_is_about_a_stream_needs_one(outcome: Any, path: str, field: dict[str, Any]) -> None:
+    status, (_, text) = outcome(path, BASE[path] | field)
+    assert (status, next(iter(field)) in text) == (400, True)
+    assert outcome(path, BASE[path] | field | {"stream": True})[0] == 200
+
+
 def test_the_page_says_what_is_there(project: Path) -> None:
     page = (project / "docs" / "server.md").read_text("utf-8")
     paths = {route.path for route in ROUTES}

@@ -22,6 +22,7 @@ AHEAD = 64  # chunks that are held for a reader of several prompts
 
 async def complete(call: Call, asked: CompletionRequest) -> Reply:
     """Continues prompts."""
+    asking.check_stream(asked)
     served = call.server.models.find(asked.model)
     call.model = served.name
     prompts = prompts_of(asked.prompt)
