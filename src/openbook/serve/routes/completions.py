@@ -24,6 +24,7 @@ CHOICES = 4096  # that one request may ask for
 
 async def complete(call: Call, asked: CompletionRequest) -> Reply:
     """Continues prompts."""
+    asking.check_stream(asked)
     served = call.server.models.find(asked.model)
     call.model = served.name
     prompts = prompts_of(asked.prompt)
