@@ -33,7 +33,7 @@ def usage_of(usage: Usage, cached_price: float) -> UsageOut:
         total_tokens=usage.total_tokens,
         billed_tokens=round(usage.total_tokens - (1.0 - cached_price) * usage.cached_tokens, 3),
         prompt_tokens_details=PromptDetails(cached_tokens=usage.cached_tokens),
-        completion_tokens_details=CompletionDetails(),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=usage.reasoning_tokens),
     )
 
 
