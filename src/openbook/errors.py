@@ -66,6 +66,10 @@ class Overdue(OpenbookError):
     """The time that a request was given is over."""
 
 
+class Stopped(OpenbookError):
+    """What was asked has stopped working, for this request and for all: an engine that is closed or broken."""
+
+
 class RemoteError(OpenbookError):
     """An endpoint at the other end of a wire could not be reached, broke off, or says that it failed."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import threading
 import warnings
@@ -18,6 +19,7 @@ from typing import TextIO
 from openbook.errors import OpenbookWarning
 
 _STYLES = {"note": "2", "warning": "33", "error": "31"}
+PIECE = 1024  # characters, and so at most the bytes that a pipe that can be written to has room for
 _CLEAR = "\r\x1b[2K"
 _lock = threading.Lock()
 _said: set[str] = set()
@@ -59,6 +61,15 @@ def status(text: str) -> None:
         _status = bool(text)
 
 
+def aside(text: str) -> None:
+    """A piece of what is said beside the result, as it comes: the reasoning of a model."""
+    if _quiet:
+        return
+    with _lock, contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if colour_wanted(sys.stderr) else text)
+        sys.stderr.flush()
+
+
 def _say(label: str, text: str, kind: str, once: str | None) -> None:
     global _status
     if once is not None:
@@ -69,9 +80,27 @@ def _say(label: str, text: str, kind: str, once: str | None) -> None:
     with _lock, contextlib.suppress(OSError, ValueError):  # a closed stderr is no reason to stop the work
         if label and colour_wanted(sys.stderr):
             label = f"\x1b[{_STYLES[kind]}m{label}\x1b[0m"
-        sys.stderr.write(f"{_CLEAR if _status else ''}{label}{text}\n")
-        sys.stderr.flush()
+        write(sys.stderr, f"{_CLEAR if _status else ''}{label}{text}\n", patience=1.0)
         _status = False
+
+
+def write(stream: TextIO, text: str, patience: float = 0.0) -> None:
+    """Writes at once. What a full pipe has no room for after `patience` seconds is lost rather than waited for.
+
+    Whoever should read it may have stopped, and that is no reason to stop the work. OSError: nobody can read it.
+    """
+    try:
+        pipe = select.poll()
+        pipe.register(stream.fileno(), select.POLLOUT)
+    except (OSError, ValueError, AttributeError):  # no file, or a system without `poll`
+        stream.write(text)
+        stream.flush()
+        return
+    for start in range(0, len(text), PIECE):
+        if not pipe.poll(patience * 1000):
+            return
+        stream.write(text[start : start + PIECE])
+        stream.flush()
 
 
 @contextlib.contextmanager

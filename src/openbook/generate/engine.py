@@ -15,7 +15,7 @@ the same to the last bit whatever runs beside it, however its prompt is cut, aft
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from openbook.errors import InputError, Refusal
 from openbook.generate.choose import Chooser
 from openbook.generate.draft_model import ModelDrafter, share_of
 from openbook.generate.drafting import LookupDrafter, Speculator
+from openbook.generate.failing import fail, tell
 from openbook.generate.feed import quiet
 from openbook.generate.forward import Reader
 from openbook.generate.job import Job, Listener, root_of
@@ -37,7 +38,7 @@ from openbook.generate.plan import Sequence as Run
 from openbook.generate.requests import Finish, Generation, Token, accept
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full, Scheduler
-from openbook.generate.settings import Settings, Stats
+from openbook.generate.settings import Settings, Stats, Waits
 from openbook.generate.store import Store
 from openbook.generate.threads import Threads
 from openbook.generate.turn import Turn
@@ -94,7 +95,7 @@ class Engine:
             ttl=s.prefix_ttl,
             minimum=s.prefix_minimum,
         )
-        self.stats = Stats()
+        self.stats, self.waits = Stats(), Waits()
         self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
         self.speculator = self._speculator(draft, reserved)
         self.jobs: dict[int, Job] = {}
@@ -103,6 +104,7 @@ class Engine:
         self.reader = Reader(model, self.store, self.jobs, self.stats)
         self.chooser = Chooser(model.spec.embed.vocab, model.device)
         self.clock = time.monotonic
+        self.still = False  # whether the last step found nothing to do: all that could run is held
 
     def _formed(self, model: LanguageModel) -> LanguageModel:
         """The model in its serving form: as it was given (int8, say), or by the type of its weights."""
@@ -232,10 +234,10 @@ class Engine:
             job.renew(self.version)
         return self.version
 
-    def cancel(self, job: Job) -> list[Token]:
-        """Ends what is not done of a request, as it is."""
-        events = self.end(job, "cancelled")
-        self.tell(events)
+    def cancel(self, job: Job, error: str | None = None) -> list[Token]:
+        """Ends what is not done of a request, as it is; `error`: because it failed."""
+        events = self.end(job, "cancelled" if error is None else "error", error)
+        tell(self, events)
         self._sweep()
         return events
 
@@ -282,7 +284,10 @@ class Engine:
     # -- a step -------------------------------------------------------------------------------------------------------
 
     def step(self) -> list[Token]:
-        """One step for all that can run; the tokens it wrote, and the ends of requests that ended without one."""
+        """One step for all that can run; the tokens it wrote, and the ends of requests that ended without one.
+
+        Where it raises, the requests that were in it have ended with the cause, and the next step may be right.
+        """
         threads = torch.get_num_threads()
         try:
             return self._step(threads)
@@ -300,9 +305,25 @@ class Engine:
         if self.speculator is not None:
             self._draft(self.speculator)
         began = time.perf_counter()
-        plan = self.scheduler.next(self.clock())
+        plan = self.scheduler.next(now := self.clock())
+        self.waits.note(plan.begun, now)
         self.stats.schedule += time.perf_counter() - began
+        self.still = not (plan.works or plan.ended or plan.preempted)
         events: list[Token] = []
+        try:
+            self._carry_out(plan, events)
+        except BaseException as error:  # an interrupt, or a defect of ours: the engine stays usable
+            if self.scheduler.underway is plan:
+                self.scheduler.abort(plan)
+            if isinstance(error, Exception):
+                events += fail(self, plan, error)
+            raise
+        finally:
+            tell(self, events)
+            self._sweep()
+        return events
+
+    def _carry_out(self, plan: Plan, events: list[Token]) -> None:
         for sequence, why in plan.ended:
             job = self.jobs[sequence.ask.key]
             if why == "deadline":
@@ -313,25 +334,10 @@ class Engine:
             self.reader.sourced.pop(sequence, None)
             self.stats.preemptions += 1
         if plan.works:
-            try:
-                self.store.copy_pages(plan.copies)
-                self.store.copy_slots(plan.slot_copies)
-                with quiet(self.model):
-                    events += self._run(plan)
-            except BaseException:  # an interrupt, or a defect of ours: the engine stays usable
-                if self.scheduler.underway is plan:
-                    self.scheduler.abort(plan)
-                raise
-        self.tell(events)
-        self._sweep()
-        return events
-
-    def tell(self, events: Iterable[Token]) -> None:
-        """Hands tokens to those who listen."""
-        for event in events:
-            job = self.jobs.get(event.prompt)
-            if job is not None and job.listener is not None:
-                job.listener(event)
+            self.store.copy_pages(plan.copies)
+            self.store.copy_slots(plan.slot_copies)
+            with quiet(self.model):
+                self._run(plan, events)
 
     def _sweep(self) -> None:
         """Forgets requests that are done."""
@@ -379,17 +385,16 @@ class Engine:
                 for sequence, _ in ready:
                     sequence.drafts = []
 
-    def _run(self, plan: Plan) -> list[Token]:
+    def _run(self, plan: Plan, events: list[Token]) -> None:
         failed: dict[Run, str] = {}
         try:
             reading = self.reader.read(plan.works)
         except Exception:  # whose fault was it? Each alone; who fails alone has failed
             reading, failed = self.reader.read_each(plan.works)
         began = time.perf_counter()
-        events = Turn(self, plan, reading, failed).take()
+        Turn(self, plan, reading, events, failed).take()
         self.stats.choose += time.perf_counter() - began
         self.stats.steps += 1
         for sequence, why in failed.items():
             self.stats.failures += 1
             events += self.end(self.jobs[sequence.ask.key], "error", why)
-        return events

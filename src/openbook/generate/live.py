@@ -1,7 +1,12 @@
 """An engine at work in a thread of its own: async streams of tokens, submitted and cancelled from anywhere.
 
 The engine belongs to the thread. What others want of it (a request, a cancel, new weights) is a call that runs between
-two steps; what the engine has to say comes back through the caller's event loop. Closing a stream cancels its request.
+two steps; what the engine has to say comes back through the caller's event loop. Closing a stream cancels its request
+before the next step. A reader who falls behind holds its request, and nobody else's.
+
+A step that fails ends the requests that were in it, and the thread goes on. After several in a row the engine is asked
+for one token. If it cannot write it, it is broken: everything ends with the cause, and nothing more is taken. If it can,
+it was the requests: somebody who asks again and again for what cannot be done stops nobody else.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
@@ -16,14 +22,20 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from openbook.errors import OpenbookError
+from openbook import log
+from openbook.errors import InputError, OpenbookError, Stopped
 from openbook.generate.engine import Engine
+from openbook.generate.failing import cause_of, tell
 from openbook.generate.job import Job
 from openbook.generate.requests import Token
 from openbook.generate.sampling import Sampling
+from openbook.generate.scheduler import Full
 
 T = TypeVar("T")
 IDLE = 0.25  # seconds between looks at deadlines while nothing runs
+AHEAD = 256  # tokens that wait for their reader before its request is held; it goes on when half of them are read
+FAILURES = 3  # steps that fail in a row, and the engine has to show that it works
+PROOF = 100  # steps that this may take
 
 
 class Live:
@@ -35,6 +47,7 @@ class Live:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._failures = 0  # of steps, since one succeeded
         self._broken: BaseException | None = None
         self._process = os.getpid()
 
@@ -54,7 +67,7 @@ class Live:
 
         with self._wake:
             if self._closed or self._broken is not None:
-                raise OpenbookError(self.ended)
+                raise Stopped(self.ended)
             self._calls.append(run)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="openbook-engine", daemon=True)
@@ -73,13 +86,7 @@ class Live:
         timeout: float | None = None,
     ) -> AsyncGenerator[tuple[Job, Token]]:
         """The tokens of one request as they come, each with its request. Its errors come at the first one."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Token] = asyncio.Queue()
-
-        def heard(token: Token) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody listens any more
-                loop.call_soon_threadsafe(queue.put_nowait, token)
-
+        reader = _Reader(self)
         submit = partial(
             self.engine.submit,
             prompt,
@@ -88,11 +95,11 @@ class Live:
             tenant=tenant,
             priority=priority,
             timeout=timeout,
-            listener=heard,
+            listener=reader.hear,
         )
 
         def begin() -> tuple[Job, bool]:
-            begun = submit()
+            begun = reader.job = submit()
             return begun, begun.ended  # as it is now: a moment later its tokens may all be on their way
 
         begun = self.call(begin)
@@ -104,12 +111,14 @@ class Live:
         ends = sampling.n if nothing else 0
         try:
             while ends < sampling.n:
-                token = await queue.get()
+                token = await reader.next()
                 ends += token.finish is not None
                 yield job, token
         finally:
-            if not job.ended and not self._closed and self._broken is None:
-                self.call(partial(self.engine.cancel, job))
+            reader.left = True
+            if not job.ended:
+                with suppress(OpenbookError):  # it is closed: everything ends anyway
+                    self.call(partial(self.engine.cancel, job))
 
     def _abandon(self, begun: Future[tuple[Job, bool]]) -> None:
         """Cancels a request that was begun for somebody who has gone."""
@@ -125,7 +134,9 @@ class Live:
     @property
     def ended(self) -> str:
         """Why nothing more is taken."""
-        return f"The engine is closed{f' ({self._broken})' if self._broken else ''}."
+        if self._broken is None:
+            return "The engine is closed."
+        return f"The engine has stopped for good ({cause_of(self._broken)})."
 
     def close(self) -> None:
         """Ends what runs and the thread."""
@@ -141,32 +152,131 @@ class Live:
         try:
             while self._turn():
                 pass
-        except BaseException as error:
+        except BaseException as error:  # an interrupt; what a step raises does not come here
             self._broken = error
-            raise
+            log.caution(self.ended)
         finally:
             with self._wake:  # from here on nobody hands anything in; what was handed in is answered, then ended
                 self._closed = True
-                calls = list(self._calls)
-                self._calls.clear()
-            for call in calls:
-                call()
-            for job in list(self.engine.jobs.values()):
-                self.engine.cancel(job)
+            self._answer()
+            self._end()
 
     def _turn(self) -> bool:
-        """Calls that wait, then a step; sleeps while there is neither. False: it is closed."""
+        """Calls that wait, then a step; sleeps while there is neither. False: it is closed, or broken."""
         with self._wake:
-            if not self._calls and not self._closed and self.engine.idle:
+            nothing = self.engine.idle or self.engine.still
+            if nothing and not self._calls and not self._closed:
                 self._wake.wait(IDLE)
-            calls = list(self._calls)
-            self._calls.clear()
-            if self._closed:
-                for call in calls:
-                    call()
-                return False
-        for call in calls:
-            call()
+            closed = self._closed
+        self._answer()
+        if closed:
+            return False
         if not self.engine.idle:
-            self.engine.step()
+            try:
+                events = self.engine.step()
+            except Exception as error:
+                log.caution("".join(traceback.format_exception(error)).rstrip(), once=f"step {cause_of(error)}")
+                return self._survived()
+            if events and all(token.finish == "error" for token in events):
+                return self._survived()
+            if not self.engine.still:
+                self._failures = 0
         return True
+
+    def _answer(self) -> None:
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
+
+    def _survived(self) -> bool:
+        """A step has failed, or all that were in it have: whether there is another one."""
+        self._failures += 1
+        if self._failures < FAILURES:
+            return True
+        self._failures = 0
+        self._broken = self._fault()
+        if self._broken is not None:
+            log.caution(f"{FAILURES} steps in a row have failed. {self.ended}")
+        return self._broken is None
+
+    def _fault(self) -> BaseException | None:
+        """Why the engine cannot write one token while all else is held; None: it can, or is too full to be asked."""
+        engine, held = self.engine, []
+        for job in engine.jobs.values():
+            held += [sequence for sequence in job.sequences.values() if not sequence.paused]
+        for sequence in held:
+            engine.scheduler.pause(sequence)
+        try:
+            proof = engine.submit([0], Sampling(max_tokens=1, temperature=0.0))
+            try:
+                for _ in range(PROOF):
+                    if not proof.ended:
+                        engine.step()
+            finally:
+                engine.cancel(proof)
+            error = proof.generations[0].error
+        except (Full, InputError):
+            return None
+        except Exception as raised:
+            return raised
+        finally:
+            for sequence in held:
+                engine.scheduler.resume(sequence)
+        return None if error is None else OpenbookError(error)
+
+    def _end(self) -> None:
+        """Ends what runs, whatever state the engine is in."""
+        why = None if self._broken is None else self.ended
+        for job in list(self.engine.jobs.values()):
+            try:
+                self.engine.cancel(job, why)
+            except Exception:  # its books are in disorder, and who listens hears of an end nevertheless
+                tell(self.engine, [job.end(line, "error", self.ended) for line in job.lines if not line.done])
+
+
+class _Reader:
+    """Tokens of one request between the engine's thread, which is in `hear`, and one that reads, in `next`.
+
+    When `AHEAD` wait the engine is asked to hold the request; the reader asks it to go on. `held` is the engine's own:
+    it is set before the token that was one too many is on its way, so the reader sees it.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.job: Job | None = None  # once it was begun, and so before the first token
+        self.held = False
+        self.left = False  # nobody reads any more
+        self._live = live
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Token] = asyncio.Queue()
+        self._heard = self._read = 0
+        self._asked = False  # to go on
+
+    def hear(self, token: Token) -> None:
+        """One more. Raises where the reader's loop has ended, and nobody would ever read it."""
+        if self.left:
+            return
+        self._heard += 1
+        if not self.held and self._heard - self._read > AHEAD:
+            self._hold(True)
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, token)
+
+    async def next(self) -> Token:
+        """The next one."""
+        token = await self._queue.get()
+        self._read += 1
+        if self.held and not self._asked and self._heard - self._read <= AHEAD // 2:
+            self._asked = True
+            with suppress(OpenbookError):  # it is closed: everything ends anyway
+                self._live.call(self._go_on)
+        return token
+
+    def _go_on(self) -> None:
+        self._hold(False)
+        self._asked = False
+
+    def _hold(self, held: bool) -> None:
+        """In the engine's thread. Beams speak at their end alone, and are nowhere among the sequences of a request."""
+        self.held = held
+        scheduler = self._live.engine.scheduler
+        if self.job is not None:
+            for sequence in self.job.sequences.values():
+                (scheduler.pause if held else scheduler.resume)(sequence)

@@ -284,7 +284,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan, left: int, now: float) -> None:
         preempted = set(plan.preempted)
-        while left and len(plan.works) < self.rows and len(self.running) < self.rows:
+        while left and len(plan.works) < self.rows and sum(not s.paused for s in self.running) < self.rows:
             sequence = self._candidate(now)
             if sequence is None or sequence in preempted or not self.pool.begin(sequence):
                 return
@@ -295,9 +295,9 @@ class Scheduler:
             self._dequeue(sequence)
             sequence.state = "running"
             if not sequence.started:
-                sequence.cached = sequence.computed
+                sequence.cached, sequence.started = sequence.computed, True
                 self.pool.hits += sequence.cached
-                sequence.started = True
+                plan.begun.append(sequence)
             insort(self.running, sequence, key=_order)
             left -= taken
 

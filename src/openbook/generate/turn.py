@@ -32,28 +32,29 @@ class Entry(NamedTuple):
 
 
 class Turn:
-    """One step's choice of tokens."""
+    """One step's choice of tokens. `events`: where they are told, up to where it may break."""
 
-    def __init__(self, engine: Engine, plan: Plan, reading: Reading, failed: Collection[Run] = ()) -> None:
+    def __init__(
+        self, engine: Engine, plan: Plan, reading: Reading, events: list[Token], failed: Collection[Run] = ()
+    ) -> None:
         self.engine = engine
         self.plan = plan
         self.reading = reading
-        self.events: list[Token] = []
+        self.events = events
         self.forks: list[tuple[Run, Job, Line, int]] = []  # a choice that begins now, with its first token
         self.finished: list[tuple[Job, int]] = []
         self.beaming: list[tuple[Work, Job, int]] = []
         # Tokens that hold of sequences whose drafts were not all right, or that failed (what those wrote is not kept).
         self.accepted = {work.sequence: work.start for work in plan.works if work.sequence in failed}
 
-    def take(self) -> list[Token]:
-        """Chooses, commits, forks and ends; the events of the step."""
+    def take(self) -> None:
+        """Chooses, commits, forks and ends."""
         entries, drafted = self._entries()
         if entries:
             self._choose(entries)
         if drafted:
             self._judge(drafted)
         self._commit()
-        return self.events
 
     def _entries(self) -> tuple[list[Entry], list[tuple[Entry, int]]]:
         """Those that get one token, and those whose drafts are to be judged with the number of these."""
@@ -177,11 +178,12 @@ class Turn:
             engine.stats.failures += 1
             self.events += engine.end(job, "error", str(error))
             return
+        said = list(replay(results))
         for line in job.lines:
             line.done = True
         job.results = results
         engine.stats.output_tokens += sum(len(found.ids) for found in results)
-        self.events += replay(results)
+        self.events += said
         # Where too little was possible there are fewer outputs than were asked for; who listens counts the ends.
         self.events += [job.end(line, "error", "Fewer beams could be finished.") for line in job.lines[len(results) :]]
 

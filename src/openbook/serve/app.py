@@ -9,15 +9,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route as Path
 from starlette.routing import WebSocketRoute as SocketPath
 from starlette.types import Receive, Scope, Send
 
 from openbook.serve.errors import Rejected
+from openbook.serve.limits import KINDS, RATES
 from openbook.serve.route import Call, Reply, Route
 from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, vectors
 from openbook.serve.served import Served
-from openbook.serve.server import Server
+from openbook.serve.server import ID, Server
 from openbook.serve.settings import Settings
 from openbook.serve.sockets import converse
 
@@ -44,7 +47,9 @@ def make_app(served: Sequence[Served], settings: Settings | None = None, *, read
         paths.setdefault(route.path, {})[route.method] = route
     ends = {_pattern(path): _Endpoint(server, methods) for path, methods in paths.items()}
     app = Starlette(
-        routes=[kind(path, end) for path, end in ends.items() for kind in (Path, SocketPath)], lifespan=lifespan
+        routes=[kind(path, end) for path, end in ends.items() for kind in (Path, SocketPath)],
+        middleware=_sharing(server.settings),
+        lifespan=lifespan,
     )
     app.router.default = _Endpoint(server, {}).__call__
     app.router.redirect_slashes = False
@@ -55,6 +60,20 @@ def make_app(served: Sequence[Served], settings: Settings | None = None, *, read
 def _pattern(path: str) -> str:
     """As Starlette has it. The name of a model may have slashes: clients write them as %2F, or as they are."""
     return path.replace("{model}", "{model:path}")
+
+
+def _sharing(settings: Settings) -> list[Middleware]:
+    """CORS, for the pages that the settings name. A preflight is answered before the gate, for a browser sends no key
+    with it; the answer is the same for every path and says nothing of what is there."""
+    if not settings.origins:
+        return []
+    shown = [ID, "retry-after", *(f"x-ratelimit-{what}-{kind}" for what in RATES for kind in KINDS)]
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=settings.origins, allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",), expose_headers=shown,
+        )
+    ]  # fmt: skip
 
 
 class _Endpoint:

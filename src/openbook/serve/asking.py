@@ -15,6 +15,7 @@ from openbook.serve.settings import Settings
 from openbook.serve.wire.basics import Choosing, Format, FormatObject, FormatSchema, Structured
 from openbook.serve.wire.chat import ChatRequest, MessageIn, TextPart, ToolNamed
 from openbook.serve.wire.completions import CompletionRequest
+from openbook.serve.wire.responses import ResponseRequest
 
 COMPLETION_TOKENS = 16  # of a completion that does not say, as the API has it
 FORBIDDEN = -100.0  # a bias that means: never
@@ -93,6 +94,13 @@ def _grammar_of(form: Format | None, structured: Structured | None) -> Grammar |
     }
     found: Grammar = made[name](value)
     return found
+
+
+def check_stream(asked: Choosing | ResponseRequest) -> None:
+    """What says how a stream is to be is refused where there is none."""
+    for name, value in (("stream_options", asked.stream_options), ("buffer", asked.buffer)):
+        if value is not None and not asked.stream:
+            raise InputError(f"`{name}` is about a stream: ask for one (`stream`: true), or leave it out.")
 
 
 def terms_of(asked: Choosing, tenant: str, settings: Settings) -> Terms:

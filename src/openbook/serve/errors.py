@@ -18,6 +18,7 @@ from openbook.errors import (
     Overdue,
     Refusal,
     RemoteError,
+    Stopped,
     TokenizerError,
     TooLong,
 )
@@ -92,6 +93,8 @@ def rejected(error: BaseException) -> Rejected:
             return busy(str(error), error.retry_after)
         case Overdue() | TimeoutError():
             return Rejected(504, str(error) or "The request was not done in time.", code="timeout")
+        case Stopped():
+            return Rejected(503, str(error), code="unavailable")
         case RemoteError():
             return Rejected(502, str(error), code="bad_gateway")
         case InputError() | Refusal() | TokenizerError():

@@ -3,6 +3,7 @@
 A chunk is sent when the one before it was taken: the transport's buffer (64 KiB) is the only one here, and while it is
 full the endpoint's stream is not read. A reader that leaves it full for `stall` seconds is dropped and its work stops.
 While nothing comes, a comment is sent every `keep_alive` seconds, so that nobody in between closes the connection.
+However an answer ends, its stream is closed, and so its work, before anything else is sent.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 import msgspec
 from starlette.types import Send
 
 from openbook.serve.errors import Rejected, rejected
-from openbook.serve.running import Board, Running
+from openbook.serve.running import TOLD, Board, Running
 from openbook.serve.settings import Settings
 from openbook.serve.wire.basics import Event
 
@@ -57,6 +58,7 @@ class Sse:
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = [*HEADERS, *headers]
+        self._ended = False
 
     async def open(self) -> None:
         """Status and headers."""
@@ -69,10 +71,12 @@ class Sse:
 
     async def comment(self) -> None:
         """A comment line, which clients pass over."""
-        await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        if not self._ended:
+            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
     async def close(self, done: bool) -> None:
         """The mark of the end, where it is one."""
+        self._ended = True
         await self._send({"type": "http.response.body", "body": DONE if done else b"", "more_body": False})
 
 
@@ -81,35 +85,42 @@ async def pump(chunks: AsyncIterator[msgspec.Struct], wire: Wire, running: Runni
 
     Where nothing has come after `keep_alive` seconds, the reply begins without it.
     """
-    async with aclosing(chunks) as source:  # type: ignore[type-var]  # all of ours are generators
-        first: asyncio.Task[msgspec.Struct] = asyncio.ensure_future(anext(source))
-        try:
-            await asyncio.wait({first}, timeout=settings.keep_alive)
-        except asyncio.CancelledError:
-            first.cancel()
-            await asyncio.wait({first})
-            raise
+    try:
+        async with aclosing(chunks) as source:  # type: ignore[type-var]  # all of ours are generators
+            await _begun(source, wire, running, settings.keep_alive)
+            async for chunk in source:
+                await _said(chunk, wire, running)
+    except Exception as error:
+        if running.begun:
+            running.over = True
+            await _failed(rejected(error), wire)
+        raise
+    except asyncio.CancelledError:
+        if running.begun and running.stopped in TOLD and running.claim():
+            await _failed(running.rejected, wire)
+            raise running.rejected from None
+        raise
+    running.over, running.sending = True, time.monotonic()
+    await wire.close(done=True)
+
+
+async def _begun(source: AsyncIterator[msgspec.Struct], wire: Wire, running: Running, patience: float) -> None:
+    """The first chunk, which is waited for before the reply begins."""
+    first = asyncio.ensure_future(anext(source, None))
+    try:
+        await asyncio.wait({first}, timeout=patience)
         if first.done():
             first.result()  # what cannot be served is a reply of its own
         await wire.open()
         running.begun, running.heard = True, time.monotonic()
-        try:
-            await _said(await first, wire, running)
-            async for chunk in source:
-                await _said(chunk, wire, running)
-        except Exception as error:
-            await _failed(rejected(error), wire)
-            raise
-        except asyncio.CancelledError:
-            if not first.done():
-                first.cancel()
-                await asyncio.wait({first})
-            if running.stopped in ("cancelled", "shutdown") and running.claim():
-                await _failed(running.rejected, wire)
-                raise running.rejected from None
-            raise
-        running.over, running.sending = True, time.monotonic()
-        await wire.close(done=True)
+        chunk = await first
+    except BaseException:
+        first.cancel()
+        await asyncio.wait({first})  # a generator is not closed while it runs
+        first.cancelled() or first.exception()  # has been heard of
+        raise
+    if chunk is not None:
+        await _said(chunk, wire, running)
 
 
 async def _said(chunk: msgspec.Struct, wire: Wire, running: Running) -> None:
@@ -120,8 +131,11 @@ async def _said(chunk: msgspec.Struct, wire: Wire, running: Running) -> None:
 
 
 async def _failed(error: Rejected, wire: Wire) -> None:
-    await wire.event(msgspec.json.encode(error.body))
-    await wire.close(done=False)
+    """The last event says why there is no more; whoever does not read it in time does without."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TICK):
+            await wire.event(msgspec.json.encode(error.body))
+            await wire.close(done=False)
 
 
 async def watch(board: Board, wires: dict[str, Wire], settings: Settings) -> None:
@@ -135,7 +149,16 @@ async def watch(board: Board, wires: dict[str, Wire], settings: Settings) -> Non
                 if now - running.sending > settings.stall:
                     running.stop("stalled")
             elif now - running.heard > settings.keep_alive and (wire := wires.get(running.id)):
-                running.heard = now
-                sign = asyncio.ensure_future(wire.comment())
+                running.heard = running.sending = now
+                sign = asyncio.ensure_future(_sign(wire, running))
                 signs.add(sign)
                 sign.add_done_callback(signs.discard)
+
+
+async def _sign(wire: Wire, running: Running) -> None:
+    """A sign of life, which has to be taken as an event has to be."""
+    since = running.sending
+    with suppress(Exception):  # the reply ends just now, or its reader has gone: others see to that
+        await wire.comment()
+    if running.sending == since:
+        running.sending = None

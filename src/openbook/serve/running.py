@@ -16,7 +16,10 @@ REASONS = {
     "cancelled": (499, "The request was cancelled by its id."),
     "stalled": (499, "The reader left the stream unread for too long."),
     "shutdown": (503, "The server stops now."),
+    "timeout": (504, "The request was not done in the time that it had."),
 }
+LATE = ("gone", "cancelled", "timeout")  # what stops nothing any more once the work is done
+TOLD = ("cancelled", "shutdown", "timeout")  # to those whose reply has begun, in its last event
 
 
 @dataclass(eq=False)
@@ -38,8 +41,8 @@ class Running:
     sending: float | None = None  # since when its reader has not taken what it was sent
 
     def stop(self, reason: str) -> None:
-        """Ends it at its next await; the first reason counts. Who goes after the end has stopped nothing."""
-        if self.stopped is None and not (self.over and reason == "gone"):
+        """Ends it at its next await; the first reason counts. What comes after the end stops nothing."""
+        if self.stopped is None and not (self.over and reason in LATE):
             self.stopped = reason
             self.task.cancel()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def usage_of(usage: Usage, cached_price: float) -> UsageOut:
         total_tokens=usage.total_tokens,
         billed_tokens=round(usage.total_tokens - (1.0 - cached_price) * usage.cached_tokens, 3),
         prompt_tokens_details=PromptDetails(cached_tokens=usage.cached_tokens),
-        completion_tokens_details=CompletionDetails(),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=usage.reasoning_tokens),
     )
 
 
@@ -112,7 +113,7 @@ def _by_text(top: Sequence[Logprob]) -> dict[str, float]:
     """Alternatives, the likeliest first. Of those that read the same (parts of characters do) the likeliest counts."""
     found: dict[str, float] = {}
     for one in top:
-        found.setdefault(one.token, one.logprob)
+        found.setdefault(_name(one), one.logprob)
     return found
 
 
@@ -122,18 +123,28 @@ class Offsets:
     def __init__(self, tops: bool) -> None:
         self._at = 0
         self._tops = tops
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, found: Sequence[Logprob | None], first: str = "") -> TextLogprobs:
         """The next tokens; a first one that has no log-probability is `first`."""
         said = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[] if self._tops else None, text_offset=[])
         for one in found:
-            said.tokens.append(first if one is None else one.token)
+            said.tokens.append(first if one is None else _name(one))
             said.token_logprobs.append(None if one is None else one.logprob)
             said.text_offset.append(self._at)
-            self._at += len(said.tokens[-1])
+            self._at += len(self._text.decode(first.encode() if one is None else one.bytes or one.token.encode()))
             if said.top_logprobs is not None:
                 said.top_logprobs.append(None if one is None else _by_text(one.top))
         return said
+
+
+def _name(one: Logprob) -> str:
+    """A token as a name, of which no two share one: its text, or its bytes, as the API has them, where it has none."""
+    try:
+        one.bytes.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
+    return one.token
 
 
 def model_of(served: Served) -> ModelOut:

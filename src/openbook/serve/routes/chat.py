@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from openbook.chat import Chat, Delta, Usage, collect_all
 from openbook.serve import asking, saying
@@ -14,6 +15,7 @@ from openbook.serve.wire.chat import ChatChunk, ChatReply, ChatRequest
 
 async def chat(call: Call, asked: ChatRequest) -> Reply:
     """Answers a conversation."""
+    asking.check_stream(asked)
     stream = answered(call, asked)
     if asked.stream:
         return Stream(_chunks(call, asked, stream))
@@ -50,18 +52,19 @@ async def _chunks(call: Call, asked: ChatRequest, stream: AsyncIterator[Delta]) 
     created, begun, usage = int(time.time()), set[int](), Usage()
     if asked.buffer in ("word", "sentence"):
         stream = buffered(stream, asked.buffer)
-    async for delta in stream:
-        usage = delta.usage or usage
-        chunk = saying.chunk_of(delta, delta.choice not in begun, bool(asked.logprobs))
-        begun.add(delta.choice)
-        yield ChatChunk(
-            id=call.id,
-            created=created,
-            model=asked.model,
-            choices=[chunk],
-            dropped=list(delta.dropped) or None,
-            prompt_logprobs=saying.heard_of(delta.heard),
-        )
+    async with aclosing(stream) as deltas:  # type: ignore[type-var]  # all of ours are generators
+        async for delta in deltas:
+            usage = delta.usage or usage
+            chunk = saying.chunk_of(delta, delta.choice not in begun, bool(asked.logprobs))
+            begun.add(delta.choice)
+            yield ChatChunk(
+                id=call.id,
+                created=created,
+                model=asked.model,
+                choices=[chunk],
+                dropped=list(delta.dropped) or None,
+                prompt_logprobs=saying.heard_of(delta.heard),
+            )
     if asked.stream_options is not None and asked.stream_options.include_usage:
         said = saying.usage_of(usage, call.server.settings.cached_price)
         yield ChatChunk(id=call.id, created=created, model=asked.model, choices=[], usage=said)

@@ -24,6 +24,7 @@ CHOICES = 4096  # that one request may ask for
 
 async def complete(call: Call, asked: CompletionRequest) -> Reply:
     """Continues prompts."""
+    asking.check_stream(asked)
     served = call.server.models.find(asked.model)
     call.model = served.name
     prompts = prompts_of(asked.prompt)
@@ -72,21 +73,22 @@ async def _choices(
 ) -> AsyncIterator[tuple[TextChoice, Usage | None]]:
     """What came, as choices of the whole request, with the usage of a prompt at its end."""
     offsets: dict[int, saying.Offsets] = {}
-    async for place, delta in merged(streams):
-        index = place * sampling.n + delta.choice
-        said, echo, heard = delta.text, "", delta.heard
-        if delta.heard or delta.dropped:  # before anything was written: it is all choices'
-            for choice in range(sampling.n):
-                index = place * sampling.n + choice
-                yield _echoed(asked, index, texts[place], heard, offsets), None
-            continue
-        if asked.echo and index not in offsets:
-            offsets[index] = saying.Offsets(bool(asked.logprobs))
-            echo = texts[place]
-        logprobs = None
-        if asked.logprobs is not None and delta.logprobs:
-            logprobs = offsets.setdefault(index, saying.Offsets(bool(asked.logprobs))).of(delta.logprobs)
-        yield TextChoice(index=index, text=echo + said, finish_reason=delta.finish, logprobs=logprobs), delta.usage
+    async with aclosing(merged(streams)) as deltas:  # type: ignore[type-var]  # all of ours are generators
+        async for place, delta in deltas:
+            index = place * sampling.n + delta.choice
+            said, echo, heard = delta.text, "", delta.heard
+            if delta.heard or delta.dropped:  # before anything was written: it is all choices'
+                for choice in range(sampling.n):
+                    index = place * sampling.n + choice
+                    yield _echoed(asked, index, texts[place], heard, offsets), None
+                continue
+            if asked.echo and index not in offsets:
+                offsets[index] = saying.Offsets(bool(asked.logprobs))
+                echo = texts[place]
+            logprobs = None
+            if asked.logprobs is not None and delta.logprobs:
+                logprobs = offsets.setdefault(index, saying.Offsets(bool(asked.logprobs))).of(delta.logprobs)
+            yield TextChoice(index=index, text=echo + said, finish_reason=delta.finish, logprobs=logprobs), delta.usage
 
 
 def _echoed(
@@ -97,8 +99,8 @@ def _echoed(
     if asked.echo:
         offsets[index] = saying.Offsets(bool(asked.logprobs))
         choice.text = text
-        rest = sum(len(one.token) for one in heard if one is not None)
-        choice.logprobs = offsets[index].of(heard, text[: max(0, len(text) - rest)])
+        whole, rest = text.encode(), sum(len(one.bytes or one.token.encode()) for one in heard if one is not None)
+        choice.logprobs = offsets[index].of(heard, whole[: max(0, len(whole) - rest)].decode(errors="replace"))
     if asked.prompt_logprobs is not None:
         choice.prompt_logprobs = saying.heard_of(heard)
     return choice
@@ -108,9 +110,10 @@ async def _chunks(
     call: Call, asked: CompletionRequest, choices: AsyncIterator[tuple[TextChoice, Usage | None]]
 ) -> AsyncIterator[CompletionReply]:
     created, total = int(time.time()), Usage()
-    async for choice, usage in choices:
-        total = _sum(total, usage)
-        yield CompletionReply(id=call.id, created=created, model=asked.model, choices=[choice])
+    async with aclosing(choices) as parts:  # type: ignore[type-var]  # all of ours are generators
+        async for choice, usage in parts:
+            total = _sum(total, usage)
+            yield CompletionReply(id=call.id, created=created, model=asked.model, choices=[choice])
     if asked.stream_options is not None and asked.stream_options.include_usage:
         said = saying.usage_of(total, call.server.settings.cached_price)
         yield CompletionReply(id=call.id, created=created, model=asked.model, choices=[], usage=said)

@@ -20,8 +20,9 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def models(call: Call, _: None) -> Reply:
-    """Every name."""
-    return ModelList(data=[saying.model_of(served) for served in call.server.models.all.values()])
+    """Every name that the caller may use."""
+    mine = [served for name, served in call.server.models.all.items() if call.caller.may(name)]
+    return ModelList(data=[saying.model_of(served) for served in mine])
 
 
 async def model(call: Call, _: None) -> Reply:
@@ -61,7 +62,7 @@ async def board(call: Call, _: None) -> Reply:
         data=[
             RunningOut(
                 id=one.id, path=one.path, model=one.model, caller=one.caller,
-                seconds=round(now - one.began, 3), chunks=one.chunks,
+                seconds=round(now - one.began, 3), tokens=one.tokens, chunks=one.chunks,
             )
             for one in mine
         ]

@@ -134,6 +134,7 @@ class Choosing(Asked):
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     store: bool | None = None
 
 
