@@ -61,6 +61,15 @@ def status(text: str) -> None:
         _status = bool(text)
 
 
+def aside(text: str) -> None:
+    """A piece of what is said beside the result, as it comes: the reasoning of a model."""
+    if _quiet:
+        return
+    with _lock, contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if colour_wanted(sys.stderr) else text)
+        sys.stderr.flush()
+
+
 def _say(label: str, text: str, kind: str, once: str | None) -> None:
     global _status
     if once is not None:

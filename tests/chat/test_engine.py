@@ -195,7 +195,7 @@ def test_errors_are_readable(engine: Engine) -> None:
         engine.generate(["A"], GREEDY, adapter="poems")
     with pytest.raises(InputError, match="context"):
         engine.complete("word " * 3000, GREEDY)
-    with pytest.raises(Refusal, match="does not call tools"):
+    with pytest.raises(Refusal, match="does not know tools"):
         engine.chat([Message.user("A")], tools=[Tool(name="t", description="", parameters={})])
     with pytest.raises(InputError, match="sampling"):
         engine.generate(["A"], 3)  # type: ignore[arg-type]

@@ -302,9 +302,9 @@ class TestRefusals:
             require(local, Embed)
 
     def test_tools(self, local: Local) -> None:
-        with pytest.raises(Refusal, match="does not call tools"):
+        with pytest.raises(Refusal, match="does not know tools"):
             local.chat(TALK, tools=[Tool(name="f")])
-        with pytest.raises(Refusal, match="results of tools"):
+        with pytest.raises(Refusal, match="does not know tools"):
             local.chat([*TALK, Message(role="tool", content="x", tool_call_id="1")])
 
     def test_messages(self, local: Local) -> None:

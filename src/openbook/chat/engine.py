@@ -27,7 +27,9 @@ from typing import Any
 from torch import Tensor
 
 from openbook.chat.adapted import Adapted
-from openbook.chat.local import Local, overdue, start_of
+from openbook.chat.choice import bytes_of
+from openbook.chat.local import Local, for_model, overdue, start_of
+from openbook.chat.manners import Asked
 from openbook.chat.messages import Delta, Message, Terms
 from openbook.chat.protocols import DEFAULT, PLAIN
 from openbook.chat.reading import Reads
@@ -140,14 +142,14 @@ class Engine(Reads, Local):
     ) -> None:
         settings = settings or Settings()
         super().__init__(model, tokenizer, context=settings.context)
-        self._bytes = _bytes_of(tokenizer)
+        self._bytes = bytes_of(tokenizer)
         self.core = Core(
             model,
             settings,
             memory=memory,
             eos=tokenizer.stops,
             start=start_of(model, tokenizer),
-            token_bytes=_bytes_of(tokenizer),
+            token_bytes=bytes_of(tokenizer),
             draft=draft,
         )
         self.live = Live(self.core)
@@ -243,9 +245,11 @@ class Engine(Reads, Local):
         terms: Terms = PLAIN,
     ) -> AsyncIterator[Delta]:
         """`complete` of a text, or `chat` of a conversation, with an adapter and terms. Closing it cancels."""
-        ids, plain = self.prompt_of(asked), replace(sampling, stop=(), prompt_logprobs=None)
+        ids = self.prompt_of(asked)
         self.check_adapter(adapter)
-        return self._deltas(self._tokens(ids, plain, terms, adapter), sampling, ids, ())
+        plain = isinstance(asked, str) or self.continues
+        way = Asked(ids=ids, sampling=sampling) if plain else self._manners.asked(ids, (), sampling)
+        return self._deltas(self._tokens(ids, for_model(way.sampling), terms, adapter), way)
 
     def _tokens(
         self, ids: list[int], sampling: Sampling, terms: Terms, adapter: str | None = None
@@ -262,7 +266,9 @@ class Engine(Reads, Local):
         async with aclosing(stream):
             async for job, token in stream:
                 if token.finish == "error":
-                    raise (Stopped if self.broken else OpenbookError)(job.lines[token.choice].result.error or "")
+                    result = job.lines[token.choice].result
+                    kind = InputError if result.refused else Stopped if self.broken else OpenbookError
+                    raise kind(result.error or "The request failed.")
                 if token.finish == "deadline":
                     raise overdue(terms)
                 if token.finish == "cancelled":
@@ -337,11 +343,17 @@ class Engine(Reads, Local):
             "memory_used_bytes": pool.bytes - pool.loose,
             "memory_cached_bytes": pool.loose,
             "prefix_hit_tokens": pool.hits,
+            "prompt_tokens": stats.prompt_tokens,
+            "output_tokens": stats.output_tokens,
             "preemptions": stats.preemptions,
             "steps": stats.steps,
             "failures": stats.failures,
             "seconds_in_model": stats.model,
         }
+
+    def waits(self) -> tuple[list[tuple[float, int]], float]:
+        """How long requests waited for their first step: how many at most so many seconds, and all seconds together."""
+        return self.core.waits.cumulative(), self.core.waits.seconds
 
     def close(self) -> None:
         """Ends what runs; the model stays in its serving form until `core.restore`."""
@@ -352,9 +364,3 @@ class Engine(Reads, Local):
 
     def __exit__(self, *about: object) -> None:
         self.close()
-
-
-def _bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
-    """The bytes of an id; special ids write nothing."""
-    specials = frozenset(tokenizer.specials.values())
-    return lambda number: b"" if number in specials else tokenizer.token_bytes(number)

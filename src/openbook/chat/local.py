@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from openbook.chat.messages import Delta, Finish, Logprob, Message, Scored, Terms, Tool, ToolUse, Usage, turns_of
+from openbook.chat.choice import Choice, bytes_of, logprob_of
+from openbook.chat.manners import Asked, Manners, check_tools
+from openbook.chat.messages import Delta, Logprob, Message, Scored, Terms, Tool, ToolUse, Usage, turns_of
 from openbook.chat.protocols import DEFAULT, FREELY, NOTHING, PLAIN
 from openbook.errors import InputError, Overdue, Refusal, TooLong
 from openbook.generate.loop import generate_ids, stream_ids
 from openbook.generate.requests import Logprob as TokenLogprob
 from openbook.generate.requests import Token
 from openbook.generate.sampling import Sampling
-from openbook.generate.stops import Watch
 from openbook.nn.model import LanguageModel
-from openbook.text import TextStream, Tokenizer
+from openbook.text import Tokenizer
 
 
 class Local:
@@ -71,21 +72,18 @@ class Local:
         With `trim`, turns (a message of the user and what follows it) are left out from the oldest on, never the system
         messages nor the last turn, until there is room for `max_tokens` or a quarter of the context.
         """
-        if tools and use.mode != "none":
-            raise Refusal("This local model does not call tools. Leave `tools` out, and describe them in a message.")
+        shown = check_tools(tools, use)
         heard = [Message.of(message) for message in messages]
         if not heard:
             raise InputError("The conversation is empty. Give at least one message.")
-        if any(message.tool_calls or message.role == "tool" for message in heard):
-            raise Refusal("This local model does not call tools: the messages hold calls or results of tools.")
-        ids, dropped = self._fit(heard, sampling, trim, variables)
-        return self._answer(ids, sampling, terms, dropped)
+        ids, dropped = self._fit(heard, sampling, trim, partial(self._ids, tools=shown, variables=variables))
+        return self._answer(self._manners.asked(ids, dropped, sampling, shown, use), terms)
 
     def complete(
         self, prompt: str | Sequence[int], sampling: Sampling = DEFAULT, *, terms: Terms = PLAIN
     ) -> AsyncIterator[Delta]:
         """What follows `prompt`, as it comes; see `Complete`."""
-        return self._answer(self._ids_of(prompt), sampling, terms, ())
+        return self._answer(Asked(ids=self._ids_of(prompt), sampling=sampling), terms)
 
     async def score(self, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
         """How likely continuations are; see `Score`.
@@ -124,15 +122,28 @@ class Local:
         """Text of ids, special tokens left out."""
         return self.tokenizer.decode(ids)
 
-    def count(self, messages: Sequence[Message | Mapping[str, Any]]) -> int:
-        """Tokens of the prompt that `chat` makes of these messages."""
-        return len(self._ids([Message.of(message) for message in messages]))
+    def count(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] = NOTHING,
+    ) -> int:
+        """Tokens of the prompt that `chat` makes of these messages and tools."""
+        return len(self._ids([Message.of(message) for message in messages], tools, variables))
 
     # -- prompts ------------------------------------------------------------------------------------------------------
 
-    def _ids(self, messages: Sequence[Message], variables: Mapping[str, Any] = NOTHING) -> list[int]:
+    @cached_property
+    def _manners(self) -> Manners:
+        return Manners(self.tokenizer)
+
+    def _ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), variables: Mapping[str, Any] = NOTHING
+    ) -> list[int]:
         if not self.continues:
-            return self.tokenizer.chat([message.as_dict() for message in messages], **variables)
+            return self._manners.ids(messages, tools, variables)
+        if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            raise Refusal("This model has no chat template, so it does not call tools. Describe them in the text.")
         if variables:
             raise Refusal("This model has no chat template, so there is nothing that could read its variables.")
         return self._prompt(joined(messages))
@@ -151,10 +162,10 @@ class Local:
         return [*before, *ids]
 
     def _fit(
-        self, messages: list[Message], sampling: Sampling, trim: bool, variables: Mapping[str, Any]
+        self, messages: list[Message], sampling: Sampling, trim: bool, ids_of: Callable[[list[Message]], list[int]]
     ) -> tuple[list[int], tuple[int, ...]]:
         """Ids of the messages that fit the context, and the places of those that do not."""
-        ids = self._ids(messages, variables)
+        ids = ids_of(messages)
         if self.context is None:
             return ids, ()
         if not trim:
@@ -169,7 +180,7 @@ class Local:
 
         def without(count: int) -> list[int]:
             gone = {place for turn in turns[:count] for place in turn}
-            return self._ids([message for place, message in enumerate(messages) if place not in gone], variables)
+            return ids_of([message for place, message in enumerate(messages) if place not in gone])
 
         count = 0
         if len(ids) > limit and len(turns) > 1:
@@ -184,16 +195,13 @@ class Local:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def _answer(
-        self, ids: list[int], sampling: Sampling, terms: Terms, dropped: tuple[int, ...]
-    ) -> AsyncIterator[Delta]:
-        tokens = self._tokens(ids, replace(sampling, stop=(), prompt_logprobs=None), terms)
-        return self._deltas(tokens, sampling, ids, dropped)
+    def _answer(self, asked: Asked, terms: Terms) -> AsyncIterator[Delta]:
+        return self._deltas(self._tokens(asked.ids, for_model(asked.sampling), terms), asked)
 
     def _tokens(self, ids: list[int], sampling: Sampling, terms: Terms) -> AsyncGenerator[Token]:
         """The tokens that follow `ids`, as they come; what cannot be served is an error at once.
 
-        Stop strings are looked for in the text (see _Choice), not here.
+        Stop strings are looked for in the text (see Choice), not here.
         """
         tokens = stream_ids(
             self.model,
@@ -203,6 +211,7 @@ class Local:
             start=start_of(self.model, self.tokenizer),
             context=self.context,
             cached=self._cached,
+            token_bytes=bytes_of(self.tokenizer),
         )
         return self._in_thread(tokens, terms)
 
@@ -218,10 +227,12 @@ class Local:
             with suppress(RuntimeError):  # at the end of the program, when no thread is left to stop
                 self._worker.submit(_close, tokens)  # behind the step that may still be running
 
-    async def _deltas(
-        self, tokens: AsyncGenerator[Token], sampling: Sampling, ids: list[int], dropped: tuple[int, ...]
-    ) -> AsyncIterator[Delta]:
-        choices = [_Choice(index, self.tokenizer, sampling) for index in range(sampling.n)]
+    async def _deltas(self, tokens: AsyncGenerator[Token], asked: Asked) -> AsyncIterator[Delta]:
+        sampling, ids, dropped = asked.sampling, asked.ids, asked.dropped
+        choices = [
+            Choice(index, self.tokenizer, sampling, asked.hearing(index), shown=asked.shown, once=asked.once)
+            for index in range(sampling.n)
+        ]
         said = 0
         async with aclosing(tokens):
             if sampling.prompt_logprobs is not None:
@@ -236,9 +247,14 @@ class Local:
                 delta = choice.take(token)
                 over = all(choice.finish for choice in choices)
                 if over:
-                    usage = Usage(prompt_tokens=len(ids), completion_tokens=said, cached_tokens=token.cached)
+                    usage = Usage(
+                        prompt_tokens=len(ids),
+                        completion_tokens=said,
+                        cached_tokens=token.cached,
+                        reasoning_tokens=sum(choice.reasoning_tokens for choice in choices),
+                    )
                     delta = replace(delta, usage=usage)
-                if delta.text or delta.finish or delta.logprobs:
+                if delta.text or delta.reasoning or delta.tool_calls or delta.finish or delta.logprobs:
                     yield delta
                 if over:
                     return
@@ -251,42 +267,9 @@ class Local:
         return None, *(None if one is None else logprob_of(self.tokenizer, one) for one in found)
 
 
-class _Choice:
-    """One choice on its way from tokens to text: characters are whole, and the text ends before a stop string."""
-
-    def __init__(self, index: int, tokenizer: Tokenizer, sampling: Sampling) -> None:
-        self.index = index
-        self.finish: Finish | None = None
-        self._tokenizer = tokenizer
-        self._stream = TextStream(tokenizer)
-        self._watch = Watch(sampling.stop_bytes)
-        self._min_tokens = sampling.min_tokens
-        self._ends = {*sampling.stop_ids, *(() if sampling.ignore_eos else tokenizer.stops)}
-
-    def take(self, token: Token) -> Delta:
-        """What `token` adds. An id that stops is not a part of the text; the last one of a grammar is."""
-        stopped = token.finish == "stop"
-        text = "" if stopped and token.id in self._ends else self._stream.feed(token.id)
-        if token.finish is not None:
-            self.finish = "stop" if stopped else "length"
-            text += self._stream.finish()
-        shown = self._watch.feed(text.encode(), stopping=token.index + 1 >= self._min_tokens)
-        if self._watch.found is not None:
-            self.finish = "stop"
-        elif self.finish:
-            shown += self._watch.finish()
-        logprobs = () if token.logprob is None else (logprob_of(self._tokenizer, token.logprob),)
-        return Delta(choice=self.index, text=shown.decode(errors="replace"), finish=self.finish, logprobs=logprobs)
-
-
-def logprob_of(tokenizer: Tokenizer, found: TokenLogprob) -> Logprob:
-    """A token's log-probability, and that of its alternatives, as text."""
-
-    def one(number: int, logprob: float, top: tuple[Logprob, ...] = ()) -> Logprob:
-        raw = tokenizer.token_bytes(number)
-        return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob, top=top)
-
-    return one(found.id, found.logprob, tuple(one(number, logprob) for number, logprob in found.top))
+def for_model(sampling: Sampling) -> Sampling:
+    """What the model is asked: stop strings are looked for in the text, and the prompt is read by another way."""
+    return replace(sampling, stop=(), prompt_logprobs=None)
 
 
 def overdue(terms: Terms) -> Overdue:

@@ -189,6 +189,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, found in a prefix cache
+    reasoning_tokens: int = 0  # of the completion, its marks included
 
     @property
     def total_tokens(self) -> int:

@@ -77,11 +77,18 @@ class Dialogue:
         before = len(self.messages)
         self.messages.append(Message.user(self._spaced(text)))
         said: list[str] = []
+        thought: list[str] = []
         finish = None
         try:
             for delta in iterate(self.chat.chat(self._counting(), self.sampling, trim=True)):
                 self._tell_dropped(delta.dropped)
-                said.append(delta.text)
+                if delta.reasoning:
+                    log.aside(delta.reasoning)
+                    thought.append(delta.reasoning)
+                if delta.text and thought and not said:
+                    log.aside("\n\n")
+                if delta.text:
+                    said.append(delta.text)
                 finish = delta.finish or finish
                 _write(delta.text)
             _write("\n")
@@ -92,7 +99,7 @@ class Dialogue:
             del self.messages[before:]
             _write("\n" if said else "")
             raise
-        self.messages.append(Message.assistant("".join(said)))
+        self.messages.append(Message(role="assistant", content="".join(said), reasoning="".join(thought) or None))
         if self.continues and finish == "stop":
             self.begin, self.unseen = len(self.messages), 0
             log.note("(the text ends here; what you write next begins a new one)")

@@ -8,7 +8,8 @@
 The work is done by `llguidance` (an Earley parser over derivatives of regular expressions; the optional dependency is
 met here alone). Every split of a text into tokens is allowed, not only the one its tokenizer would choose, so that the
 model's own distribution is cut and not reshaped. An id that ends the output is allowed exactly when the text is whole.
-Ids without bytes (special ids, padding rows of an embedding) are never allowed.
+Ids without bytes (special ids, padding rows of an embedding) are never allowed, but where a mark of calls or reasoning
+(`grammars.Mark`) names one by its number.
 
 Symbols: V vocabulary, b rows.
 """
@@ -18,13 +19,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook.errors import InputError, MissingExtra, OpenbookError
-from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
+from openbook.generate.composed import FREE, OBJECT, composed, literal
+from openbook.generate.grammars import Calls, Choice, Grammar, Json, Lark, Reasoned, Regex, Schema
 
 if TYPE_CHECKING:
     import llguidance
@@ -32,9 +36,12 @@ if TYPE_CHECKING:
 ITEMS = 10_000  # alternatives that are followed at once
 GAP = 64  # most whitespace between two parts of a JSON document
 JSON_RULES = {"json_allowed_escapes": '"\\bfnrt', "whitespace_pattern": rf"[ \n\r\t]{{0,{GAP}}}", "lenient": False}
-FREE = '\n%llguidance {"no_forcing": true}\n'  # every split of a text into tokens is allowed
-OBJECT = '{"type":"object"}'
 LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"i?|/(?:\\.|[^/\\\n])+/[a-z]*|//[^\n]*|#[^\n]*')  # of Lark: what is no syntax
+
+
+def available() -> bool:
+    """Whether the library that enforces grammars is installed."""
+    return find_spec("llguidance") is not None
 
 
 def _library() -> Any:
@@ -179,6 +186,21 @@ class Constraint:
         return other
 
 
+@lru_cache(256)
+def fault(grammar: Grammar) -> str | None:
+    """Why a grammar cannot be enforced over any vocabulary; None: it can."""
+    try:
+        Constraint.compile(_every_byte(), grammar)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@lru_cache(1)
+def _every_byte() -> Vocabulary:
+    return Vocabulary([*(bytes([byte]) for byte in range(256)), b""], eos=[256])
+
+
 def masks(constraints: Sequence[Constraint], vocab: int) -> NDArray[np.bool_]:
     """Which ids may come next for each of some constraints of one vocabulary: bool [b,V]."""
     size = constraints[0].vocabulary.size
@@ -199,9 +221,8 @@ def _limits() -> Any:
 
 
 def _name(grammar: Grammar) -> str:
-    return {Schema: "schema", Regex: "regex", Choice: "choice", Lark: "Lark grammar", Json: "JSON grammar"}[
-        type(grammar)
-    ]
+    names = {Schema: "schema", Regex: "regex", Choice: "choice", Lark: "Lark grammar", Json: "JSON grammar"}
+    return names.get(type(grammar), "grammar of calls")
 
 
 def _reason(matcher: llguidance.LLMatcher) -> str:
@@ -223,15 +244,13 @@ def _source(grammar: Grammar) -> str:
             made = json.loads(_library().LLMatcher.grammar_from_regex(text.replace("\n", "\\n")))
             return str(made["grammars"][0]["lark_grammar"]) + FREE
         case Choice(options):
-            return "start: /(" + "|".join(_literal(option) for option in dict.fromkeys(options)) + ")/" + FREE
+            return "start: /(" + "|".join(literal(option) for option in dict.fromkeys(options)) + ")/" + FREE
         case Lark(text):
             _check_lark(text)
             return text + FREE
-
-
-def _literal(text: str) -> str:
-    """A regular expression for one text."""
-    return "".join(c if c.isalnum() or c > "\x7f" else f"\\x{ord(c):02x}" for c in text)
+        case Calls() | Reasoned():
+            parts = composed(grammar, _source)
+            return json.dumps({"grammars": [{"name": name, "lark_grammar": text} for name, text in parts.items()]})
 
 
 def _json(schema: str) -> str:

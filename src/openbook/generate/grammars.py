@@ -111,7 +111,66 @@ class Json:
     """Any JSON object."""
 
 
-Grammar = Schema | Regex | Choice | Lark | Json
+Piece = str | int  # of a mark: a text, or the id of a special token
+Mark = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """How calls are written:  start, opens, a call, closes, separator, opens, a call, closes, …, end
+
+    keys      of name and arguments in a JSON object, which is the call; None: a call is name, `between`, arguments
+    behind    not empty: then an id stands between `between` and this mark, which the arguments follow
+    id_key    under which an object may hold an id
+    id_length letters and digits of an id; None: any
+    """
+
+    start: Mark = ()
+    opens: Mark = ()
+    between: Mark = ()
+    behind: Mark = ()
+    closes: Mark = ()
+    separator: Mark = ()
+    end: Mark = ()
+    keys: tuple[str, str] | None = None
+    id_key: str | None = None
+    id_length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """Calls of functions, or else what `otherwise` describes (None: any text, which may also stand before the calls).
+
+    functions   their names, and what their arguments must be
+    required    there must be a call
+    parallel    there may be several
+    """
+
+    functions: tuple[tuple[str, Schema | Json], ...]
+    marks: Marks
+    required: bool = False
+    parallel: bool = True
+    otherwise: Grammar | None = None
+
+    def __post_init__(self) -> None:
+        if not self.functions:
+            raise InputError("There is no function that could be called: give at least one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reasoned:
+    """Any text up to the mark `closing`, then what `then` describes.
+
+    begun: the prompt ended with the mark `opening`. Otherwise the output may begin with it, or do without reasoning.
+    """
+
+    opening: Mark
+    closing: Mark
+    begun: bool
+    then: Grammar
+
+
+Grammar = Schema | Regex | Choice | Lark | Json | Calls | Reasoned
 
 
 def _check_text(name: str, text: object) -> None:

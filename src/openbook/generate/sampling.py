@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openbook.errors import InputError
-from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
+from openbook.generate.grammars import Calls, Choice, Grammar, Json, Lark, Reasoned, Regex, Schema
 
 BATCH_LIMIT = 1024  # choices or beams of one request: more is a mistake and would exhaust memory
 
@@ -34,6 +34,7 @@ class Sampling:
     The distribution, in the order of `processors.py`:
         grammar: what the output must be: a Schema, Regex, Choice, Lark or Json of `grammars.py`; ids that cannot
             become such a text are impossible; an id that ends the output is possible exactly when the text is whole.
+            (Calls and Reasoned, which `chat` makes of tools, are grammars too.)
         logit_bias: id -> number added to its logit; -inf forbids it.
         repetition_penalty: > 0; 1 is off. Over prompt and output (Keskar et al. 2019, arXiv 1909.05858).
         frequency_penalty, presence_penalty: subtracted per occurrence / once, over output tokens only.
@@ -106,7 +107,8 @@ class Sampling:
             raise InputError(f"`ignore_eos` must be true or false: got {self.ignore_eos!r}.")
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise InputError(f"`early_stopping` must be true, false or 'never': got {self.early_stopping!r}.")
-        if self.grammar is not None and not isinstance(self.grammar, (Schema, Regex, Choice, Lark, Json)):
+        known = (Schema, Regex, Choice, Lark, Json, Calls, Reasoned)
+        if self.grammar is not None and not isinstance(self.grammar, known):
             raise InputError(f"`grammar` must be a Schema, Regex, Choice, Lark or Json: got {self.grammar!r:.80}.")
 
     def _check_together(self) -> None:

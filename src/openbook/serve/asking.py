@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from openbook.chat import Message, Sampling, Terms, Tool, ToolUse
-from openbook.errors import InputError
+from openbook.errors import GrammarError, InputError
 from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
 from openbook.serve.settings import Settings
 from openbook.serve.wire.basics import Choosing, Format, FormatObject, FormatSchema, Structured
@@ -68,6 +68,13 @@ def _bias(bias: dict[str, float] | None) -> dict[int, float]:
 
 def grammar_of(form: Format | None, structured: Structured | None) -> Grammar | None:
     """What the answer must be."""
+    try:
+        return _grammar_of(form, structured)
+    except InputError as error:
+        raise GrammarError(str(error)) from error
+
+
+def _grammar_of(form: Format | None, structured: Structured | None) -> Grammar | None:
     if structured is None:
         if isinstance(form, FormatSchema):
             return Schema.of(form.json_schema.schema)
@@ -104,7 +111,7 @@ def terms_of(asked: Choosing, tenant: str, settings: Settings) -> Terms:
 
 def message_of(given: MessageIn) -> Message:
     """A message as the waist has it."""
-    value = {name: part for name, part in msgspec.to_builtins(given).items() if part is not None}
+    value = {name: part for name, part in msgspec.to_builtins(given).items() if part not in (None, [])}
     return Message.of(value)
 
 

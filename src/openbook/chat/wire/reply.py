@@ -199,10 +199,17 @@ def finish_of(value: Any) -> Finish:
 
 def usage_of(value: Mapping[str, Any]) -> Usage:
     """Tokens; what an endpoint does not count is 0."""
-    details = value.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    read, written = count_of(value.get("prompt_tokens")), count_of(value.get("completion_tokens"))
-    return Usage(prompt_tokens=read, completion_tokens=written, cached_tokens=count_of(cached))
+
+    def detail(of: str, name: str) -> int:
+        details = value.get(of)
+        return count_of(details.get(name) if isinstance(details, dict) else None)
+
+    return Usage(
+        prompt_tokens=count_of(value.get("prompt_tokens")),
+        completion_tokens=count_of(value.get("completion_tokens")),
+        cached_tokens=detail("prompt_tokens_details", "cached_tokens"),
+        reasoning_tokens=detail("completion_tokens_details", "reasoning_tokens"),
+    )
 
 
 def count_of(value: Any) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 from openbook.chat.messages import Message, Terms, Tool, ToolUse
 from openbook.errors import InputError, Refusal
-from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
+from openbook.generate.grammars import Calls, Choice, Grammar, Json, Lark, Reasoned, Regex, Schema
 from openbook.generate.sampling import Sampling
 
 Fields = dict[str, Any]
@@ -140,6 +140,8 @@ def _format(grammar: Grammar | None) -> Fields:
             return {"structured_outputs": {"choice": list(options)}}
         case Lark(text):
             return {"structured_outputs": {"grammar": text}}
+        case Calls() | Reasoned():
+            raise Refusal("An endpoint holds calls to their schemas by itself: give it `tools`, not a grammar.")
 
 
 def _tool_choice(use: ToolUse) -> str | Fields:

@@ -80,5 +80,6 @@ ROUTES = (
         chunk=ChatChunk,
         summary="Answer a conversation",
         works=True,
+        subject="messages",
     ),
 )

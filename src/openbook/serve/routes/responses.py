@@ -156,7 +156,7 @@ async def cancel(call: Call, _: None) -> Reply:
 ROUTES = (
     Route(
         method="POST", path="/v1/responses", handler=respond, request=ResponseRequest, reply=ResponseOut,
-        chunk=ResponseEvent, summary="Answer a conversation of items", works=True,
+        chunk=ResponseEvent, summary="Answer a conversation of items", works=True, subject="input",
     ),
     Route(method="GET", path="/v1/responses/{id}", handler=find, reply=ResponseOut, summary="A response that was kept"),
     Route(
