@@ -46,6 +46,10 @@ class InputError(OpenbookError):
     """A prompt or a request cannot be served: too long, empty, a parameter out of range."""
 
 
+class GrammarError(InputError):
+    """No output can be held to a grammar, schema, pattern or choice: it is wrong, too large, or fits nothing."""
+
+
 class TooLong(InputError):
     """A prompt does not fit the context."""
 

@@ -50,8 +50,9 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that `path` holds the old or the new content whole, never a part."""
+def write_atomic(path: str | Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write `content` to `path` so that `path` holds the old or the new content whole, never a part. `mode`: who may
+    read it."""
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
@@ -64,7 +65,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         os.replace(name, path)
         sync_folder(path.parent)
     except OSError as error:

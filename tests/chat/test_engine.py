@@ -152,6 +152,38 @@ def test_score_and_embed(engine: Engine, folder: Path) -> None:
     assert len(one) == len(two) == 32
 
 
+def test_passes_of_many_texts_let_others_in_and_end_with_their_caller(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["word " * count for count in (1, 4, 16, 64)]  # too different to share a pass
+    call, passes = engine.live.call, 0
+
+    def counted(work: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return call(work)
+
+    monkeypatch.setattr(engine.live, "call", counted)
+    together = wait(engine.embed(texts))
+    assert passes == 4
+    for text, vector in zip(texts, together, strict=True):
+        assert wait(engine.embed([text]))[0] == pytest.approx(vector, abs=1e-5)
+
+    async def leave() -> None:
+        task = asyncio.create_task(engine.embed(texts))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    passes = 0
+    asyncio.run(leave())
+    assert passes == 1
+    with pytest.raises(InputError, match="Text 3 has"):  # before any is read
+        wait(engine.embed([*texts[:3], "word " * 3000]))
+    assert passes == 1
+
+
 def test_errors_are_readable(engine: Engine) -> None:
     with pytest.raises(InputError, match="give \\[prompt\\]"):
         engine.generate("The fox")

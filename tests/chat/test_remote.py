@@ -626,6 +626,15 @@ class TestTheRest:
         assert there.asked[0].path == "/v1/completions"
         assert (there.asked[0].body["prompt"], there.asked[0].body["logprobs"]) == ([1, 2], 1)
 
+    def test_tokens_that_are_parts_of_characters_are_told_by_their_bytes(self) -> None:
+        names = ["bytes:\\xc3", "bytes:\\xa9", "bytes:", "é"]
+        told = {"tokens": names, "token_logprobs": [-1.0] * 4, "top_logprobs": None, "text_offset": [0] * 4}
+        events = [{"choices": [{"index": 0, "text": "ébytes:é", "logprobs": told, "finish_reason": "stop"}]}]
+        with endpoint(stream(*events, COUNTED)) as there:
+            answer = wait(collect(Remote(there.url, "m").complete("a", Sampling(logprobs=0, max_tokens=4))))
+        assert b"".join(one.bytes for one in answer.logprobs).decode() == answer.text
+        assert [one.token for one in answer.logprobs] == ["\ufffd", "\ufffd", "bytes:", "é"]
+
     def test_the_tokens_of_a_prompt(self) -> None:
         events = stream({"choices": [{"index": 0, "text": "!", "finish_reason": "stop"}]}, COUNTED)
         with endpoint(echo(["a", "b"], [None, -2.0]), events) as there:

@@ -1,4 +1,4 @@
-"""The engine's thread: what raises in it ends who was concerned, with the cause; readers who fall behind hold themselves."""
+"""The engine's thread: what raises in it ends who was concerned, with the cause; who reads slowly is held alone."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_failures_in_a_row_break_it_and_everything_ends_with_the_cause(monkeypat
         for job, tokens in found:
             assert [token.finish for token in tokens] == ["error"]
             assert "RuntimeError: the roof fell in" in str(job.lines[0].result.error)
-        with pytest.raises(OpenbookError, match="stopped for good .RuntimeError: the roof fell in"):
+        with pytest.raises(OpenbookError, match=r"stopped for good .RuntimeError: the roof fell in"):
             await all_of(live, PROMPT)
 
     asyncio.run(ask())
@@ -111,6 +111,61 @@ def test_a_success_between_failures_is_no_row(live: Live, monkeypatch: pytest.Mo
 
     asyncio.run(ask())
     assert live.works
+
+
+def test_requests_that_cannot_be_served_stop_nobody_else(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who asks again, as clients do, for what makes a step fail."""
+    choose, poison = live.engine.chooser.choose, 77
+
+    def chosen(logits: Any, rows: Any) -> Any:
+        if any(job.request.prompt[0] == poison and not sequence.paused for job in live.engine.jobs.values()
+               for sequence in job.sequences.values() if sequence.state == "running"):  # fmt: skip
+            raise RuntimeError("poison")
+        return choose(logits, rows)
+
+    monkeypatch.setattr(live.engine.chooser, "choose", chosen)
+
+    async def ask() -> None:
+        slow = live.stream(PROMPT, LONG)
+        await anext(slow)
+        while not live.call(lambda: live.engine.still).result():
+            await asyncio.sleep(0.005)
+        for _ in range(4 * FAILURES):
+            assert (await all_of(live, [poison, 5]))[1][-1].finish == "error"
+        assert (await all_of(live, PROMPT))[1][-1].finish == "length"
+        assert len([token async for token in slow]) == 479  # it was held all the while
+
+    asyncio.run(ask())
+    assert live.works
+
+
+@pytest.mark.parametrize("poisoned", [True, False], ids=["requests", "engine"])
+def test_rows_that_fail_alone_are_failures_too(monkeypatch: pytest.MonkeyPatch, poisoned: bool) -> None:
+    """As after an error that a device does not recover from: every row of every step fails, and no step raises."""
+    live = Live(made())
+    read = live.engine.reader.read
+
+    def reading(works: Any) -> Any:
+        if not poisoned or any(work.sequence.ids[0] == 77 for work in works):
+            raise RuntimeError("device-side assert")
+        return read(works)
+
+    monkeypatch.setattr(live.engine.reader, "read", reading)
+
+    async def ask() -> None:
+        for _ in range(3 * FAILURES):
+            if not live.works:
+                break
+            job, tokens = await all_of(live, [77, 5])
+            assert tokens[-1].finish == "error"
+            assert "device-side assert" in str(job.lines[0].result.error)
+            await asyncio.sleep(0.01)
+
+    asyncio.run(ask())
+    assert live.works == poisoned
+    assert poisoned or "device-side assert" in live.ended
+    live.close()
+    emptied(live.engine)
 
 
 def test_books_in_disorder_are_no_reason_to_leave_anybody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +231,7 @@ def test_a_stream_that_is_closed_has_given_everything_back_before_the_next_step(
 
     async def ask() -> None:
         stream = live.stream(PROMPT, LONG)
-        async for job, token in stream:
+        async for job, token in stream:  # noqa: B007
             if token.index == 5:
                 break
         steps = live.call(lambda: engine.stats.steps).result()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from openbook.serve.run import background
 from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
+from openbook.serve.stored import Stored
 from openbook.text import Tokenizer
 from tests.text.kinds import SENTENCES
 
@@ -42,14 +44,18 @@ class Serving:
         return self.url + "/v1"
 
 
-@contextmanager
-def serving_of(endpoints: dict[str, object], settings: Settings | None = None) -> Iterator[Serving]:
-    """A server in the background over endpoints by name; a `Served` may stand for its endpoint."""
-    served = [
+def served_of(endpoints: Mapping[str, object]) -> list[Served]:
+    """Endpoints by name; a `Served` stands for itself."""
+    return [
         one if isinstance(one, Served) else Served(name=name, endpoint=one, context=1024)
         for name, one in endpoints.items()
     ]
-    with background(served, settings) as listener:
+
+
+@contextmanager
+def serving_of(endpoints: Mapping[str, object], settings: Settings | None = None) -> Iterator[Serving]:
+    """A server in the background over endpoints by name; a `Served` may stand for its endpoint."""
+    with background(served_of(endpoints), settings) as listener:
         made = Serving(listener.server, listener.port)
         with made.http:
             yield made
@@ -63,6 +69,33 @@ def start() -> Iterator[Start]:
     """Starts servers that end with the test: `start(tiny=Scripted("Hello."))`, `start(settings, tiny=…)`."""
     with ExitStack() as stack:
         yield lambda settings=None, **endpoints: stack.enter_context(serving_of(endpoints, settings))
+
+
+@pytest.fixture(scope="session")
+def one() -> Iterator[Serving]:
+    """One server for many tests; see `put`."""
+    with serving_of({}) as made:
+        yield made
+
+
+@pytest.fixture
+def put(one: Serving) -> Iterator[Start]:
+    """Puts endpoints behind one server, in place of those of the test before: `put(tiny=Scripted("Hello."))`. Quicker
+    than `start`, for tests of which it is all the same how often the server was asked before."""
+    models = one.server.models
+
+    def change(**endpoints: object) -> Serving:
+        for name in list(models.all):
+            models.remove(name)
+        for served in served_of(endpoints):
+            models.add(served)
+        one.server.stored = Stored(one.server.settings)
+        return one
+
+    yield change
+    until = time.monotonic() + 5
+    while len(one.server.board) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 
 CHAT = "/v1/chat/completions"
-PATIENCE = 20.0  # seconds that anything may take here
+PATIENCE = 60.0  # seconds that anything may take here
 
 
 def until(there: Callable[[], object], what: str = "") -> None:
@@ -130,7 +130,7 @@ class Process:
 
     def event(self, name: str) -> dict[str, Any]:
         """Waits for a line of log."""
-        end = time.monotonic() + 3 * PATIENCE
+        end = time.monotonic() + PATIENCE
         while True:
             try:
                 line = self.lines.get(timeout=0.1)
@@ -152,7 +152,7 @@ class Process:
 
     def ended(self) -> int:
         """Waits for its end; its status."""
-        return self.popen.wait(3 * PATIENCE)
+        return self.popen.wait(PATIENCE)
 
 
 @contextmanager

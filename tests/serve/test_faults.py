@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
@@ -23,6 +24,7 @@ from openbook.serve.served import Served
 from openbook.serve.settings import Settings
 from tests.laws.served import emptied
 from tests.serve.conftest import Serving, Start, serving_of
+from tests.serve.crowd import Crowd, at_rest, gone
 from tests.serve.raw import CHAT, Raw, ask, asking, free, request, scripted, until
 
 LONG: dict[str, Any] = {"max_tokens": 800, "ignore_eos": True, "temperature": 1.0}
@@ -36,6 +38,7 @@ def narrow(folder: Path) -> Iterator[Serving]:
         ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="8MiB", settings=Sharing(rows=1)) as engine,
         serving_of({"tiny": engine}) as serving,
     ):
+        engine.generate(["A"], ob.Sampling(max_tokens=1))  # whose operators may have to be compiled first
         yield serving
 
 
@@ -43,18 +46,6 @@ def engine_of(serving: Serving) -> Engine:
     engine = serving.server.models.find("tiny").endpoint
     assert isinstance(engine, Engine)
     return engine
-
-
-def at_rest(serving: Serving) -> None:
-    """Nothing is at work, and all pages are back."""
-    core = engine_of(serving).core
-    until(lambda: not core.jobs and not len(serving.server.board), "something is still at work")
-
-    def books() -> int:
-        core.scheduler.check()
-        return core.scheduler.pool.bytes - core.scheduler.pool.loose
-
-    assert engine_of(serving).live.call(books).result() == 0
 
 
 # ------------------------------------------------------------------------------------------------ engines that raise
@@ -132,7 +123,7 @@ def test_who_leaves_stops_the_work(narrow: Serving, when: str, rudely: bool) -> 
     if mate is not None:
         until(lambda: len(core.jobs) == 1)
         assert b'"finish_reason":"length"' in mate.until(b"[DONE]")
-        assert core.stats.output_tokens == 800
+        assert core.stats.output_tokens == 801
         mate.leave()
     at_rest(narrow)
     assert core.stats.output_tokens < 800 or mate is not None
@@ -288,3 +279,20 @@ def answers(port: int) -> bool:
         return ask(port, "/health/ready")[0] == 200
     except OSError:
         return False
+
+
+# ------------------------------------------------------------------------------------------------ all at once
+
+
+def test_sixty_people_of_whom_many_leave(folder: Path) -> None:
+    settings = Sharing(rows=16)
+    with (
+        ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="256KiB", settings=settings) as engine,
+        serving_of({"tiny": engine}) as serving,
+    ):
+        crowd = Crowd(serving.port)
+        asyncio.run(crowd.stay(60, 0))
+        gone(serving)
+        assert crowd.ends["left"] > 10
+        assert crowd.statuses[200] + crowd.ends["left"] == crowd.begun == 60
+        assert engine.core.stats.failures == 0

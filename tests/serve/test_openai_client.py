@@ -40,9 +40,9 @@ def said(chunks: Any, choice: int = 0) -> str:
 # -- chat -------------------------------------------------------------------------------------------------------------
 
 
-def test_chat_whole_and_streamed(start: Start) -> None:
+def test_chat_whole_and_streamed(put: Start) -> None:
     script = Scripted("Hello.", ["Hel", "lo."])
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         whole = client.chat.completions.create(model="tiny", messages=ASK)
         asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "stream_options": {"include_usage": True}}
         chunks = list(client.chat.completions.create(**asked, stream=True))
@@ -54,8 +54,8 @@ def test_chat_whole_and_streamed(start: Start) -> None:
     assert [call.messages for call in script.calls] == [(Message.user("The fox"),)] * 2
 
 
-def test_the_async_client(start: Start) -> None:
-    serving = start(tiny=Scripted("Hello.", ["Hel", "lo."]))
+def test_the_async_client(put: Start) -> None:
+    serving = put(tiny=Scripted("Hello.", ["Hel", "lo."]))
 
     async def ask() -> tuple[str | None, str]:
         async with AsyncOpenAI(base_url=serving.v1, api_key="none", max_retries=0) as client:
@@ -66,19 +66,19 @@ def test_the_async_client(start: Start) -> None:
     assert asyncio.run(ask()) == ("Hello.", "Hello.")
 
 
-def test_choices_come_mixed_and_are_told_apart(start: Start) -> None:
+def test_choices_come_mixed_and_are_told_apart(put: Start) -> None:
     mixed = [
         Delta(text="a"), Delta(choice=1, text="x"), Delta(text="b", finish="stop"),
         Delta(choice=1, text="y", finish="length", usage=Usage(prompt_tokens=1, completion_tokens=4)),
     ]  # fmt: skip
-    with client_of(start(tiny=Scripted(mixed, mixed))) as client:
+    with client_of(put(tiny=Scripted(mixed, mixed))) as client:
         whole = client.chat.completions.create(model="tiny", messages=ASK, n=2)
         chunks = list(client.chat.completions.create(model="tiny", messages=ASK, n=2, stream=True))
     assert [(one.message.content, one.finish_reason) for one in whole.choices] == [("ab", "stop"), ("xy", "length")]
     assert [said(chunks, 0), said(chunks, 1)] == ["ab", "xy"]
 
 
-def test_tools_are_called_and_answered(start: Start) -> None:
+def test_tools_are_called_and_answered(put: Start) -> None:
     deltas = [
         Delta(reasoning="Hm."),
         Delta(tool_calls=(ToolCallPart(index=0, id="call_a", name="weather", arguments='{"a"'),)),
@@ -86,7 +86,7 @@ def test_tools_are_called_and_answered(start: Start) -> None:
         Delta(tool_calls=(ToolCallPart(index=1, id="call_b", name="weather", arguments="{}"),), finish="tool_calls"),
     ]
     script = Scripted(deltas, deltas, "Cold.")
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         whole = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER], tool_choice="required")
         with client.chat.completions.stream(model="tiny", messages=ASK, tools=[WEATHER]) as stream:
             final = stream.get_final_completion()
@@ -107,21 +107,21 @@ def test_tools_are_called_and_answered(start: Start) -> None:
     assert script.calls[0].use.mode == "required"
 
 
-def test_schemas_and_the_parse_helper(start: Start) -> None:
+def test_schemas_and_the_parse_helper(put: Start) -> None:
     class Answer(BaseModel):
         good: bool
 
     script = Scripted('{"good": true}')
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         parsed = client.chat.completions.parse(model="tiny", messages=ASK, response_format=Answer)
     assert parsed.choices[0].message.parsed == Answer(good=True)
     assert "good" in str(script.calls[0].sampling.grammar)
 
 
-def test_logprobs(start: Start) -> None:
+def test_logprobs(put: Start) -> None:
     deltas = [Delta(text="A", logprobs=(A,)), Delta(text="A", logprobs=(A,))]
     script = Scripted(deltas, deltas)
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         asked: dict[str, Any] = {"model": "tiny", "messages": ASK, "logprobs": True, "top_logprobs": 1}
         whole = client.chat.completions.create(**asked)
         chunks = list(client.chat.completions.create(**asked, stream=True))
@@ -137,13 +137,13 @@ def test_logprobs(start: Start) -> None:
 # -- completions, embeddings, models ----------------------------------------------------------------------------------
 
 
-def test_completions_of_many_prompts(start: Start) -> None:
+def test_completions_of_many_prompts(put: Start) -> None:
     def twice(call: Call) -> list[Delta]:
         text = call.prompt.upper()
         usage = Usage(prompt_tokens=2, completion_tokens=3)
         return [Delta(text=text), Delta(choice=1, text=text * 2, finish="stop"), Delta(finish="length", usage=usage)]
 
-    with client_of(start(tiny=Scripted(*[twice] * 4))) as client:
+    with client_of(put(tiny=Scripted(*[twice] * 4))) as client:
         whole = client.completions.create(model="tiny", prompt=["a", "b"], n=2, echo=True)
         chunks = list(client.completions.create(model="tiny", prompt=["a", "b"], n=2, echo=True, stream=True))
     assert [(one.index, one.text) for one in whole.choices] == [(0, "aA"), (1, "aAA"), (2, "bB"), (3, "bBB")]
@@ -154,8 +154,8 @@ def test_completions_of_many_prompts(start: Start) -> None:
     assert whole.usage.total_tokens == 10
 
 
-def test_embeddings_as_numbers_and_as_base64(start: Start) -> None:
-    serving = start(tiny=Scripted(dim=8))
+def test_embeddings_as_numbers_and_as_base64(put: Start) -> None:
+    serving = put(tiny=Scripted(dim=8))
     with client_of(serving) as client:
         packed = client.embeddings.create(model="tiny", input=["the fox", "a river"])  # asks for base64, and unpacks
         plain = client.embeddings.create(model="tiny", input=["the fox", "a river"], encoding_format="float")
@@ -169,8 +169,8 @@ def test_embeddings_as_numbers_and_as_base64(start: Start) -> None:
     assert len(struct.unpack("<8f", base64.b64decode(raw["data"][0]["embedding"]))) == 8
 
 
-def test_models(start: Start) -> None:
-    with client_of(start(one=Scripted(), two=Scripted())) as client:
+def test_models(put: Start) -> None:
+    with client_of(put(one=Scripted(), two=Scripted())) as client:
         assert [model.id for model in client.models.list()] == ["one", "two"]
         found = client.models.retrieve("two")
         assert found.object == "model"
@@ -195,9 +195,9 @@ def test_models(start: Start) -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_errors_are_the_clients_own(
-    start: Start, error: Exception, kind: type[openai.APIStatusError], stream: bool
+    put: Start, error: Exception, kind: type[openai.APIStatusError], stream: bool
 ) -> None:
-    with client_of(start(tiny=Scripted(error))) as client, pytest.raises(kind) as raised:
+    with client_of(put(tiny=Scripted(error))) as client, pytest.raises(kind) as raised:
         client.chat.completions.create(model="tiny", messages=ASK, stream=stream)
     statuses = {InputError: 400, Busy: 429, Overdue: 504, RemoteError: 502, ZeroDivisionError: 500}
     assert raised.value.status_code == statuses[type(error)]
@@ -209,15 +209,15 @@ def test_errors_are_the_clients_own(
         assert raised.value.response.headers["retry-after"] == "2"
 
 
-def test_an_error_in_the_middle_of_a_stream_is_raised(start: Start) -> None:
-    with client_of(start(tiny=Scripted(["A", RemoteError("Gone.")]))) as client:
+def test_an_error_in_the_middle_of_a_stream_is_raised(put: Start) -> None:
+    with client_of(put(tiny=Scripted(["A", RemoteError("Gone.")]))) as client:
         stream = client.chat.completions.create(model="tiny", messages=ASK, stream=True)
         with pytest.raises(openai.APIError, match="Gone"):
             list(stream)
 
 
-def test_unknown_names_and_parameters(start: Start) -> None:
-    with client_of(start(tiny=Scripted())) as client:
+def test_unknown_names_and_parameters(put: Start) -> None:
+    with client_of(put(tiny=Scripted())) as client:
         with pytest.raises(openai.NotFoundError) as missing:
             client.chat.completions.create(model="tinny", messages=ASK)
         assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
@@ -242,8 +242,8 @@ def test_the_client_and_the_server_end_what_takes_too_long(start: Start) -> None
     assert script.calls[0].ended == "closed"  # the caller has gone: the work ends
 
 
-def test_raw_replies_have_a_request_id_and_work_is_cancelled_by_it(start: Start) -> None:
-    serving = start(tiny=Scripted("A", ["A"] * 100, pace=0.05))
+def test_raw_replies_have_a_request_id_and_work_is_cancelled_by_it(put: Start) -> None:
+    serving = put(tiny=Scripted("A", ["A"] * 100, pace=0.05))
     with client_of(serving) as client:
         raw = client.chat.completions.with_raw_response.create(model="tiny", messages=ASK)
         assert raw.headers["x-request-id"].startswith("req-")
@@ -269,9 +269,9 @@ STORY = "The fox crossed. Nobody saw it! Did you?\nNo: it was night… and 3.5 s
 @pytest.mark.parametrize(
     ("unit", "first"), [("token", "T"), ("word", "The "), ("sentence", "The fox crossed. ")]
 )  # fmt: skip
-def test_buffering_changes_where_a_stream_is_cut_and_nothing_else(start: Start, unit: str, first: str) -> None:
+def test_buffering_changes_where_a_stream_is_cut_and_nothing_else(put: Start, unit: str, first: str) -> None:
     script = Scripted(list(STORY), list(STORY))
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         asked: dict[str, Any] = {"model": "tiny", "stream": True, "extra_body": {"buffer": unit}}
         chat = [chunk.choices[0] for chunk in client.chat.completions.create(messages=ASK, **asked)]
         plain = [chunk.choices[0] for chunk in client.completions.create(prompt="A", **asked)]

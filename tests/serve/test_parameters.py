@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from starlette.testclient import TestClient
 
 from openbook.chat import Delta, Logprob, Scripted, Usage
 from openbook.generate.sampling import Sampling
 from openbook.serve import asking
 from openbook.serve.app import ROUTES, make_app
+from openbook.serve.routes.scores import SAFE
 from openbook.serve.served import Served
 from openbook.serve.settings import Settings
 from openbook.serve.wire.basics import NO_OPS, StreamOptions
+from openbook.serve.wire.chat import ChatRequest
 
 USER = {"role": "user", "content": "Hello there."}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -121,6 +125,13 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "/detokenize": {"model": "nobody", "tokens": [73]},
 }
+# What a chat takes beside the parameters of the official API.
+EXTENSIONS = (
+    {one.encode_name for one in msgspec.structs.fields(ChatRequest)}
+    - set(CompletionCreateParamsBase.__annotations__)
+    - set(NO_OPS)
+    - {"stream"}
+)
 QUIET = {"stream_options": "/v1/responses"}  # of no effect by its own description: padding of events
 
 
@@ -237,3 +248,20 @@ def test_a_field_that_is_ignored_is_found(monkeypatch: pytest.MonkeyPatch, outco
 
     monkeypatch.setattr(asking, "sampling_of", forgetful)
     assert difference(outcome, "/v1/chat/completions", fault) == "ignored"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("field", [{"buffer": "word"}, {"stream_options": {"include_obfuscation": False}}])
+def test_what_is_about_a_stream_needs_one(outcome: Any, path: str, field: dict[str, Any]) -> None:
+    status, (_, text) = outcome(path, BASE[path] | field)
+    assert (status, next(iter(field)) in text) == (400, True)
+    assert outcome(path, BASE[path] | field | {"stream": True})[0] == 200
+
+
+def test_the_page_says_what_is_there(project: Path) -> None:
+    page = (project / "docs" / "server.md").read_text("utf-8")
+    paths = {route.path for route in ROUTES}
+    assert {path for path in paths if f"`{path}`" not in page} == set()
+    assert {name for name in (*NO_OPS, *EXTENSIONS) if f"`{name}`" not in page} == set()
+    unheard = {word for word in SAFE if word not in page.partition("called safe")[2] and word != "safe"}
+    assert unheard == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from openbook.chat import Delta, Logprob, Message, Scripted, Tool, ToolCall, ToolCallPart, ToolUse, Usage
 from openbook.errors import Busy
+from openbook.serve.errors import Rejected
 from openbook.serve.settings import Settings
 from tests.serve.conftest import Serving, Start
 
@@ -37,9 +39,9 @@ def client_of(serving: Serving) -> OpenAI:
     return OpenAI(base_url=serving.v1, api_key="none", max_retries=0)
 
 
-def test_text_in_text_out(start: Start) -> None:
+def test_text_in_text_out(put: Start) -> None:
     script = Scripted("It is.")
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         reply = client.responses.create(
             model="tiny", input="Is it?", instructions="Be brief.", max_output_tokens=20, temperature=0.5, top_p=0.9,
             metadata={"a": "b"}, user="me", text={"format": {"type": "text"}},
@@ -53,7 +55,7 @@ def test_text_in_text_out(start: Start) -> None:
     assert (call.sampling.max_tokens, call.sampling.temperature, call.sampling.top_p) == (20, 0.5, 0.9)
 
 
-def test_items_of_every_kind_become_messages(start: Start) -> None:
+def test_items_of_every_kind_become_messages(put: Start) -> None:
     script = Scripted("Cold.")
     asked: list[Any] = [
         {"role": "developer", "content": "Be kind."},
@@ -67,7 +69,7 @@ def test_items_of_every_kind_become_messages(start: Start) -> None:
         {"role": "assistant", "content": "It is cold."},
         {"role": "user", "content": "How cold?"},
     ]
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         client.responses.create(
             model="tiny", input=asked, tools=[WEATHER],
             tool_choice={"type": "function", "name": "weather"}, parallel_tool_calls=False,
@@ -89,8 +91,8 @@ def test_items_of_every_kind_become_messages(start: Start) -> None:
     assert call.use == ToolUse(mode="required", name="weather", parallel=False)
 
 
-def test_events_in_the_published_order(start: Start) -> None:
-    with client_of(start(tiny=Scripted(["It ", "is."]))) as client:
+def test_events_in_the_published_order(put: Start) -> None:
+    with client_of(put(tiny=Scripted(["It ", "is."]))) as client:
         events = list(client.responses.create(model="tiny", input="Is it?", stream=True))
     assert [event.type for event in events] == [
         "response.created",
@@ -107,8 +109,8 @@ def test_events_in_the_published_order(start: Start) -> None:
     assert [event.sequence_number for event in events] == list(range(10))
 
 
-def test_events_are_named(start: Start) -> None:
-    serving = start(tiny=Scripted(["A", "B"]))
+def test_events_are_named(put: Start) -> None:
+    serving = put(tiny=Scripted(["A", "B"]))
     with serving.http.stream("POST", "/v1/responses", json={"model": "tiny", "input": "?", "stream": True}) as reply:
         lines = list(reply.iter_lines())
     assert lines[0] == "event: response.created"
@@ -116,8 +118,8 @@ def test_events_are_named(start: Start) -> None:
     assert lines[-2:] == ["data: [DONE]", ""]
 
 
-def test_streamed_is_whole_with_reasoning_text_and_parallel_calls(start: Start) -> None:
-    with client_of(start(tiny=Scripted(CALLS, CALLS))) as client:
+def test_streamed_is_whole_with_reasoning_text_and_parallel_calls(put: Start) -> None:
+    with client_of(put(tiny=Scripted(CALLS, CALLS))) as client:
         asked: dict[str, Any] = {"model": "tiny", "input": "Weather?", "tools": [WEATHER]}
         whole = client.responses.create(**asked)
         with client.responses.stream(**asked) as stream:
@@ -152,8 +154,8 @@ def test_streamed_is_whole_with_reasoning_text_and_parallel_calls(start: Start) 
     assert (usage.input_tokens, usage.output_tokens, usage.input_tokens_details.cached_tokens) == (9, 7, 4)
 
 
-def test_too_long_an_answer_is_incomplete(start: Start) -> None:
-    with client_of(start(tiny=Scripted([Delta(text="It", finish="length")] * 2))) as client:
+def test_too_long_an_answer_is_incomplete(put: Start) -> None:
+    with client_of(put(tiny=Scripted([Delta(text="It", finish="length")] * 2))) as client:
         reply = client.responses.create(model="tiny", input="Is it?", max_output_tokens=1)
     assert reply.status == "incomplete"
     assert reply.incomplete_details is not None
@@ -162,8 +164,8 @@ def test_too_long_an_answer_is_incomplete(start: Start) -> None:
     assert reply.output[0].status == "incomplete"
 
 
-def test_a_stream_that_fails_says_so(start: Start) -> None:
-    serving = start(tiny=Scripted(["It", RuntimeError("secret")], Busy("Full.", retry_after=3)))
+def test_a_stream_that_fails_says_so(put: Start) -> None:
+    serving = put(tiny=Scripted(["It", RuntimeError("secret")], Busy("Full.", retry_after=3)))
     body = {"model": "tiny", "input": "?", "stream": True}
     with serving.http.stream("POST", "/v1/responses", json=body) as reply:
         lines = [line for line in reply.iter_lines() if line]
@@ -173,11 +175,11 @@ def test_a_stream_that_fails_says_so(start: Start) -> None:
     assert serving.http.post("/v1/responses", json=body).status_code == 429  # before its first event
 
 
-def test_logprobs_where_they_are_asked_for(start: Start) -> None:
+def test_logprobs_where_they_are_asked_for(put: Start) -> None:
     one = Logprob(token="A", bytes=b"A", logprob=-0.5, top=(Logprob(token="B", bytes=b"B", logprob=-1.0),))
     script = Scripted(*[[Delta(logprobs=(one,)), Delta(text="AA", logprobs=(one,)), Delta(logprobs=(one,))]] * 2)
     asked: dict[str, Any] = {"model": "tiny", "input": "?", "top_logprobs": 1}
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         reply = client.responses.create(**asked, include=["message.output_text.logprobs"])
         with pytest.raises(BadRequestError, match="top_logprobs"):
             client.responses.create(**asked)
@@ -190,12 +192,12 @@ def test_logprobs_where_they_are_asked_for(start: Start) -> None:
     assert script.calls[0].sampling.logprobs == 1
 
 
-def test_formats_and_the_clients_parse_helper(start: Start) -> None:
+def test_formats_and_the_clients_parse_helper(put: Start) -> None:
     class Answer(BaseModel):
         good: bool
 
     script = Scripted('{"good": true}', '{"good": false}')
-    with client_of(start(tiny=script)) as client:
+    with client_of(put(tiny=script)) as client:
         parsed = client.responses.parse(model="tiny", input="?", text_format=Answer)
         client.responses.create(model="tiny", input="?", text={"format": {"type": "json_object"}})
     assert parsed.output_parsed == Answer(good=True)
@@ -203,8 +205,8 @@ def test_formats_and_the_clients_parse_helper(start: Start) -> None:
     assert grammars == ["Schema", "Json"]
 
 
-def test_nothing_is_kept_unless_asked(start: Start) -> None:
-    serving = start(tiny=Scripted("One.", "Two.", "Three."))
+def test_nothing_is_kept_unless_asked(put: Start) -> None:
+    serving = put(tiny=Scripted("One.", "Two.", "Three."))
     with client_of(serving) as client:
         first = client.responses.create(model="tiny", input="?")
         with pytest.raises(NotFoundError, match="store"):
@@ -228,8 +230,8 @@ def test_nothing_is_kept_unless_asked(start: Start) -> None:
     assert [message.content for message in script.calls[-1].messages] == ["1?", "Two.", "2?"]
 
 
-def test_pages_of_input_items(start: Start) -> None:
-    with client_of(start(tiny=Scripted("A"))) as client:
+def test_pages_of_input_items(put: Start) -> None:
+    with client_of(put(tiny=Scripted("A"))) as client:
         kept = client.responses.create(
             model="tiny", store=True, input=[{"role": "user", "content": str(n)} for n in range(5)]
         )
@@ -258,6 +260,21 @@ def test_what_is_kept_is_bounded(start: Start) -> None:
     assert (len(serving.server.stored), serving.server.stored.bytes) == (0, 0)
 
 
+def test_what_is_kept_is_its_callers_own_and_forgotten_in_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = start(Settings(port=0, stored_seconds=60.0), tiny=Scripted("A"))
+    asked = {"model": "tiny", "input": "?", "store": True}
+    number = serving.http.post("/v1/responses", json=asked).json()["id"]
+    stored = serving.server.stored
+    assert stored.find("", number).response.id == number
+    with pytest.raises(Rejected, match="no response"):
+        stored.find("somebody else", number)
+    later = time.monotonic() + 61
+    monkeypatch.setattr("openbook.serve.stored.time.monotonic", lambda: later)
+    with pytest.raises(Rejected, match="60 seconds"):
+        stored.find("", number)
+    assert (len(stored), stored.bytes) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("field", "named"),
     [
@@ -272,8 +289,8 @@ def test_what_is_kept_is_bounded(start: Start) -> None:
         ({"text": {"verbosity": "low"}}, "verbosity"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(start: Start, field: dict[str, Any], named: str) -> None:
-    reply = start(tiny=Scripted()).http.post("/v1/responses", json={"model": "tiny", "input": "?"} | field)
+def test_what_cannot_be_honoured_is_refused_by_name(put: Start, field: dict[str, Any], named: str) -> None:
+    reply = put(tiny=Scripted()).http.post("/v1/responses", json={"model": "tiny", "input": "?"} | field)
     assert reply.status_code == 400
     assert named in reply.text
 

@@ -42,8 +42,8 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_a_cross_encoder_ranks_and_scores(start: Start) -> None:
-    http = start(cross=Sorter(("LABEL_0",), "sigmoid"), raw=Sorter(("LABEL_0",), "none")).http
+def test_a_cross_encoder_ranks_and_scores(put: Start) -> None:
+    http = put(cross=Sorter(("LABEL_0",), "sigmoid"), raw=Sorter(("LABEL_0",), "none")).http
     asked: dict[str, Any] = {"model": "cross", "query": "q", "documents": ["xx", "a", "xxx", "x"], "top_n": 3}
     reply = http.post("/v1/rerank", json=asked | {"return_documents": True}).json()
     assert reply["by"] == "cross-encoder"
@@ -61,8 +61,8 @@ def test_a_cross_encoder_ranks_and_scores(start: Start) -> None:
     assert http.post("/score", json={"model": "raw", "text_1": ["a", "x"], "text_2": ["b"]}).status_code == 400
 
 
-def test_without_a_cross_encoder_the_angle_of_embeddings_counts(start: Start) -> None:
-    http = start(tiny=Scripted()).http
+def test_without_a_cross_encoder_the_angle_of_embeddings_counts(put: Start) -> None:
+    http = put(tiny=Scripted()).http
     texts = ["the fox", "a river", "the stone"]
     reply = http.post("/v1/score", json={"model": "tiny", "text_1": "the fox", "text_2": texts}).json()
     assert reply["by"] == "embeddings"
@@ -70,8 +70,8 @@ def test_without_a_cross_encoder_the_angle_of_embeddings_counts(start: Start) ->
     assert reply["usage"]["prompt_tokens"] == len("".join(texts))  # a text that stands in several pairs is read once
 
 
-def test_moderations_of_classes_that_exclude_each_other_and_of_several(start: Start) -> None:
-    serving = start(one=Sorter(("safe", "toxic")))
+def test_moderations_of_classes_that_exclude_each_other_and_of_several(put: Start) -> None:
+    serving = put(one=Sorter(("safe", "toxic")))
     with OpenAI(base_url=serving.v1, api_key="-") as client:
         reply = client.moderations.create(input=["fine", "xx"])
         assert [result.flagged for result in reply.results] == [False, True]
@@ -80,7 +80,7 @@ def test_moderations_of_classes_that_exclude_each_other_and_of_several(start: St
     assert sum(found["category_scores"].values()) == pytest.approx(1.0)
     assert found["categories"] == {"safe": False, "toxic": True}
 
-    many = start(one=Sorter(("a", "b", "c"), "sigmoid"), two=Sorter(("ok", "bad")), cross=Sorter(("LABEL_0",))).http
+    many = put(one=Sorter(("a", "b", "c"), "sigmoid"), two=Sorter(("ok", "bad")), cross=Sorter(("LABEL_0",))).http
     (found,) = many.post("/v1/moderations", json=asked | {"model": "one"}).json()["results"]
     assert found["category_scores"]["b"] == pytest.approx(sigmoid(4.0))
     assert found["categories"] == {"a": False, "b": True, "c": True}
@@ -97,7 +97,7 @@ def test_words_for_nothing_to_say() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_classifier_and_a_real_cross_encoder(start: Start, tmp_path: Path) -> None:
+def test_a_real_classifier_and_a_real_cross_encoder(put: Start, tmp_path: Path) -> None:
     """Labels of the folder, chances as the reference has them."""
     import torch
     import transformers
@@ -112,7 +112,7 @@ def test_a_real_classifier_and_a_real_cross_encoder(start: Start, tmp_path: Path
     with engine_of(sorter) as one, engine_of(cross) as other:
         assert (one.labels, one.activation) == (("clean", "rude", "spam"), "sigmoid")
         assert (other.labels, other.activation) == (("LABEL_0",), "sigmoid")
-        http = start(sorter=one, cross=other).http
+        http = put(sorter=one, cross=other).http
         found = http.post("/v1/moderations", json={"input": TEXTS[0]}).json()["results"][0]
         expected, ids = reference(sorter, name, TEXTS[0])
         chances = torch.sigmoid(expected.logits[0]).tolist()

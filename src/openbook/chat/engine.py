@@ -266,7 +266,9 @@ class Engine(Reads, Local):
         async with aclosing(stream):
             async for job, token in stream:
                 if token.finish == "error":
-                    raise (Stopped if self.broken else OpenbookError)(job.lines[token.choice].result.error or "")
+                    result = job.lines[token.choice].result
+                    kind = InputError if result.refused else Stopped if self.broken else OpenbookError
+                    raise kind(result.error or "The request failed.")
                 if token.finish == "deadline":
                     raise overdue(terms)
                 if token.finish == "cancelled":
@@ -341,11 +343,17 @@ class Engine(Reads, Local):
             "memory_used_bytes": pool.bytes - pool.loose,
             "memory_cached_bytes": pool.loose,
             "prefix_hit_tokens": pool.hits,
+            "prompt_tokens": stats.prompt_tokens,
+            "output_tokens": stats.output_tokens,
             "preemptions": stats.preemptions,
             "steps": stats.steps,
             "failures": stats.failures,
             "seconds_in_model": stats.model,
         }
+
+    def waits(self) -> tuple[list[tuple[float, int]], float]:
+        """How long requests waited for their first step: how many at most so many seconds, and all seconds together."""
+        return self.core.waits.cumulative(), self.core.waits.seconds
 
     def close(self) -> None:
         """Ends what runs; the model stays in its serving form until `core.restore`."""

@@ -1,15 +1,15 @@
 """What an engine reads rather than writes: vectors, classes, scores of pairs, words for masks.
 
-Each runs in the engine's thread between two steps, its texts sorted by length and read together (`generate/encode.py`).
-A text too long for the model is an error with numbers, never cut.
+Texts are sorted by length and read together (`generate/encode.py`), in the engine's thread, a pass between two
+steps. A text too long for the model is an error with numbers, never cut.
 """
 
 from __future__ import annotations
 
 from asyncio import wrap_future
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from openbook.chat.rows import Row, Text, row_of
 from openbook.errors import InputError
@@ -20,6 +20,7 @@ from openbook.nn.heads import ClassHead
 from openbook.nn.model import LanguageModel
 from openbook.text.tokenizer import Tokenizer
 
+T = TypeVar("T")
 Activation = Literal["sigmoid", "softmax", "none"]
 
 
@@ -64,21 +65,18 @@ class Reads:
 
         `exact`: each text is read alone, so that its vector is the same to the last bit whatever comes with it.
         """
-        ids, types = self._split(texts)
-        work = partial(encode.embed, self.model, ids, pooling, types=types, exact=exact)
-        return (await wrap_future(self.live.call(work))).tolist()
+        work = partial(encode.embed, pooling=pooling, exact=exact)
+        found = await self._passes(texts, work, most=encode.longest(self.model, pooling), exact=exact)
+        return [vector.tolist() for vector in found]
 
     async def classify(self, texts: Sequence[Text], *, head: str | None = None) -> list[list[float]]:
         """Logits of a class head over labels, for each text or pair of texts."""
-        ids, types = self._split(texts)
-        found = await wrap_future(self.live.call(partial(encode.classify, self.model, ids, types=types, head=head)))
-        return [one.tolist() for one in found]
+        return [logits.tolist() for logits in await self._passes(texts, partial(encode.classify, head=head))]
 
     async def rank(self, query: str, documents: Sequence[str], *, sigmoid: bool = False) -> list[float]:
         """How well each document answers the query, by a cross-encoder (a class head with one label)."""
-        ids, types = self._split([(query, document) for document in documents])
-        work = partial(encode.score, self.model, ids, types=types, sigmoid=sigmoid)
-        return await wrap_future(self.live.call(work))
+        pairs = [(query, document) for document in documents]
+        return await self._passes(pairs, partial(encode.score, sigmoid=sigmoid))
 
     async def fill(self, texts: Sequence[str], *, top: int = 5) -> list[list[list[tuple[str, float]]]]:
         """What could stand at each mask of each text, with probabilities, best first."""
@@ -92,7 +90,18 @@ class Reads:
         found = await wrap_future(self.live.call(work))
         return [[[(self.tokenizer.decode([i]), p) for i, p in blank.top] for blank in blanks] for blanks in found]
 
-    def _split(self, texts: Sequence[Text]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]] | None]:
-        """Ids of texts; and their segment types, where the model has them."""
+    async def _passes(
+        self, texts: Sequence[Text], work: Callable[..., Iterable[T]], *, most: int | None = None, exact: bool = False
+    ) -> list[T]:
+        """What `work` makes of each text. Between two passes the engine takes its steps, so that nobody's answer waits
+        for all of them; whoever has gone meanwhile is not read for any more."""
         rows = self.rows(texts)
-        return [row.ids for row in rows], [row.types for row in rows] if self.model.spec.embed.types > 1 else None
+        encode.check(self.model, [row.ids for row in rows], most)
+        typed = self.model.spec.embed.types > 1
+        found: dict[int, T] = {}
+        for places in encode.by_length([len(row) for row in rows], exact=exact):
+            part = [rows[place] for place in places]
+            types = [row.types for row in part] if typed else None
+            done = await wrap_future(self.live.call(partial(work, self.model, [row.ids for row in part], types=types)))
+            found.update(zip(places, done, strict=True))
+        return [found[place] for place in range(len(rows))]

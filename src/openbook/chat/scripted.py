@@ -47,7 +47,7 @@ class Scripted:
 
     Tokens are UTF-8 bytes. Sampling is recorded, not obeyed. `embed` counts words into `dim` places, so that texts that
     share words are near each other; `score` is a function of context and continuation, by default minus its bytes.
-    `pace`: seconds before each piece.
+    `pace`: seconds before each piece. `forever`: after the last reply comes the first again.
     """
 
     def __init__(
@@ -56,9 +56,11 @@ class Scripted:
         dim: int = 64,
         score: Callable[[str, str], float] = lambda _, said: -len(said.encode()),
         pace: float = 0.0,
+        forever: bool = False,
     ) -> None:
         self.replies = list(replies)
         self.pace = pace
+        self.forever = forever
         self.calls: list[Call] = []
         self._dim = dim
         self._score = score
@@ -87,7 +89,7 @@ class Scripted:
         self, prompt: str | Sequence[int], sampling: Sampling = DEFAULT, *, terms: Terms = PLAIN
     ) -> AsyncIterator[Delta]:
         """The next reply."""
-        text = prompt if isinstance(prompt, str) else bytes(prompt).decode(errors="replace")
+        text = prompt if isinstance(prompt, str) else _text(prompt)
         return self._say(Call("complete", prompt=text, sampling=sampling, terms=terms), len(text.encode()))
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
@@ -116,7 +118,7 @@ class Scripted:
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of bytes."""
-        return bytes(ids).decode(errors="replace")
+        return _text(ids)
 
     async def _say(self, call: Call, heard: int) -> AsyncIterator[Delta]:
         self.calls.append(call)
@@ -142,9 +144,17 @@ class Scripted:
             call.ended = call.ended or "closed"
 
     def _next(self, call: Call) -> Sequence[Piece]:
+        if self.forever and self.replies:
+            self._used %= len(self.replies)
         if self._used == len(self.replies):
             raise InputError(f"The script is over: it has {self._used} replies and was asked for one more.")
         self._used += 1
         reply = self.replies[self._used - 1]
         said = reply(call) if callable(reply) else reply
         return [said] if isinstance(said, str | Exception) else list(said) or [""]
+
+
+def _text(ids: Sequence[int]) -> str:
+    if wrong := next((one for one in ids if not 0 <= one < 256), None):
+        raise InputError(f"`prompt` has an id that is no byte, as tokens are here: {wrong}. Use 0 to 255.")
+    return bytes(ids).decode(errors="replace")

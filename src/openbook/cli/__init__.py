@@ -45,6 +45,8 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
         "serve": _verb("serve", _USE, "DIR…", "serve models over HTTP, as the OpenAI API"),
+        "key": _verb("key", _USE, "FILE NAME", "make an API key for openbook serve"),
+        "top": _verb("top", _USE, "URL", "watch a server at work"),
         "embed": _verb("embed", _USE, "DIR", "vectors of texts"),
         "describe": _verb("describe", _LOOK, "DIR|config.json", "structure, parameters, FLOPs and memory on one page"),
         "doctor": _verb("doctor", _LOOK, "", "what this machine has, and what that means for speed"),

@@ -34,7 +34,7 @@ class Config(Machine):
     port: int = 8000
     """0: any that is free."""
     api_keys: Path | None = None
-    """File of hashed keys (docs/server.md)."""
+    """File of hashed keys, which `openbook key` makes (docs/server.md)."""
     quantize: str | None = None
     """int8: matrices as whole numbers."""
     memory: str | None = None
@@ -59,6 +59,12 @@ class Config(Machine):
     """A name under which this server is reached (the Host header)."""
     allow_origin: Repeated[tuple[str, ...]] = ()
     """An origin whose pages may use this server (CORS, WebSockets)."""
+    open_health: bool = False
+    """/health/live and /health/ready answer without a key."""
+    log_prompts: bool = False
+    """Log what is asked, not its length alone."""
+    tracing: bool = False
+    """Spans for OpenTelemetry; also on where OTEL_EXPORTER_OTLP_ENDPOINT is set."""
 
     def settings(self) -> Settings:
         """Of the server."""
@@ -72,6 +78,9 @@ class Config(Machine):
             drain=self.drain,
             hosts=self.allow_host,
             origins=self.allow_origin,
+            open_health=self.open_health,
+            log_prompts=self.log_prompts,
+            tracing=self.tracing,
         )
 
 

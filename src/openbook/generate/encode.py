@@ -92,8 +92,8 @@ def embed(
 
     Without `pooling` it is what the model's sentence head makes of a text; where it has none, the normalised mean.
     """
-    head = model.heads["sentence"] if pooling is None and "sentence" in model.heads else None
-    if isinstance(head, SentenceHead):
+    head = _sentence(model, pooling)
+    if head is not None:
         return _by_head(model, head, texts, types, budget, exact)
     pooling = pooling or Pooling()
     width = model.spec.reader.width
@@ -110,17 +110,23 @@ def embed(
     return found
 
 
+def _sentence(model: LanguageModel, pooling: Pooling | None) -> SentenceHead | None:
+    head = model.heads["sentence"] if pooling is None and "sentence" in model.heads else None
+    return head if isinstance(head, SentenceHead) else None
+
+
+def longest(model: LanguageModel, pooling: Pooling | None = None) -> int | None:
+    """Tokens that a text may have to be embedded, where that is less than the context."""
+    head = _sentence(model, pooling)
+    return None if head is None else head.spec.longest
+
+
 def _by_head(
     model: LanguageModel, head: SentenceHead, texts: Texts, types: Texts | None, budget: int, exact: bool
 ) -> Tensor:
     """What the sentence head makes of each text, float32 [N,W]."""
-    found, most = torch.empty(len(texts), head.width), head.spec.longest
-    for number, text in enumerate(texts):
-        if most is not None and len(text) > most:
-            raise TooLong(
-                f"Text {number} has {len(text)} tokens and this sentence encoder takes {most}: shorten it by "
-                f"{len(text) - most}, or split it."
-            )
+    check(model, texts, head.spec.longest)
+    found = torch.empty(len(texts), head.width)
 
     def take(places: list[int], hidden: Tensor, lengths: list[int]) -> None:
         found[places] = head(hidden.float(), _real(hidden, lengths)).cpu()
@@ -202,7 +208,7 @@ Take = Callable[[list[int], Tensor, list[int]], None]
 
 def _read(model: LanguageModel, texts: Texts, types: Texts | None, budget: int, exact: bool, take: Take) -> None:
     """Checks and reads the texts, pass by pass."""
-    rows = _checked(model, texts)
+    rows = check(model, texts)
     kinds = None if types is None else _checked_types(model, rows, types)
     with quiet(model):
         for places in by_length([len(row) for row in rows], budget, exact=exact):
@@ -212,17 +218,20 @@ def _read(model: LanguageModel, texts: Texts, types: Texts | None, budget: int, 
             take(places, hidden, [len(rows[place]) for place in places])
 
 
-def _checked(model: LanguageModel, texts: Texts) -> list[list[int]]:
-    vocab, context = model.spec.reads.vocab, model.spec.context
+def check(model: LanguageModel, texts: Texts, most: int | None = None) -> list[list[int]]:
+    """The texts, each of known ids and none empty. `TooLong` for one that the context, or `most`, does not hold."""
+    vocab = model.spec.reads.vocab
     rows = [check_ids(f"text {number}", text, vocab) for number, text in enumerate(texts)]
+    limits = ((most, "this sentence encoder takes"), (model.spec.context, "the context of this model holds"))
     for number, row in enumerate(rows):
         if not row:
             raise InputError(f"Text {number} is empty: give at least one id.")
-        if context is not None and len(row) > context:
-            raise TooLong(
-                f"Text {number} has {len(row)} tokens and the context of this model holds {context}: shorten it by "
-                f"{len(row) - context}."
-            )
+        for limit, said in limits:
+            if limit is not None and len(row) > limit:
+                raise TooLong(
+                    f"Text {number} has {len(row)} tokens and {said} {limit}: shorten it by {len(row) - limit}, or "
+                    "split it."
+                )
     return rows
 
 

@@ -38,7 +38,7 @@ from openbook.generate.plan import Sequence as Run
 from openbook.generate.requests import Finish, Generation, Token, accept
 from openbook.generate.sampling import Sampling
 from openbook.generate.scheduler import Full, Scheduler
-from openbook.generate.settings import Settings, Stats
+from openbook.generate.settings import Settings, Stats, Waits
 from openbook.generate.store import Store
 from openbook.generate.threads import Threads
 from openbook.generate.turn import Turn
@@ -95,7 +95,7 @@ class Engine:
             ttl=s.prefix_ttl,
             minimum=s.prefix_minimum,
         )
-        self.stats = Stats()
+        self.stats, self.waits = Stats(), Waits()
         self.lines = Lines(model.spec.embed.vocab, token_bytes, eos)
         self.speculator = self._speculator(draft, reserved)
         self.jobs: dict[int, Job] = {}
@@ -305,7 +305,8 @@ class Engine:
         if self.speculator is not None:
             self._draft(self.speculator)
         began = time.perf_counter()
-        plan = self.scheduler.next(self.clock())
+        plan = self.scheduler.next(now := self.clock())
+        self.waits.note(plan.begun, now)
         self.stats.schedule += time.perf_counter() - began
         self.still = not (plan.works or plan.ended or plan.preempted)
         events: list[Token] = []

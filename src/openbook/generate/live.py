@@ -4,8 +4,9 @@ The engine belongs to the thread. What others want of it (a request, a cancel, n
 two steps; what the engine has to say comes back through the caller's event loop. Closing a stream cancels its request
 before the next step. A reader who falls behind holds its request, and nobody else's.
 
-A step that fails ends the requests that were in it, and the thread goes on. Several in a row, and the engine is broken:
-everything ends with the cause, and nothing more is taken.
+A step that fails ends the requests that were in it, and the thread goes on. After several in a row the engine is asked
+for one token. If it cannot write it, it is broken: everything ends with the cause, and nothing more is taken. If it
+can, it was the requests: somebody who asks again and again for what cannot be done stops nobody else.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from functools import partial
 from typing import TypeVar
 
 from openbook import log
-from openbook.errors import OpenbookError, Stopped
+from openbook.errors import InputError, OpenbookError, Stopped
 from openbook.generate.engine import Engine
 from openbook.generate.failing import cause_of, tell
 from openbook.generate.job import Job
 from openbook.generate.requests import Token
 from openbook.generate.sampling import Sampling
+from openbook.generate.scheduler import Full
 
 T = TypeVar("T")
 IDLE = 0.25  # seconds between looks at deadlines while nothing runs
 AHEAD = 256  # tokens that wait for their reader before its request is held; it goes on when half of them are read
-FAILURES = 3  # steps that fail in a row, and the engine is broken
+FAILURES = 3  # steps that fail in a row, and the engine has to show that it works
+PROOF = 100  # steps that this may take
 
 
 class Live:
@@ -112,6 +115,7 @@ class Live:
                 ends += token.finish is not None
                 yield job, token
         finally:
+            reader.left = True
             if not job.ended:
                 with suppress(OpenbookError):  # it is closed: everything ends anyway
                     self.call(partial(self.engine.cancel, job))
@@ -169,9 +173,12 @@ class Live:
             return False
         if not self.engine.idle:
             try:
-                self.engine.step()
+                events = self.engine.step()
             except Exception as error:
-                return self._survived(error)
+                log.caution("".join(traceback.format_exception(error)).rstrip(), once=f"step {cause_of(error)}")
+                return self._survived()
+            if events and all(token.finish == "error" for token in events):
+                return self._survived()
             if not self.engine.still:
                 self._failures = 0
         return True
@@ -180,15 +187,41 @@ class Live:
         for _ in range(len(self._calls)):
             self._calls.popleft()()
 
-    def _survived(self, error: Exception) -> bool:
-        """A step has failed: whether there is another one."""
+    def _survived(self) -> bool:
+        """A step has failed, or all that were in it have: whether there is another one."""
         self._failures += 1
-        log.caution("".join(traceback.format_exception(error)).rstrip(), once=f"step {cause_of(error)}")
         if self._failures < FAILURES:
             return True
-        self._broken = error
-        log.caution(f"{FAILURES} steps in a row have failed. {self.ended}")
-        return False
+        self._failures = 0
+        self._broken = self._fault()
+        if self._broken is not None:
+            log.caution(f"{FAILURES} steps in a row have failed. {self.ended}")
+        return self._broken is None
+
+    def _fault(self) -> BaseException | None:
+        """Why the engine cannot write one token while all else is held; None: it can, or is too full to be asked."""
+        engine, held = self.engine, []
+        for job in engine.jobs.values():
+            held += [sequence for sequence in job.sequences.values() if not sequence.paused]
+        for sequence in held:
+            engine.scheduler.pause(sequence)
+        try:
+            proof = engine.submit([0], Sampling(max_tokens=1, temperature=0.0))
+            try:
+                for _ in range(PROOF):
+                    if not proof.ended:
+                        engine.step()
+            finally:
+                engine.cancel(proof)
+            error = proof.generations[0].error
+        except (Full, InputError):
+            return None
+        except Exception as raised:
+            return raised
+        finally:
+            for sequence in held:
+                engine.scheduler.resume(sequence)
+        return None if error is None else OpenbookError(error)
 
     def _end(self) -> None:
         """Ends what runs, whatever state the engine is in."""
@@ -210,6 +243,7 @@ class _Reader:
     def __init__(self, live: Live) -> None:
         self.job: Job | None = None  # once it was begun, and so before the first token
         self.held = False
+        self.left = False  # nobody reads any more
         self._live = live
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Token] = asyncio.Queue()
@@ -218,6 +252,8 @@ class _Reader:
 
     def hear(self, token: Token) -> None:
         """One more. Raises where the reader's loop has ended, and nobody would ever read it."""
+        if self.left:
+            return
         self._heard += 1
         if not self.held and self._heard - self._read > AHEAD:
             self._hold(True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from openbook.errors import InputError
+from openbook.errors import GrammarError, InputError
 from openbook.generate.constraints import Constraint, Vocabulary
 from openbook.generate.grammars import Grammar
 from openbook.generate.requests import Generation, Logprob, Request, Token
@@ -78,7 +78,7 @@ class Lines:
         self._known: dict[tuple[Grammar, frozenset[int]], Constraint] = {}  # the starts of grammars, the latest last
 
     def begin(self, request: Request) -> list[Line]:
-        """A line for each choice. `InputError` for a grammar that cannot be honoured, or for want of bytes."""
+        """A line for each choice. `GrammarError`: no output can be held to it; `InputError`: for want of bytes."""
         sampling = request.sampling
         if self.token_bytes is None and (sampling.stop or sampling.grammar is not None):
             raise InputError(
@@ -91,7 +91,10 @@ class Lines:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary([self.token_bytes(i) for i in range(self.vocab)], self.eos)
             key = sampling.grammar, request.stop_ids
-            first = self._known.pop(key, None) or Constraint.compile(self._vocabulary, *key)
+            try:
+                first = self._known.pop(key, None) or Constraint.compile(self._vocabulary, *key)
+            except InputError as error:
+                raise GrammarError(str(error)) from error
             self._known[key] = first
             if len(self._known) > GRAMMARS:
                 del self._known[next(iter(self._known))]

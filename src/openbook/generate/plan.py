@@ -110,5 +110,6 @@ class Plan:
     slot_copies: list[tuple[int, int]] = field(default_factory=list)
     saves: list[tuple[int, int]] = field(default_factory=list)
     snapshots: list[tuple[Sequence, int, int]] = field(default_factory=list)  # (sequence, border, snapshot)
+    begun: list[Sequence] = field(default_factory=list)  # for the first time
     ended: list[tuple[Sequence, Literal["deadline", "memory"]]] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)

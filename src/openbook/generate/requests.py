@@ -67,6 +67,7 @@ class Generation:
     cached: int = 0  # prompt tokens whose state was there already (prefix cache)
     versions: list[int] | None = None  # of the weights that made each token, where weights were pushed meanwhile
     error: str | None = None  # why, where `finish` is "error"
+    refused: bool = False  # the error is the request's own: what it asks for cannot be
     score: float | None = None  # beam search: sum of log-probabilities / length ** length_penalty
 
 

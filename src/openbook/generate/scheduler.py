@@ -295,9 +295,9 @@ class Scheduler:
             self._dequeue(sequence)
             sequence.state = "running"
             if not sequence.started:
-                sequence.cached = sequence.computed
+                sequence.cached, sequence.started = sequence.computed, True
                 self.pool.hits += sequence.cached
-                sequence.started = True
+                plan.begun.append(sequence)
             insort(self.running, sequence, key=_order)
             left -= taken
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from openbook.errors import InputError
+from openbook.generate.plan import Sequence
 from openbook.generate.store import PAGE
+
+WAITS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +84,28 @@ class Stats:
     def as_dict(self) -> dict[str, float]:
         """Plain numbers."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+class Waits:
+    """How long requests waited for their first step. `counts[i]`: at most WAITS[i] seconds, and
+    longer than the bound before; the last, longer than all."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(WAITS) + 1)
+        self.seconds = 0.0  # of all together
+
+    def note(self, begun: Iterable[Sequence], now: float) -> None:
+        """These begin now. What branches off a request does not wait."""
+        for sequence in begun:
+            if sequence.choice == 0:
+                waited = max(0.0, now - sequence.ask.arrived)
+                self.counts[bisect_left(WAITS, waited)] += 1
+                self.seconds += waited
+
+    def cumulative(self) -> list[tuple[float, int]]:
+        """For each bound, how many waited at most so long; the last bound is infinite."""
+        total, found = 0, []
+        for bound, count in zip((*WAITS, float("inf")), self.counts, strict=True):
+            total += count
+            found.append((bound, total))
+        return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from openbook.errors import OpenbookError
+from openbook.errors import InputError, OpenbookError
 from openbook.generate.beaming import Beams
 from openbook.generate.job import Job, Reading
 from openbook.generate.output import Line, logprobs
@@ -123,6 +123,7 @@ class Turn:
 
     def _fail(self, entry: Entry, error: OpenbookError) -> None:
         self.engine.stats.failures += 1
+        entry.line.result.refused = isinstance(error, InputError)
         self.events.append(entry.job.end(entry.line, "error", str(error)))
 
     def _judge(self, drafted: list[tuple[Entry, int]]) -> None:

@@ -9,15 +9,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route as Path
+from starlette.routing import WebSocketRoute as SocketPath
 from starlette.types import Receive, Scope, Send
 
 from openbook.serve.errors import Rejected
+from openbook.serve.limits import KINDS, RATES
 from openbook.serve.route import Call, Reply, Route
 from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, vectors
 from openbook.serve.served import Served
-from openbook.serve.server import Server
+from openbook.serve.server import ID, Server
 from openbook.serve.settings import Settings
+from openbook.serve.sockets import converse
 
 FAMILIES = (chat, completions, responses, vectors, scores, adapters, plain)
 ROUTES: tuple[Route, ...] = tuple(route for family in FAMILIES for route in family.ROUTES)
@@ -40,13 +45,35 @@ def make_app(served: Sequence[Served], settings: Settings | None = None, *, read
     paths: dict[str, dict[str, Route]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route
+    ends = {_pattern(path): _Endpoint(server, methods) for path, methods in paths.items()}
     app = Starlette(
-        routes=[Path(path, _Endpoint(server, methods)) for path, methods in paths.items()], lifespan=lifespan
+        routes=[kind(path, end) for path, end in ends.items() for kind in (Path, SocketPath)],
+        middleware=_sharing(server.settings),
+        lifespan=lifespan,
     )
     app.router.default = _Endpoint(server, {}).__call__
     app.router.redirect_slashes = False
     app.state.server = server
     return app
+
+
+def _pattern(path: str) -> str:
+    """As Starlette has it. The name of a model may have slashes: clients write them as %2F, or as they are."""
+    return path.replace("{model}", "{model:path}")
+
+
+def _sharing(settings: Settings) -> list[Middleware]:
+    """CORS, for the pages that the settings name. A preflight is answered before the gate, for a browser sends no key
+    with it; the answer is the same for every path and says nothing of what is there."""
+    if not settings.origins:
+        return []
+    shown = [ID, "retry-after", *(f"x-ratelimit-{what}-{kind}" for what in RATES for kind in KINDS)]
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=settings.origins, allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",), expose_headers=shown,
+        )
+    ]  # fmt: skip
 
 
 class _Endpoint:
@@ -55,22 +82,19 @@ class _Endpoint:
     def __init__(self, server: Server, methods: dict[str, Route]) -> None:
         self._server = server
         self._methods = methods
+        self._other = Route(method="GET", path="*", handler=self._refuse)
+        self._socket = next((route for route in methods.values() if route.chunk is not None), self._other)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":
-            await self._server.refuse_socket(receive, send)
+        """One request, or one WebSocket."""
+        if scope["type"] == "websocket":
+            await converse(self._server, self._socket, scope, receive, send)
             return
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        route = self._methods.get(method) or Route(
-            method="GET", path="*", handler=_no_method if self._methods else _no_path
-        )
-        await self._server.answer(route, scope, receive, send)
+        await self._server.answer(self._methods.get(method, self._other), scope, receive, send)
 
-
-async def _no_path(_: Call, __: None) -> Reply:
-    raise Rejected(404, "There is nothing at this path. /openapi.json lists what there is.", code="not_found")
-
-
-async def _no_method(_: Call, __: None) -> Reply:
-    raise Rejected(405, "This path is there, and not for this method. /openapi.json says what it takes.")
+    async def _refuse(self, _: Call, __: None) -> Reply:
+        if not self._methods:
+            raise Rejected(404, "There is nothing at this path. /openapi.json lists what there is.", code="not_found")
+        allowed = ", ".join([*self._methods, *(["HEAD"] if "GET" in self._methods else [])])
+        raise Rejected(405, f"This path takes {allowed}.", code="method_not_allowed", headers={"Allow": allowed})

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from openbook.chat import Message, Sampling, Terms, Tool, ToolUse
-from openbook.errors import InputError
+from openbook.errors import GrammarError, InputError
 from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
 from openbook.serve.settings import Settings
 from openbook.serve.wire.basics import Choosing, Format, FormatObject, FormatSchema, Structured
 from openbook.serve.wire.chat import ChatRequest, MessageIn, TextPart, ToolNamed
 from openbook.serve.wire.completions import CompletionRequest
+from openbook.serve.wire.responses import ResponseRequest
 
 COMPLETION_TOKENS = 16  # of a completion that does not say, as the API has it
 FORBIDDEN = -100.0  # a bias that means: never
@@ -67,6 +68,13 @@ def _bias(bias: dict[str, float] | None) -> dict[int, float]:
 
 def grammar_of(form: Format | None, structured: Structured | None) -> Grammar | None:
     """What the answer must be."""
+    try:
+        return _grammar_of(form, structured)
+    except InputError as error:
+        raise GrammarError(str(error)) from error
+
+
+def _grammar_of(form: Format | None, structured: Structured | None) -> Grammar | None:
     if structured is None:
         if isinstance(form, FormatSchema):
             return Schema.of(form.json_schema.schema)
@@ -88,6 +96,13 @@ def grammar_of(form: Format | None, structured: Structured | None) -> Grammar | 
     return found
 
 
+def check_stream(asked: Choosing | ResponseRequest) -> None:
+    """What says how a stream is to be is refused where there is none."""
+    for name, value in (("stream_options", asked.stream_options), ("buffer", asked.buffer)):
+        if value is not None and not asked.stream:
+            raise InputError(f"`{name}` is about a stream: ask for one (`stream`: true), or leave it out.")
+
+
 def terms_of(asked: Choosing, tenant: str, settings: Settings) -> Terms:
     """How the request stands among the others."""
     limits = [seconds for seconds in (asked.timeout, settings.timeout) if seconds is not None]
@@ -96,7 +111,7 @@ def terms_of(asked: Choosing, tenant: str, settings: Settings) -> Terms:
 
 def message_of(given: MessageIn) -> Message:
     """A message as the waist has it."""
-    value = {name: part for name, part in msgspec.to_builtins(given).items() if part is not None}
+    value = {name: part for name, part in msgspec.to_builtins(given).items() if part not in (None, [])}
     return Message.of(value)
 
 

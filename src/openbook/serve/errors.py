@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from openbook.errors import (
     Busy,
+    GrammarError,
     InputError,
     OpenbookError,
     Overdue,
@@ -26,6 +27,9 @@ from openbook.serve.wire.basics import ErrorOut, ErrorReply
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
 _QUOTED = re.compile(r"`([a-z_0-9]+)`")
+_GRAMMARS = ("structured_outputs", "response_format", "text", "tools")  # parameters that hold output to a grammar
+_WORDS = {"stop_ids": "stop_token_ids", "trim": "truncate"}  # of the waist, and of requests
+GRAMMAR = "invalid_grammar"
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
@@ -44,6 +48,17 @@ class Rejected(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
+
+    def about(self, request: msgspec.Struct | None, subject: str | None) -> Rejected:
+        """Itself, with the parameter that it is about: the first of the request's that its words name, or `subject`."""
+        if self.status == 400 and self.param is None and request is not None:
+            if self.code == GRAMMAR:
+                given = msgspec.structs.asdict(request)
+                self.param = next((name for name in _GRAMMARS if given.get(name) is not None), None)
+            else:
+                named = (_WORDS.get(name, name) for name in _QUOTED.findall(self.message))
+                self.param = next((name for name in named if name in request.__struct_fields__), subject)
+        return self
 
     @property
     def body(self) -> ErrorReply:
@@ -70,8 +85,10 @@ def rejected(error: BaseException) -> Rejected:
             return _invalid(str(error))
         case msgspec.DecodeError():
             return Rejected(400, f"The body is not JSON: {error}.", code="invalid_json")
+        case GrammarError():
+            return Rejected(400, str(error), code=GRAMMAR)
         case TooLong():
-            return Rejected(400, str(error), code="context_length_exceeded", param="messages")
+            return Rejected(400, str(error), code="context_length_exceeded")
         case Busy():
             return busy(str(error), error.retry_after)
         case Overdue() | TimeoutError():
@@ -81,8 +98,7 @@ def rejected(error: BaseException) -> Rejected:
         case RemoteError():
             return Rejected(502, str(error), code="bad_gateway")
         case InputError() | Refusal() | TokenizerError():
-            named = _QUOTED.search(str(error))
-            return Rejected(400, str(error), param=named[1] if named else None)
+            return Rejected(400, str(error))
         case OpenbookError():
             return Rejected(500, str(error), code="failed")
     return Rejected(500, "The server failed at this request; its log says why.", code="failed")
@@ -96,7 +112,7 @@ def busy(message: str, seconds: float) -> Rejected:
 def _invalid(message: str) -> Rejected:
     """What does not fit the types: which parameter, and why."""
     at = _PATH.search(message)
-    path = at["path"] if at else ""
+    path = at["path"].replace("[...]", "") if at else ""  # a key of a mapping, which is not said
     if found := _FIELD.search(message):
         path = f"{path}.{found['name']}".lstrip(".")
     if "unknown field" in message:

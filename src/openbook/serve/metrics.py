@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from openbook.chat import Delta, Usage
+from openbook.serve.errors import Rejected
 
 if TYPE_CHECKING:
     from openbook.serve.route import Call, Route
     from openbook.serve.server import Server
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+GROWING = {  # numbers of an engine that only grow
+    "prompt_tokens", "output_tokens", "prefix_hit_tokens", "preemptions", "steps", "failures", "seconds_in_model",
+}  # fmt: skip
 BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -27,6 +32,15 @@ class Gauges(Protocol):
 
     def gauges(self) -> Mapping[str, float]:
         """Numbers as they stand, by name."""
+        ...
+
+
+@runtime_checkable
+class Queued(Protocol):
+    """Knows how long its requests wait."""
+
+    def waits(self) -> tuple[list[tuple[float, int]], float]:
+        """How many waited at most so many seconds, for rising bounds up to infinity; and all seconds together."""
         ...
 
 
@@ -65,26 +79,46 @@ class Metrics:
         if running is not None and running.stopped is not None:
             self.cancels.labels(running.stopped).inc()
 
+    def rejected(self, refusal: Rejected) -> None:
+        """A request was refused, or broke. Codes are the words of this program, never the caller's."""
+        self.rejects.labels(str(refusal.status), refusal.code or "").inc()
+
     async def metered(self, call: Call, stream: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
-        """The deltas of an answer, watched by the clock; what it used is counted."""
-        last, first = time.monotonic(), True
-        between, times = self.between.labels(call.model), self.first.labels(call.model)
-        async with aclosing(stream) as deltas:  # type: ignore[type-var]  # all of ours are generators
-            async for delta in deltas:
-                now = time.monotonic()
-                (times if first else between).observe(now - last)
-                last, first = now, False
-                if call.running is not None:
-                    call.running.tokens += 1
-                if delta.usage is not None:
-                    self.used(call, delta.usage)
-                yield delta
+        """The deltas of an answer, watched by the clock; what it used is counted, and what one used that was left."""
+        between, clock = self.between.labels(call.model).observe, time.monotonic
+        last, said, usage, running = 0.0, 0, None, call.running
+        if running is not None:
+            running.model = call.model
+        try:
+            async with aclosing(stream) as deltas:  # type: ignore[type-var]  # all of ours are generators
+                async for delta in deltas:
+                    now = clock()
+                    if last:
+                        between(now - last)
+                    elif call.first is None:
+                        call.first = now - call.began
+                        self.first.labels(call.model).observe(call.first)
+                    last = now
+                    said += 1
+                    if running is not None:
+                        running.tokens += 1
+                    if delta.finish is not None:
+                        call.finishes.append(delta.finish)
+                    usage = delta.usage or usage
+                    yield delta
+        finally:
+            self.used(call, usage or Usage(completion_tokens=said))
 
     def used(self, call: Call, usage: Usage) -> None:
         """What a request read and wrote."""
         self.tokens.labels(call.model, "prompt").inc(usage.prompt_tokens)
         self.tokens.labels(call.model, "cached").inc(usage.cached_tokens)
         self.tokens.labels(call.model, "completion").inc(usage.completion_tokens)
+        call.usage = Usage(
+            prompt_tokens=call.usage.prompt_tokens + usage.prompt_tokens,
+            completion_tokens=call.usage.completion_tokens + usage.completion_tokens,
+            cached_tokens=call.usage.cached_tokens + usage.cached_tokens,
+        )
 
     def page(self) -> bytes:
         """All of it, as Prometheus reads it."""
@@ -98,14 +132,33 @@ class _Standing(Collector):
         self._server = server
 
     def collect(self) -> Iterable[Metric]:
-        """Requests at work, and the gauges of every endpoint that has some."""
-        yield GaugeMetricFamily("openbook_requests_at_work", "Requests at work", value=len(self._server.board))
-        families: dict[str, GaugeMetricFamily] = {}
-        for name, served in self._server.models.all.items():
-            if not isinstance(served.endpoint, Gauges):
+        """Requests at work, and what every endpoint knows of itself."""
+        server = self._server
+        yield GaugeMetricFamily("openbook_requests_at_work", "Requests at work", value=len(server.board))
+        yield GaugeMetricFamily("openbook_ready", "Whether work is taken", value=server.unready is None)
+        yield GaugeMetricFamily("openbook_start_time_seconds", "When the server began, since 1970", value=server.began)
+        waits = HistogramMetricFamily("openbook_queue_seconds", "From a request to its first step", labels=["model"])
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for name, served in server.models.all.items():
+            if served.parent is not None:  # an adapter: what it runs on speaks for itself
                 continue
-            for key, value in served.endpoint.gauges().items():
-                if key not in families:
-                    families[key] = GaugeMetricFamily(f"openbook_engine_{key}", key.replace("_", " "), labels=["model"])
-                families[key].add_metric([name], value)
+            if isinstance(served.endpoint, Queued):
+                buckets, seconds = served.endpoint.waits()
+                shown = [("+Inf" if bound == math.inf else str(bound), float(count)) for bound, count in buckets]
+                waits.add_metric([name], shown, seconds)
+            if isinstance(served.endpoint, Gauges):
+                for key, value in served.endpoint.gauges().items():
+                    _family(families, key).add_metric([name], value)
+        yield waits
         yield from families.values()
+
+
+def _family(families: dict[str, GaugeMetricFamily | CounterMetricFamily], key: str) -> Any:
+    """Where a number of an engine goes: a counter, where its name says that it only grows."""
+    if key not in families:
+        name, words = f"openbook_engine_{key}", key.replace("_", " ")
+        if key in GROWING:
+            families[key] = CounterMetricFamily(name, f"{words} of an engine, so far", labels=["model"])
+        else:
+            families[key] = GaugeMetricFamily(name, f"{words} of an engine, now", labels=["model"])
+    return families[key]

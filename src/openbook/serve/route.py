@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Send
 
+from openbook.chat import Usage
+from openbook.serve.events import Sse, Wire
 from openbook.serve.gate import Access, Caller
 from openbook.serve.running import Running
 
@@ -25,8 +29,22 @@ class Call:
     caller: Caller
     path: dict[str, str] = field(default_factory=dict)
     query: Any = None  # of the type that the route says
+    wire: Callable[[Send, list[tuple[bytes, bytes]]], Wire] = Sse  # where a reply in chunks goes
+    headers: dict[str, str] = field(default_factory=dict)  # of the reply: what is left to the caller
     model: str = ""  # which one it came to, for logs and metrics
     running: Running | None = None
+    began: float = field(default_factory=time.monotonic)
+    bytes: int = 0  # of its body
+    first: float | None = None  # seconds to the first of its answer
+    usage: Usage = field(default_factory=Usage)  # as far as it is known
+    finishes: list[str] = field(default_factory=list)  # how its choices ended
+
+    @property
+    def price(self) -> int:
+        """Tokens that the caller pays for. Of a prompt whose answer was left before its end nobody said how many it
+        had: then a token is four bytes."""
+        left = self.running is not None and self.running.stopped is not None
+        return self.usage.total_tokens + (self.bytes // 4 if left and not self.usage.prompt_tokens else 0)
 
 
 @dataclass(frozen=True)
@@ -54,5 +72,6 @@ class Route:
     query: type[msgspec.Struct] | None = None
     access: Access = "user"
     summary: str = ""
+    subject: str | None = None  # the parameter that an error is about which names none
     works: bool = False  # takes the model's time: counted, watched, refused while draining
     media: str = "application/json"

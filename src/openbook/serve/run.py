@@ -2,6 +2,7 @@
 
 first SIGTERM or Ctrl-C    new work is refused (503), what runs is finished, then the process ends (status 0)
 second                     what runs is stopped, with an error that says so
+SIGHUP                     the file of keys is read again
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -20,10 +25,13 @@ from starlette.applications import Starlette
 
 from openbook.errors import OpenbookError
 from openbook.serve.app import make_app
+from openbook.serve.connection import Connection
+from openbook.serve.logs import Handler
 from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
 
+SPARE = 128  # files that are open beside connections
 GRACE = 5  # seconds that connections are given once nothing runs any more
 
 
@@ -36,14 +44,15 @@ class Listener(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http="httptools",
+                http=partial(Connection, settings),  # type: ignore[arg-type]  # called as the class would be
                 ws="websockets-sansio",
+                ws_max_size=settings.body,
+                ws_per_message_deflate=False,  # a small message cannot become a large one, and tokens are short
                 loop="uvloop",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                limit_concurrency=settings.connections,
                 timeout_graceful_shutdown=GRACE,
                 backlog=4096,
             )
@@ -56,6 +65,8 @@ class Listener(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """From here on it listens."""
         self._loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread() and self.server.settings.api_keys is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self.server.gate.reload)
         await super().startup(sockets)
         for listening in self.servers[0].sockets:
             _forget_the_dead(listening, self.server.settings.stall)
@@ -102,7 +113,9 @@ def _forget_the_dead(listening: socket.socket, seconds: float) -> None:
 
 def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
     """Listens, loads the models, serves until a signal ends it. What cannot be loaded ends it with its error."""
+    settings = _fitted(settings)
     listener = Listener(make_app((), settings, ready=False), settings)
+    logging.getLogger().addHandler(Handler(listener.server.log))
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -125,6 +138,12 @@ def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
         listener.run()
     if failed:
         raise failed[0]
+
+
+def _fitted(settings: Settings) -> Settings:
+    """With no more connections than there are files that this process may open: beyond, nobody would be told."""
+    room = max(1, raise_limits() - SPARE)
+    return settings if settings.connections <= room else replace(settings, connections=room)
 
 
 def _check_free(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from openbook.chat import Message, Sampling, capabilities, require
 from openbook.chat.protocols import DEFAULT
 from openbook.chat.rows import Row, Text
-from openbook.errors import ConfigError, alike
+from openbook.errors import ConfigError, Refusal, alike
 from openbook.serve.errors import Rejected
 
 P = TypeVar("P")
@@ -102,8 +102,15 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def require(self, protocol: type[P]) -> P:
-        """Its endpoint, where it can do that; a Refusal (400) that says what it can do where it cannot."""
-        return require(self.endpoint, protocol)
+        """Its endpoint, where it can do that; a 400 that says what it can do where it cannot."""
+        try:
+            return require(self.endpoint, protocol)
+        except Refusal:
+            raise Rejected(
+                400,
+                f"The model {self.name!r} does not do what this route needs. It can: {', '.join(self.can).lower()}.",
+                code="not_supported", param="model",
+            ) from None  # fmt: skip
 
     @property
     def can(self) -> tuple[str, ...]:

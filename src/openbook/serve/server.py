@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -18,12 +18,15 @@ from starlette.types import Message, Receive, Scope, Send
 from openbook.serve.errors import Rejected, busy, rejected
 from openbook.serve.events import Sse, Wire, pump, watch
 from openbook.serve.gate import Gate
-from openbook.serve.logs import Log
+from openbook.serve.logs import Log, remote_of
 from openbook.serve.metrics import Metrics
+from openbook.serve.reading import read
 from openbook.serve.route import Call, Route, Stream
 from openbook.serve.running import Board, Running
 from openbook.serve.served import Models, Mortal, Served
 from openbook.serve.settings import Settings
+from openbook.serve.sockets import Socket
+from openbook.serve.spans import traces
 from openbook.serve.stored import Stored
 
 ID = "x-request-id"
@@ -36,22 +39,26 @@ class Server:
         self.settings = settings or Settings()
         self.models = Models(served)
         self.routes = tuple(routes)
-        self.gate = Gate(self.settings)
+        self.log = Log(self.settings)
+        self.gate = Gate(self.settings, self.log)
         self.board = Board()
         self.metrics = Metrics(self)
-        self.log = Log(self.settings)
+        self.tracing = traces(self.settings)
         self.stored = Stored(self.settings)
         self.wires: dict[str, Wire] = {}
         self.ready = False
         self.draining = False
         self.began = time.time()
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """The event loop runs."""
-        self._watch = asyncio.ensure_future(watch(self.board, self.wires, self.settings))
+        self._watches = [
+            asyncio.ensure_future(watch(self.board, self.wires, self.settings)),
+            asyncio.ensure_future(self.gate.watch()),
+        ]
 
     def become_ready(self, url: str = "") -> None:
         """From now on it takes work."""
@@ -76,10 +83,12 @@ class Server:
     async def close(self) -> None:
         """The end."""
         self.ready = False
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in self._watches:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watch
+                await task
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     @property
     def unready(self) -> str | None:
@@ -96,37 +105,43 @@ class Server:
     # -- a request ----------------------------------------------------------------------------------------------------
 
     async def answer(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """The way of one HTTP request: in, its body, its work, its reply."""
-        headers = Headers(scope=scope)
+        """The way of one request, by HTTP or as a message of a WebSocket: in, its body, its work, its reply."""
+        headers, socket = Headers(scope=scope), scope["type"] == "websocket"
         number = headers.get(ID, "")
         if not (number.isascii() and number.isprintable() and 0 < len(number) <= 128) or number in self.board.by_id:
             number = "req-" + secrets.token_hex(12)
-        began, status, call = time.monotonic(), 500, None
+        began, status, call, request = time.monotonic(), 500, None, None
+        span = None if self.tracing is None else self.tracing.begin(route, headers)
         try:
-            caller = self.gate.admit(headers, route.access)
+            caller = self.gate.admit(headers, route.access, websocket=socket)
             call = Call(server=self, id=number, caller=caller, path=dict(scope.get("path_params", {})))
+            call.wire = Socket if socket else Sse
+            if route.works or route.request is not None:
+                call.headers = self.gate.count(caller)
             call.query = _query(route, scope)
-            request = await self._read(route, headers, receive)
+            request = await self._read(route, call, headers, receive)
+            self.gate.check(caller, call.path, request)
             status = await self._work(route, call, request, receive, send)
         except ClientDisconnect:
             status = 499
         except Exception as error:
-            refusal = rejected(error)
+            refusal = rejected(error).about(request, route.subject)
             status = refusal.status
+            self.metrics.rejected(refusal)
             if status >= 500 and not isinstance(error, Rejected):
                 self.log.failure(number, error)
             if call is None or call.running is None or not call.running.begun:
-                await self._send(refusal.response(), number, scope, receive, send)
+                await self._send(refusal.response(), number, scope, receive, send, call)
         finally:
-            self.metrics.answered(route, call, status, time.monotonic() - began)
-            self.log.request(route, call, number, status, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            if call is not None:
+                self.gate.charge(call.caller, call.price)
+            self.metrics.answered(route, call, status, seconds)
+            self.log.request(route, call, number, status, seconds, remote_of(scope))
+            if span is not None and self.tracing is not None:
+                self.tracing.end(span, call, number, status)
 
-    async def refuse_socket(self, receive: Receive, send: Send) -> None:
-        """A WebSocket where there is none."""
-        await receive()
-        await send({"type": "websocket.close", "code": 1008})
-
-    async def _read(self, route: Route, headers: Headers, receive: Receive) -> Any:
+    async def _read(self, route: Route, call: Call, headers: Headers, receive: Receive) -> Any:
         """The body as its type; bounded in bytes and time."""
         if route.request is None:
             return None
@@ -154,7 +169,11 @@ class Server:
             raise Rejected(408, "The body of the request did not arrive in time.", code="timeout") from None
         if size > limit:
             raise Rejected(413, f"The body has more than {limit} bytes, the most that is read.", code="too_large")
-        return msgspec.json.decode(b"".join(parts) or b"{}", type=route.request)
+        call.bytes = size
+        request = read(b"".join(parts) or b"{}", route.request)
+        if self.settings.log_prompts:
+            self.log.say("asked", id=call.id, body=msgspec.to_builtins(request))
+        return request
 
     async def _work(self, route: Route, call: Call, request: Any, receive: Receive, send: Send) -> int:
         """Runs the handler and sends what it says, for as long as somebody listens; the status."""
@@ -166,8 +185,9 @@ class Server:
             raise Rejected(503, str(self.unready), code="unavailable", headers={"Retry-After": "5"})
         if len(self.board) >= self.settings.requests:
             raise busy(f"{len(self.board)} requests are at work, the most that are taken.", 1.0)
-        running = call.running = Running(call.id, route.path, call.caller.name, task)
-        with self.board.entered(running):
+        running = Running(call.id, route.path, call.caller.name, task)
+        with self.gate.entered(call.caller), self.board.entered(running), self._limited(running, request):
+            call.running = running
             gone = asyncio.ensure_future(_gone(receive, running))
             try:
                 return await self._reply(route, call, request, receive, send)
@@ -178,11 +198,26 @@ class Server:
             finally:
                 gone.cancel()
 
+    @contextmanager
+    def _limited(self, running: Running, request: msgspec.Struct | None) -> Iterator[None]:
+        """Stops what is not done in its time, whether or not its endpoint looks at the clock."""
+        asked = None if request is None else msgspec.structs.asdict(request).get("timeout")
+        limit = min((seconds for seconds in (asked, self.settings.timeout) if seconds is not None), default=None)
+        if limit is None:
+            yield
+            return
+        alarm = asyncio.get_running_loop().call_later(limit, running.stop, "timeout")
+        try:
+            yield
+        finally:
+            alarm.cancel()
+
     async def _reply(self, route: Route, call: Call, request: Any, receive: Receive, send: Send) -> int:
         reply, running = await route.handler(call, request), call.running
         if isinstance(reply, Stream):
             assert running is not None, "what streams works"
-            wire = self.wires[call.id] = Sse(send, [(ID.encode(), call.id.encode())])
+            headers = {ID: call.id, **call.headers}
+            wire = self.wires[call.id] = call.wire(send, [(name.encode(), it.encode()) for name, it in headers.items()])
             try:
                 await pump(reply.chunks, wire, running, self.settings)
             finally:
@@ -192,11 +227,13 @@ class Server:
             reply = Response(msgspec.json.encode(reply), media_type="application/json")
         if running is not None:
             running.over = running.begun = True
-        await self._send(reply, call.id, {"type": "http"}, receive, send)
+        await self._send(reply, call.id, {"type": "http"}, receive, send, call)
         return reply.status_code
 
-    async def _send(self, reply: Response, number: str, scope: Scope, receive: Receive, send: Send) -> None:
-        reply.headers[ID] = number
+    async def _send(
+        self, reply: Response, number: str, scope: Scope, receive: Receive, send: Send, call: Call | None
+    ) -> None:
+        reply.headers.update({ID: number} | ({} if call is None else call.headers))
         await reply(scope, receive, send)
 
 

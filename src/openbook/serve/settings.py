@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from openbook.errors import ConfigError
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -25,6 +27,8 @@ class Settings:
     """Origins of pages that may read replies (CORS) and open WebSockets; none by default."""
     open_health: bool = False
     """Whether /health/live and /health/ready answer without a key, where there are keys."""
+    header: int = 32 << 10
+    """Bytes of a request's header at most; 431."""
     body: int = 8 << 20
     """Bytes of a request at most."""
     body_seconds: float = 30.0
@@ -50,11 +54,13 @@ class Settings:
     stored_seconds: float = 86_400.0
     """That each of them is kept."""
     log_prompts: bool = False
-    """Whether what is said is logged; by default only its length is."""
+    """Whether what is asked is logged; by default only its length in tokens is."""
+    tracing: bool = False
+    """Spans for OpenTelemetry; also on where OTEL_EXPORTER_OTLP_ENDPOINT says where they go."""
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("port", 0), ("body", 1), ("requests", 1), ("connections", 1),
+            ("port", 0), ("header", 256), ("body", 1), ("requests", 1), ("connections", 1),
             ("stored", 0), ("stored_bytes", 0),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -72,3 +78,8 @@ class Settings:
                 f"Without keys a server listens to this machine alone: got host {self.host!r}. Give a file of keys "
                 f"(--api-keys), or use {LOOPBACK[0]}."
             )
+        for origin in self.origins:
+            if origin == "*" and self.api_keys is not None:
+                raise ConfigError("`origins` cannot be `*` where there are keys: name the pages that may use them.")
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"An origin is a scheme and a host, such as https://chat.example: got {origin!r}.")

@@ -11,6 +11,7 @@ whole messages where deltas were asked for                  one delta
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from openbook.chat.messages import Delta, Finish, Logprob, ToolCallPart, Usage
 from openbook.errors import RemoteError
 
 DONE = "[DONE]"
+PART = re.compile(r"bytes:(?:\\x[0-9a-f]{2})+")  # the name of a token that is a part of a character
 FINISHES: Mapping[str, Finish] = {
     "stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
     "length": "length", "max_tokens": "length", "model_length": "length",
@@ -238,7 +240,7 @@ def logprobs_of(value: Any, tops: int) -> tuple[Logprob, ...]:
 def told_of(value: Mapping[str, Any], tops: int, *, cut: int = 0) -> Told:
     """The `logprobs` of a completion without the last `cut`, each with at most `tops` alternatives, best first.
 
-    They are told as texts: of a token that is a part of a character the bytes are lost.
+    They are told as texts: of a token that is a part of a character the bytes are lost, unless its name is "bytes:…".
     """
     tokens, numbers, others = (value.get(name) for name in ("tokens", "token_logprobs", "top_logprobs"))
     if not isinstance(tokens, list) or not isinstance(numbers, list):
@@ -264,7 +266,8 @@ def _plain(token: Any, number: Any) -> Logprob:
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise broken("a log-probability", number)
     text = text_of(token)
-    return Logprob(token=text, bytes=text.encode(), logprob=float(number))
+    raw = bytes.fromhex(text[6:].replace("\\x", "")) if PART.fullmatch(text) else text.encode()
+    return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=float(number))
 
 
 def _logprob(value: Any) -> Logprob:

@@ -21,8 +21,8 @@ async def load(call: Call, asked: LoadAdapter) -> Reply:
         raise InputError(f"The `lora_name` {asked.lora_name!r} is taken: give another, or unload that one first.")
     try:
         await asyncio.to_thread(served.endpoint.load_adapter, asked.lora_name, asked.lora_path)
-    except OpenbookError as error:
-        raise Rejected(400, str(error), param="lora_path") from error
+    except (OpenbookError, OSError, ValueError) as error:  # the last two: a name that no folder can have
+        raise Rejected(400, f"`lora_path` cannot be served: {error}", param="lora_path") from error
     made = served.adapted(asked.lora_name)
     models.add(made)
     return saying.model_of(made)

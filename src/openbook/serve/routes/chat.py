@@ -15,6 +15,7 @@ from openbook.serve.wire.chat import ChatChunk, ChatReply, ChatRequest
 
 async def chat(call: Call, asked: ChatRequest) -> Reply:
     """Answers a conversation."""
+    asking.check_stream(asked)
     stream = answered(call, asked)
     if asked.stream:
         return Stream(_chunks(call, asked, stream))
@@ -79,5 +80,6 @@ ROUTES = (
         chunk=ChatChunk,
         summary="Answer a conversation",
         works=True,
+        subject="messages",
     ),
 )

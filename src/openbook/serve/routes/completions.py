@@ -18,10 +18,13 @@ from openbook.serve.wire.completions import CompletionReply, CompletionRequest, 
 
 Prompt = str | list[int]
 AHEAD = 64  # chunks that are held for a reader of several prompts
+TOGETHER = 128  # prompts of one request that are worked on at once: the rest of them waits here, in nobody's way
+CHOICES = 4096  # that one request may ask for
 
 
 async def complete(call: Call, asked: CompletionRequest) -> Reply:
     """Continues prompts."""
+    asking.check_stream(asked)
     served = call.server.models.find(asked.model)
     call.model = served.name
     prompts = prompts_of(asked.prompt)
@@ -30,6 +33,10 @@ async def complete(call: Call, asked: CompletionRequest) -> Reply:
     sampling = asking.sampling_of(asked, replace(served.defaults, max_tokens=asking.COMPLETION_TOKENS), None)
     if asked.echo and asked.logprobs is not None:
         sampling = replace(sampling, prompt_logprobs=asked.logprobs)
+    if len(prompts) * sampling.n > CHOICES:
+        raise InputError(
+            f"`prompt` and `n` ask for {len(prompts) * sampling.n} choices: at most {CHOICES} are written."
+        )
     terms = asking.terms_of(asked, call.caller.name, call.server.settings)
     endpoint = served.require(Complete)
     texts = [await _text(served, prompt) if asked.echo else "" for prompt in prompts]
@@ -149,17 +156,18 @@ def _sum(one: Usage, other: Usage | None) -> Usage:
 
 
 async def merged(streams: Sequence[AsyncIterator[Delta]]) -> AsyncIterator[tuple[int, Delta]]:
-    """The deltas of all streams as they come, each with the place of its stream. The first error ends all."""
+    """The deltas of streams as they come, each with the place of its stream. The first error ends all."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:  # type: ignore[type-var]  # all of ours are generators
             async for delta in only:
                 yield 0, delta
         return
     queue: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue(AHEAD)
+    room = asyncio.Semaphore(TOGETHER)
 
     async def read(place: int, stream: AsyncIterator[Delta]) -> None:
         try:
-            async with aclosing(stream) as deltas:  # type: ignore[type-var]
+            async with room, aclosing(stream) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
                     await queue.put((place, delta))
         except Exception as error:
@@ -194,5 +202,6 @@ ROUTES = (
         chunk=CompletionReply,
         summary="Continue texts",
         works=True,
+        subject="prompt",
     ),
 )

@@ -20,8 +20,9 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def models(call: Call, _: None) -> Reply:
-    """Every name."""
-    return ModelList(data=[saying.model_of(served) for served in call.server.models.all.values()])
+    """Every name that the caller may use."""
+    mine = [served for name, served in call.server.models.all.items() if call.caller.may(name)]
+    return ModelList(data=[saying.model_of(served) for served in mine])
 
 
 async def model(call: Call, _: None) -> Reply:
@@ -49,7 +50,8 @@ async def metrics(call: Call, _: None) -> Reply:
 
 async def openapi(call: Call, _: None) -> Reply:
     """What can be asked here, and how."""
-    return Response(msgspec.json.encode(document(call.server.routes)), media_type="application/json")
+    page = document(call.server.routes, keys=call.server.settings.api_keys is not None)
+    return Response(msgspec.json.encode(page), media_type="application/json")
 
 
 async def board(call: Call, _: None) -> Reply:
@@ -60,7 +62,7 @@ async def board(call: Call, _: None) -> Reply:
         data=[
             RunningOut(
                 id=one.id, path=one.path, model=one.model, caller=one.caller,
-                seconds=round(now - one.began, 3), chunks=one.chunks,
+                seconds=round(now - one.began, 3), tokens=one.tokens, chunks=one.chunks,
             )
             for one in mine
         ]
@@ -109,10 +111,10 @@ ROUTES = (
     Route(method="POST", path="/v1/requests/{id}/cancel", handler=cancel, reply=Stopped, summary="Stop a request"),
     Route(
         method="POST", path="/tokenize", handler=tokenize, request=TokenizeRequest, reply=TokenizeReply,
-        summary="Ids of a text or a conversation",
+        subject="messages", summary="Ids of a text or a conversation",
     ),
     Route(
         method="POST", path="/detokenize", handler=detokenize, request=DetokenizeRequest, reply=DetokenizeReply,
-        summary="Text of ids",
+        subject="tokens", summary="Text of ids",
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from openbook.chat import Delta, Usage
+from openbook.serve.asking import check_stream
 from openbook.serve.buffering import buffered
 from openbook.serve.errors import Rejected, rejected
 from openbook.serve.items import chat_of
@@ -24,6 +25,7 @@ from openbook.serve.wire.responses import InputText, Item, MessageItem, Response
 
 async def respond(call: Call, asked: ResponseRequest) -> Reply:
     """Answers a conversation of items."""
+    check_stream(asked)
     items = items_of(asked.input)
     earlier: tuple[Item, ...] = ()
     if asked.previous_response_id is not None:
@@ -50,7 +52,7 @@ def _response(call: Call, asked: ResponseRequest) -> ResponseOut:
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         tool_choice=asked.tool_choice or "auto",
         tools=asked.tools or [],
-        text=asked.text or TextAsked(format=FormatText()),
+        text=TextAsked(format=(asked.text and asked.text.format) or FormatText()),
         store=bool(asked.store),
         truncation=asked.truncation or "disabled",
         temperature=defaults.temperature if asked.temperature is None else asked.temperature,
@@ -71,7 +73,7 @@ async def _events(
     items: tuple[Item, ...],
 ) -> AsyncIterator[ResponseEvent]:
     """The events of a response; it begins with its first delta, so that what cannot be served is a status."""
-    if asked.stream and asked.buffer in ("word", "sentence"):
+    if asked.buffer in ("word", "sentence"):
         stream = buffered(stream, asked.buffer)
     begun, usage = False, Usage()
     try:
@@ -154,7 +156,7 @@ async def cancel(call: Call, _: None) -> Reply:
 ROUTES = (
     Route(
         method="POST", path="/v1/responses", handler=respond, request=ResponseRequest, reply=ResponseOut,
-        chunk=ResponseEvent, summary="Answer a conversation of items", works=True,
+        chunk=ResponseEvent, summary="Answer a conversation of items", works=True, subject="input",
     ),
     Route(method="GET", path="/v1/responses/{id}", handler=find, reply=ResponseOut, summary="A response that was kept"),
     Route(

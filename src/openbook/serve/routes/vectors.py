@@ -89,5 +89,6 @@ ROUTES = (
         reply=EmbeddingReply,
         summary="Turn texts into vectors",
         works=True,
+        subject="input",
     ),
 )

@@ -114,7 +114,7 @@ class Choosing(Asked):
     typical_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10.0)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     """Id, as text, to what is added to its logit; -100 forbids it."""
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
@@ -134,6 +134,7 @@ class Choosing(Asked):
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     store: bool | None = None
 
 

@@ -23,7 +23,8 @@ PROMPTS = {
     ]
 }
 
-Prompts = Annotated[str | Annotated[list[str | Id | list[Id]], Meta(min_length=1)], instead(PROMPTS)]
+Ids = Annotated[list[Id], Meta(min_length=1)]
+Prompts = Annotated[str | Annotated[list[str | Id | Ids], Meta(min_length=1)], instead(PROMPTS)]
 
 
 class CompletionRequest(Choosing, kw_only=True):

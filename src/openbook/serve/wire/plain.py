@@ -43,13 +43,14 @@ class Stopped(Said):
 
 
 class RunningOut(Said):
-    """A request at work."""
+    """A request at work. `tokens`: written so far, as far as its deltas tell; `chunks`: sent so far."""
 
     id: str
     path: str
     model: str
     caller: str
     seconds: float
+    tokens: int
     chunks: int
 
 
