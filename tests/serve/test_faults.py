@@ -296,3 +296,23 @@ def test_sixty_people_of_whom_many_leave(folder: Path) -> None:
         assert crowd.ends["left"] > 10
         assert crowd.statuses[200] + crowd.ends["left"] == crowd.begun == 60
         assert engine.core.stats.failures == 0
+
+
+def test_a_prompt_of_megabytes_stops_nobody_else(narrow: Serving) -> None:
+    text = "The fox crossed the river and nobody in the house knew. " * 10_000
+
+    def ask_all() -> None:
+        for path, body in (
+            (CHAT, asking() | {"messages": [{"role": "user", "content": text}]}),
+            ("/v1/completions", {"model": "tiny", "prompt": text}),
+        ):
+            reply = narrow.http.post(path, json=body)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+    asker = threading.Thread(target=ask_all)
+    asker.start()
+    others = 0
+    while asker.is_alive():
+        assert ask(narrow.port, "/health/live")[0] == 200
+        others += 1
+    assert others > 15

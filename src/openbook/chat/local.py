@@ -31,6 +31,7 @@ from openbook.generate.requests import Token
 from openbook.generate.sampling import Sampling
 from openbook.nn.model import LanguageModel
 from openbook.text import Tokenizer
+from openbook.text.sealed import LONG
 
 
 class Local:
@@ -116,7 +117,7 @@ class Local:
 
     async def tokenize(self, text: str) -> list[int]:
         """Ids of `text`, nothing around them."""
-        return self.tokenizer.encode(text)
+        return await asyncio.to_thread(self.tokenizer.encode, text) if len(text) > LONG else self.tokenizer.encode(text)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -18,6 +19,9 @@ from openbook.serve.running import Running
 
 if TYPE_CHECKING:
     from openbook.serve.server import Server
+
+T = TypeVar("T")
+LONG = 1 << 14  # bytes of a request; of text, as many take some milliseconds to be tokenised
 
 
 @dataclass(eq=False, kw_only=True)
@@ -38,6 +42,10 @@ class Call:
     first: float | None = None  # seconds to the first of its answer
     usage: Usage = field(default_factory=Usage)  # as far as it is known
     finishes: list[str] = field(default_factory=list)  # how its choices ended
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Does what takes the longer the longer the request is; beside the event loop, where that is long."""
+        return work() if self.bytes < LONG else await asyncio.to_thread(work)
 
     @property
     def price(self) -> int:

@@ -39,6 +39,9 @@ def checked_text(value: str) -> str:
     return value
 
 
+LONG = 1 << 13  # characters
+
+
 class Sealed:
     """The sealed twin of `original`. `names` maps the content of each special token to its secret name."""
 
@@ -89,6 +92,8 @@ class Sealed:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing added before or after."""
+        if len(text) > LONG:  # as a batch it lets other threads of this process run meanwhile
+            return self.encode_batch([text])[0]
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 from openbook.chat import Chat, Delta, Usage, collect_all
 from openbook.serve import asking, saying
@@ -16,7 +17,7 @@ from openbook.serve.wire.chat import ChatChunk, ChatReply, ChatRequest
 async def chat(call: Call, asked: ChatRequest) -> Reply:
     """Answers a conversation."""
     asking.check_stream(asked)
-    stream = answered(call, asked)
+    stream = await call.aside(partial(answered, call, asked))
     if asked.stream:
         return Stream(_chunks(call, asked, stream))
     answers = await collect_all(stream)

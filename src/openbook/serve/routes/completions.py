@@ -40,9 +40,8 @@ async def complete(call: Call, asked: CompletionRequest) -> Reply:
     terms = asking.terms_of(asked, call.caller.name, call.server.settings)
     endpoint = served.require(Complete)
     texts = [await _text(served, prompt) if asked.echo else "" for prompt in prompts]
-    streams = [
-        call.server.metrics.metered(call, endpoint.complete(prompt, sampling, terms=terms)) for prompt in prompts
-    ]
+    answers = await call.aside(lambda: [endpoint.complete(prompt, sampling, terms=terms) for prompt in prompts])
+    streams = [call.server.metrics.metered(call, answer) for answer in answers]
     if asked.buffer in ("word", "sentence"):
         streams = [buffered(stream, asked.buffer) for stream in streams]
     chunks = _choices(asked, sampling, texts, streams)

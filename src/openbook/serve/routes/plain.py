@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import msgspec
 from starlette.responses import Response
@@ -85,9 +86,10 @@ async def tokenize(call: Call, asked: TokenizeRequest) -> Reply:
     if (asked.prompt is None) == (asked.messages is None):
         raise Rejected(400, "Give `prompt` (a text) or `messages` (a conversation), one of the two.", param="prompt")
     if asked.messages is not None:
-        ids = served.require(Conversing).prompt_of([asking.message_of(message) for message in asked.messages])
+        said = [asking.message_of(message) for message in asked.messages]
+        ids = await call.aside(partial(served.require(Conversing).prompt_of, said))
     elif asked.add_special_tokens:
-        ids = served.require(Conversing).prompt_of(asked.prompt or "")
+        ids = await call.aside(partial(served.require(Conversing).prompt_of, asked.prompt or ""))
     else:
         ids = await served.require(Tokenize).tokenize(asked.prompt or "")
     return TokenizeReply(tokens=ids, count=len(ids), max_model_len=served.context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ async def respond(call: Call, asked: ResponseRequest) -> Reply:
     earlier: tuple[Item, ...] = ()
     if asked.previous_response_id is not None:
         earlier = call.server.stored.find(call.caller.name, asked.previous_response_id, "previous_response_id").said
-    stream = answered(call, chat_of(asked, [*earlier, *items]))
+    stream = await call.aside(partial(answered, call, chat_of(asked, [*earlier, *items])))
     responding = Responding(_response(call, asked), bool(asked.include))
     events = _events(call, asked, responding, stream, (*earlier, *items), tuple(items))
     if asked.stream:
