@@ -124,10 +124,12 @@ def test_the_page_is_true_at_length(behind: str, request: pytest.FixtureRequest,
     serving: Serving = request.getfixturevalue(behind)
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
+    serving.http.post("/v1/completions", json={"model": "tiny", "prompt": "a"}, timeout=120)  # what is built is built
     done = subprocess.run(
         [
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run",
             f"{serving.url}/openapi.json", "--checks", "all", "--continue-on-failure",
+            "--request-timeout", "60",
             "--max-examples", "200" if behind == "scripted" else "60",
         ],
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.serve.test_schemathesis"},
