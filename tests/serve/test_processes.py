@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.raw import CHAT, Process, Raw, ask, asking, free, listens, process, scripted, until
+from tests.serve.raw import CHAT, SCRIPT, Process, Raw, ask, asking, free, listens, process, scripted, until
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -118,6 +118,19 @@ def test_a_port_that_is_taken_is_said() -> None:
             until(lambda: "Is another server there?" in second.said)
             assert f"127.0.0.1:{first.port}" in second.said
         assert ask(first.port, "/health/ready")[0] == 200
+
+
+def test_more_connections_than_files_are_refused_and_not_left_waiting() -> None:
+    few = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))\n"
+    with process("-c", few + SCRIPT, "0", "3", "0", "0", "30") as serving:
+        serving.ready()
+        crowd = [Raw(serving.port) for _ in range(60)]
+        heads = [one.ask().until(b"\r\n\r\n").split()[1] for one in crowd]
+        assert heads.count(b"200") >= 25
+        assert heads.count(b"503") >= 25
+        for one in crowd:
+            one.leave()
+        until(lambda: ask(serving.port, "/health/ready")[0] == 200)
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ two steps; what the engine has to say comes back through the caller's event loop
 before the next step. A reader who falls behind holds its request, and nobody else's.
 
 A step that fails ends the requests that were in it, and the thread goes on. After several in a row the engine is asked
-for one token. If it cannot write it, it is broken: everything ends with the cause, and nothing more is taken. If it can,
-it was the requests: somebody who asks again and again for what cannot be done stops nobody else.
+for one token. If it cannot write it, it is broken: everything ends with the cause, and nothing more is taken. If it
+can, it was the requests: somebody who asks again and again for what cannot be done stops nobody else.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -30,6 +31,7 @@ from openbook.serve.served import Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
 
+SPARE = 128  # files that are open beside connections
 GRACE = 5  # seconds that connections are given once nothing runs any more
 
 
@@ -111,6 +113,7 @@ def _forget_the_dead(listening: socket.socket, seconds: float) -> None:
 
 def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
     """Listens, loads the models, serves until a signal ends it. What cannot be loaded ends it with its error."""
+    settings = _fitted(settings)
     listener = Listener(make_app((), settings, ready=False), settings)
     logging.getLogger().addHandler(Handler(listener.server.log))
     failed: list[BaseException] = []
@@ -135,6 +138,12 @@ def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
         listener.run()
     if failed:
         raise failed[0]
+
+
+def _fitted(settings: Settings) -> Settings:
+    """With no more connections than there are files that this process may open: beyond, nobody would be told."""
+    room = max(1, raise_limits() - SPARE)
+    return settings if settings.connections <= room else replace(settings, connections=room)
 
 
 def _check_free(settings: Settings) -> None:
