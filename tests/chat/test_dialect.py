@@ -38,6 +38,7 @@ KNOWN = {
         separator="\n",
         end="<|/calls|>",
         as_text=True,
+        beside=False,
     ),
     "marked": Dialect(start="<|call|>[", separator=", ", end="]", keys=KEYS),
     "function": Dialect(opens="<function=", between=">", closes="</function>"),

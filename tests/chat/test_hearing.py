@@ -243,6 +243,11 @@ class TestReasoning:
         assert found == Heard(reasoning=call, calls=(("call_0", "f", "{}"),))  # type: ignore[arg-type]
 
 
+def test_content_gives_way_where_a_template_does_not_write_it_beside_calls(tokenizers: dict[str, Tokenizer]) -> None:
+    raw, dialect = said(tokenizers["fenced"], [("f", {"a": 1})], content="I look it up.")
+    assert heard([raw], dialect) == Heard(calls=(("call_0", "f", '{"a": 1}'),))  # type: ignore[arg-type]
+
+
 def test_arguments_of_the_past_must_be_objects(dialects: dict[str, Dialect]) -> None:
     call = ToolCall(id="1", name="f", arguments='{"a": ')
     talk = [Message(role="assistant", tool_calls=(call,))]

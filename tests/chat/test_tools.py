@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -144,6 +145,17 @@ class TestRequired:
         assert answers[0].tool_calls != answers[1].tool_calls
         assert answers[0].usage.completion_tokens == sum(len(answer.logprobs) for answer in answers)
         check_all(answers)
+
+    def test_the_same_alone_and_among_others(self, engine: Engine) -> None:
+        samplings = [replace(DRAWN, seed=seed, max_tokens=60) for seed in range(4)]
+
+        async def together() -> list[Answer]:
+            return await asyncio.gather(
+                *(collect(engine.chat(TALK, one, tools=[WEATHER], use=MUST)) for one in samplings)
+            )
+
+        alone = [ask(engine, one, tools=[WEATHER], use=MUST) for one in samplings]
+        assert [answer.tool_calls for answer in asyncio.run(together())] == [answer.tool_calls for answer in alone]
 
     def test_a_call_comes_in_parts(self, locals_: dict[str, Local]) -> None:
         use = ToolUse(mode="required", name="weather", parallel=False)

@@ -30,7 +30,7 @@ SENT: dict[str, dict[str, Any]] = {
         "messages": [
             *ASKED,
             {
-                "role": "assistant", "content": "Hello", "refusal": None, "annotations": None, "audio": None,
+                "role": "assistant", "content": "Hello", "refusal": None, "annotations": [], "audio": None,
                 "function_call": None, "tool_calls": None,
             },
             {"role": "user", "content": "And?"},

@@ -208,6 +208,22 @@ def test_a_request_is_its_callers_own(file: Path) -> None:
     asyncio.run(story())
 
 
+def test_what_is_kept_is_its_callers_own(file: Path) -> None:
+    async def story() -> None:
+        app = made(Settings(api_keys=file))
+        async with client(app, ALICE[0]) as alice, client(app, BOB[0]) as bob:
+            kept = (await alice.post("/v1/responses", json={"model": "tiny", "input": "Hi", "store": True})).json()
+            for path in (f"/v1/responses/{kept['id']}", f"/v1/responses/{kept['id']}/input_items"):
+                assert (await alice.get(path)).status_code == 200
+                assert (await bob.get(path)).status_code == 404
+            assert (await bob.delete(f"/v1/responses/{kept['id']}")).status_code == 404
+            follow = {"model": "other", "input": "And?", "previous_response_id": kept["id"]}
+            assert (await bob.post("/v1/responses", json=follow)).status_code == 404
+            assert (await alice.post("/v1/responses", json=follow)).status_code == 200
+
+    asyncio.run(story())
+
+
 def test_a_key_says_which_models_there_are(file: Path) -> None:
     async def story() -> None:
         app = made(Settings(api_keys=file))

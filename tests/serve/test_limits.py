@@ -314,6 +314,10 @@ def test_what_is_no_http_is_told_so() -> None:
             with raw(listener) as connection:
                 connection.sendall(garbage)
                 assert said(connection).startswith(b"HTTP/1.1 400")
+        with raw(listener) as connection:  # a WebSocket that begins with a body
+            upgrade = b"connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 9\r\n\r\n"
+            connection.sendall(b"GET /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n" + upgrade)
+            assert said(connection).startswith(b"HTTP/1.1 400")
         with raw(listener) as connection:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             assert b" 400 " in said(connection)[:14]

@@ -140,7 +140,7 @@ def test_a_delta_costs_little() -> None:
 
     plain = min(asyncio.run(spent(False)) for _ in range(3))
     watched = min(asyncio.run(spent(True)) for _ in range(3))
-    assert watched - plain < 0.4  # 20 µs each would be: it is a tenth of that
+    assert watched - plain < 0.4  # that is 20 µs each; measured: one
 
 
 def _headers() -> Any:

@@ -20,6 +20,8 @@ from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 
 from openbook.chat.scripted import Scripted
+from openbook.serve.keys import new_key
+from openbook.serve.settings import Settings
 from tests.serve.conftest import Serving, serving_of
 
 # What schema and types both see. A request that the page allows may be refused for another reason (a context that is
@@ -118,17 +120,31 @@ def test_a_page_that_is_not_true_is_found(scripted: Serving, tmp_path: Path, fau
         ask_all(page | {"paths": {path: operation}}, scripted.url, mode, tmp_path, 20)
 
 
+@pytest.fixture
+def keyed(tmp_path: Path) -> Iterator[Serving]:
+    """A server that asks for keys; its client has one."""
+    key, digest = new_key()
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[keys.root]\nhash = "{digest}"\nadmin = true\npriority = 1000\n')
+    file.chmod(0o600)
+    with serving_of({"tiny": Scripted("Hello.", forever=True)}, Settings(port=0, api_keys=file)) as made:
+        made.http.headers["authorization"] = f"Bearer {key}"
+        yield made
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("behind", ["scripted", "real"])
-def test_the_page_is_true_at_length(behind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("behind", "often"), [("scripted", 200), ("keyed", 20), ("real", 60)])
+def test_the_page_is_true_at_length(behind: str, often: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     serving: Serving = request.getfixturevalue(behind)
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
+    serving.http.post("/v1/completions", json={"model": "tiny", "prompt": "a"}, timeout=120)  # what is built is built
+    key = serving.http.headers.get("authorization", "")
     done = subprocess.run(
         [
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run",
-            f"{serving.url}/openapi.json", "--checks", "all", "--continue-on-failure",
-            "--max-examples", "200" if behind == "scripted" else "60",
+            f"{serving.url}/openapi.json", "--checks", "all", "--continue-on-failure", "--request-timeout", "60",
+            "--max-examples", str(often), *(["--header", f"Authorization: {key}"] if key else []),
         ],
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.serve.test_schemathesis"},
         capture_output=True, text=True, timeout=1200,

@@ -127,3 +127,9 @@ def test_a_real_classifier_and_a_real_cross_encoder(put: Start, tmp_path: Path) 
         assert usage["prompt_tokens"] == len(ids)  # with what stands around a text
         long = http.post("/v1/rerank", json={"model": "cross", "query": "the fox " * 40, "documents": TEXTS})
         assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+        chat: dict[str, Any] = {"messages": [{"role": "user", "content": "A"}]}
+        for path, body in (("chat/completions", chat), ("completions", {"prompt": "A"})):
+            refused = http.post("/v1/" + path, json={"model": "sorter"} | body)
+            assert (refused.status_code, "cannot write" in refused.text) == (400, True)
+        listed = http.get("/v1/models/sorter").json()
+        assert listed["capabilities"] == ["embed", "tokenize", "classify"]

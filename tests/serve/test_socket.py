@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from openbook.chat.scripted import Scripted
+from openbook.serve.keys import new_key
 from openbook.serve.settings import Settings
 from tests.serve.conftest import Serving, Start
 
@@ -180,6 +182,24 @@ def test_a_browser_is_given_a_protocol_back_that_is_not_its_key(start: Start) ->
     with opened(serving, subprotocols=["openai-insecure-api-key.abc", "realtime"]) as socket:
         assert socket.subprotocol == "realtime"
         assert answer(socket, STREAM)
+
+
+def test_a_key_comes_with_the_handshake_and_is_looked_at_for_every_request(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    secret, digest = new_key()
+    file.write_text(f'[keys.alice]\nhash = "{digest}"\n')
+    file.chmod(0o600)
+    serving = start(Settings(port=0, api_keys=file), tiny=Scripted("Hello.", forever=True))
+    with pytest.raises(InvalidStatus) as refused, opened(serving):
+        pass
+    assert refused.value.response.status_code == 401
+    with opened(serving, subprotocols=["openbook", f"openai-insecure-api-key.{secret}"]) as socket:
+        assert socket.subprotocol == "openbook"
+        assert answer(socket, STREAM)
+        file.write_text(f'[keys.bob]\nhash = "{new_key()[1]}"\n')
+        serving.server.gate.reload()
+        (said,) = answer(socket, STREAM)
+        assert said["error"]["code"] == "invalid_api_key"
 
 
 def test_no_work_while_the_server_stops(start: Start) -> None:

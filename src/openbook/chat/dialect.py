@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openbook.chat.messages import REASONING, Message
@@ -46,6 +46,7 @@ class Dialect:
     many        whether the template writes several calls
     as_text     whether it takes arguments as JSON text rather than as an object
     blank       what it takes for no content
+    beside      whether it writes content beside calls; if not, content gives way, for results refer to the calls
     """
 
     start: str = ""
@@ -61,6 +62,7 @@ class Dialect:
     many: bool = True
     as_text: bool = False
     blank: str | None = None
+    beside: bool = True
 
     @property
     def bare(self) -> bool:
@@ -132,6 +134,7 @@ class Probe:
             separator = rest[len(closes) :]
         start, end = before[: len(before) - len(opens)], after[len(closes) :]
         dialect = _shaped(start, opens, between, closes, separator, end, form, many is not None)
+        dialect = replace(dialect, beside=NAMES[0] in (self._answer(replace(form, blank=SAID), 1) or ""))
         if ID in (start + dialect.opens + dialect.between + dialect.closes + separator + end):
             raise Refusal("The chat template of this model writes ids into its calls in a way that is not known here.")
         if dialect.keys is None and dialect.bare:
@@ -316,7 +319,7 @@ def as_read(messages: Sequence[Message], dialect: Dialect, fitted: Callable[[str
     for message in messages:
         value = message.as_dict()
         if message.tool_calls:
-            value["content"] = message.content or dialect.blank
+            value["content"] = (message.content if dialect.beside else None) or dialect.blank
             for call in value["tool_calls"]:
                 call["id"] = fitted(call["id"])
                 call["function"]["arguments"] = _arguments(call["function"], dialect.as_text)

@@ -36,6 +36,11 @@ class Reads:
         return [row_of(self.tokenizer, text) for text in texts]
 
     @property
+    def writes(self) -> bool:
+        """Whether the model writes as well: an encoder only reads."""
+        return self.model.spec.language is not None and self.model.spec.causal
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The classes that `classify` has a number for: `id2label` of the folder; none without a head for texts."""
         head = next((head for head in self.model.heads.values() if isinstance(head, ClassHead)), None)

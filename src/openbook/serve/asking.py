@@ -111,7 +111,7 @@ def terms_of(asked: Choosing, tenant: str, settings: Settings) -> Terms:
 
 def message_of(given: MessageIn) -> Message:
     """A message as the waist has it."""
-    value = {name: part for name, part in msgspec.to_builtins(given).items() if part is not None}
+    value = {name: part for name, part in msgspec.to_builtins(given).items() if part not in (None, [])}
     return Message.of(value)
 
 

@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 from openbook.serve.errors import Rejected
 from openbook.serve.settings import Settings
 
+BODY = (b"content-length", b"transfer-encoding")  # headers of a request that has one
 CHUNKS = 8  # bytes on the wire for a byte of a body, at most: chunks of one byte are six
 
 
@@ -58,7 +59,7 @@ class Connection(HttpToolsProtocol):
         """A part of a request, or of several."""
         if self.transport.is_closing():
             return
-        if self._alarm is None and (self._in_header or self.cycle.response_complete):
+        if self._alarm is None and (self._in_header or self.cycle is None or self.cycle.response_complete):
             self._set_alarm()  # the first bytes of a header, or of what nobody reads any more
         self._size += len(data)
         super().data_received(data)
@@ -75,6 +76,10 @@ class Connection(HttpToolsProtocol):
         self._unset_alarm()
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > self._settings.header:
             self._too_large()
+            return
+        body = any(name in BODY and value != b"0" for name, value in self.headers)
+        if body and self.parser.should_upgrade() and self._should_upgrade():
+            self._refuse(Rejected(400, "A WebSocket begins without a body.", code="invalid_http"))
             return
         self._in_header = False
         if not self.url.startswith((b"/", b"*")):
@@ -97,7 +102,8 @@ class Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """From here on it is another protocol's, with clocks of its own."""
         self._unset_alarm()
-        super().handle_websocket_upgrade()
+        if not self.transport.is_closing():
+            super().handle_websocket_upgrade()
 
     def _set_alarm(self) -> None:
         self._alarm = self.loop.call_later(self._settings.body_seconds, self._late)

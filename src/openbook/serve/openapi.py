@@ -28,6 +28,10 @@ def _finds(route: Route) -> bool:
     return route.request is not None or PLACE.search(route.path) is not None
 
 
+def _changes(route: Route) -> bool:
+    return route.access == "admin"
+
+
 def _works(route: Route) -> bool:
     return route.works
 
@@ -43,6 +47,7 @@ ERRORS: tuple[tuple[int, str, Callable[[Route], bool]], ...] = (
     (403, "Not for this key, or not for pages of this origin", _any),
     (404, "There is no such model, or no such request", _finds),
     (408, "The body did not arrive in time", _reads),
+    (409, "It is in use", _changes),
     (413, "The body has too many bytes", _reads),
     (415, "The body is not said to be application/json", _reads),
     (421, "This server does not answer to that host", _any),

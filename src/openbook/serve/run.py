@@ -69,7 +69,7 @@ class Listener(uvicorn.Server):
             self._loop.add_signal_handler(signal.SIGHUP, self.server.gate.reload)
         await super().startup(sockets)
         for listening in self.servers[0].sockets:
-            _forget_the_dead(listening, self.server.settings.stall)
+            _forget_the_dead(listening, 2 * self.server.settings.stall + 1)  # a stalled reader is ours to drop, before
         self.up.set()
 
     @property

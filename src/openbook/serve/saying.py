@@ -109,6 +109,14 @@ def _part(part: ToolCallPart) -> ToolCallDelta:
     return ToolCallDelta(index=part.index, id=part.id or None, type="function" if part.id else None, function=function)
 
 
+def _by_text(top: Sequence[Logprob]) -> dict[str, float]:
+    """Alternatives, the likeliest first. Of those that read the same (parts of characters do) the likeliest counts."""
+    found: dict[str, float] = {}
+    for one in top:
+        found.setdefault(_name(one), one.logprob)
+    return found
+
+
 class Offsets:
     """Log-probabilities of a completion with the place of each token in its text, counted in characters."""
 
@@ -126,7 +134,7 @@ class Offsets:
             said.text_offset.append(self._at)
             self._at += len(self._text.decode(first.encode() if one is None else one.bytes or one.token.encode()))
             if said.top_logprobs is not None:
-                said.top_logprobs.append(None if one is None else {_name(top): top.logprob for top in one.top})
+                said.top_logprobs.append(None if one is None else _by_text(one.top))
         return said
 
 

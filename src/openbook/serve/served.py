@@ -15,6 +15,7 @@ from openbook.errors import ConfigError, Refusal, alike
 from openbook.serve.errors import Rejected
 
 P = TypeVar("P")
+WRITING = ("Chat", "Complete", "Score")  # what a model that only reads cannot do
 
 
 @runtime_checkable
@@ -23,6 +24,16 @@ class Reading(Protocol):
 
     def rows(self, texts: Sequence[Text]) -> list[Row]:
         """The row of each text, pair of texts, or list of ids."""
+        ...
+
+
+@runtime_checkable
+class Writing(Protocol):
+    """Knows whether it writes."""
+
+    @property
+    def writes(self) -> bool:
+        """False: it only reads."""
         ...
 
 
@@ -115,7 +126,9 @@ class Served:
     @property
     def can(self) -> tuple[str, ...]:
         """What it can do."""
-        return capabilities(self.endpoint) + (("Classify",) if self.labels else ())
+        mute = isinstance(self.endpoint, Writing) and not self.endpoint.writes
+        can = [name for name in capabilities(self.endpoint) if not mute or name not in WRITING]
+        return (*can, *(("Classify",) if self.labels else ()))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -65,6 +65,10 @@ class AssistantIn(Asked, tag_field="role", tag="assistant"):
     tool_calls: list[ToolCallIn] | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
+    """With `audio` and `function_call`: clients send answers back whole, with what was not in them."""
+    audio: None = None
+    function_call: None = None
 
 
 class ToolIn(Asked, tag_field="role", tag="tool"):
