@@ -298,6 +298,7 @@ def test_sixty_people_of_whom_many_leave(folder: Path) -> None:
         assert engine.core.stats.failures == 0
 
 
+@pytest.mark.slow
 def test_a_prompt_of_megabytes_stops_nobody_else(narrow: Serving) -> None:
     text = "The fox crossed the river and nobody in the house knew. " * 10_000
 
