@@ -304,6 +304,11 @@ class Engine(Reads, Local):
         """Puts new weights in place by their logical names, between two steps; the number of this version."""
         return self.live.call(partial(self.core.push, weights)).result()
 
+    def warm(self) -> None:
+        """Runs the shortest request there is, so that no caller waits for what happens once: native code, caches."""
+        if self.model.spec.language is not None and self.model.spec.causal:
+            self.generate([[self.tokenizer.stops[0] if self.tokenizer.stops else 0]], Sampling(max_tokens=2))
+
     def fit_context(self) -> int | None:
         """Limits the context to what the memory holds of one request, so that a request that says no length fits.
 

@@ -95,7 +95,7 @@ def _far(config: Config, sampling: Sampling) -> Dialogue:
     return Dialogue(endpoint(config.dir, config.model, config.key_env), sampling, config.system, name=config.dir)
 
 
-def endpoint(url: str, model: str | None, key_env: str | None) -> Remote:
+def endpoint(url: str, model: str | None, key_env: str | None, retries: int = 2) -> Remote:
     """The endpoint at `url`, its key from the environment: from `key_env`, or from where a key for it usually is."""
     from openbook.chat.remote import Remote
     from openbook.chat.wire.connection import base_of
@@ -106,7 +106,7 @@ def endpoint(url: str, model: str | None, key_env: str | None) -> Remote:
         host = urlsplit(base_of(url)).hostname or ""
         source = key_env or (KEY if os.environ.get(KEY) else KEYS.get(host, KEY))
         key = os.environ.get(source, "").strip() or None
-        return Remote(url, model, key, key_from=f"the environment variable {source}")
+        return Remote(url, model, key, key_from=f"the environment variable {source}", retries=retries)
 
 
 def only_continues(tokenizer: Tokenizer) -> bool:

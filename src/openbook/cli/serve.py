@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 class Config(Machine):
     """Serve models over HTTP, as the OpenAI API: any of its clients works.
 
-    A model is DIR, or NAME=DIR; its name is otherwise that of its folder. The server listens at once, and
+    A model is DIR, or NAME=DIR; its name is otherwise that of its folder. An address (http://…) serves what another
+    endpoint does, under this server's keys, limits and metrics. The server listens at once, and
     /health/ready says when the models are there. The first SIGTERM or Ctrl-C lets running work finish.
     """
 
     dirs: Positional[tuple[str, ...]]
-    """Model folders, or names in the local Hugging Face cache; NAME=DIR gives one a name."""
+    """Model folders, names in the local Hugging Face cache, or addresses; NAME=DIR gives one a name."""
     adapter: Repeated[tuple[str, ...]] = ()
     """NAME=DIR of a LoRA folder, served as a model of that name; with several models MODEL/NAME=DIR."""
     host: str = "127.0.0.1"
@@ -98,7 +99,9 @@ def main(args: Sequence[str], prog: str) -> int:
 
 
 def load(name: str, folder: str, adapters: dict[str, str], config: Config) -> list[Served]:
-    """A model, and an endpoint for each of its adapters."""
+    """A model, and an endpoint for each of its adapters; or what an address serves."""
+    if "://" in folder:
+        return remote(name, folder)
     from openbook.chat.defaults import defaults_of
     from openbook.chat.engine import Engine
     from openbook.generate.sampling import Sampling
@@ -118,9 +121,24 @@ def load(name: str, folder: str, adapters: dict[str, str], config: Config) -> li
     engine = Engine(model, tokenizer, settings=sharing, adapters=adapters)
     if short := engine.fit_context():
         log.note(f"'{name}': the memory of this engine holds {short} tokens of one request; give it more with --memory")
+    engine.warm()
     defaults = Sampling() if config.generation_config == "none" else defaults_of(resolve(folder))
     own = Served(name=name, endpoint=engine, context=engine.context, defaults=defaults)
     return [own, *(own.adapted(one) for one in adapters)]
+
+
+def remote(name: str, url: str) -> list[Served]:
+    """The models of another endpoint: the one of this name, its only one under this name, or all under their own."""
+    from openbook.chat import wait
+    from openbook.cli.chat import endpoint
+    from openbook.serve.served import Served
+
+    there = wait(endpoint(url, None, None).models())
+    if name == url:
+        return [Served(name=one, endpoint=endpoint(url, one, None, retries=0)) for one in there]
+    if name not in there and len(there) != 1:
+        raise UsageError(f"{url} serves {', '.join(there) or 'nothing'}: give one of these names (NAME={url}).")
+    return [Served(name=name, endpoint=endpoint(url, name if name in there else there[0], None, retries=0))]
 
 
 def _named(words: Sequence[str]) -> dict[str, str]:
@@ -130,6 +148,8 @@ def _named(words: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for word in words:
         name, given, folder = word.partition("=")
+        if "://" in name:
+            name, given, folder = word, "=", word
         if not given:
             name, folder = Path(word).resolve().name if Path(word).exists() else word, word
         if not name or not folder:

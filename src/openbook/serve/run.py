@@ -104,11 +104,12 @@ class Listener(uvicorn.Server):
 def _forget_the_dead(listening: socket.socket, seconds: float) -> None:
     """Connections taken here end when what was sent is not received for so long, or nobody is there any more.
 
-    A reply that is over, or was dropped, is still in the system's hands: without this, for as long as it likes.
+    A reply that is over, or was dropped, is still in the system's hands: without this, for as long as it likes. Twice
+    as long as a reader is given, so that one who stalls is seen to stall, and not to have gone.
     """
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * seconds))
 
 
 def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
