@@ -156,6 +156,7 @@ def test_a_reader_that_stops_reading_is_dropped_and_its_work_stopped(folder: Pat
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot")
+@pytest.mark.slow
 def test_a_reply_that_nobody_reads_does_not_keep_its_connection() -> None:
     script = Scripted("x" * (16 << 20))
     with background([Served(name="tiny", endpoint=script)], Settings(port=0, stall=0.5)) as listener:
