@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from openbook.serve.errors import Rejected
 from openbook.serve.limits import KINDS, RATES
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, vectors
+from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, swap, vectors
 from openbook.serve.served import Served
 from openbook.serve.server import ID, Server
 from openbook.serve.settings import Settings
 from openbook.serve.sockets import converse
 
-FAMILIES = (chat, completions, responses, vectors, scores, adapters, plain)
+FAMILIES = (chat, completions, responses, vectors, scores, adapters, swap, plain)
 ROUTES: tuple[Route, ...] = tuple(route for family in FAMILIES for route in family.ROUTES)
 
 
