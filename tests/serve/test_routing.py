@@ -42,6 +42,11 @@ def test_who_shares_nothing_goes_to_the_least_busy() -> None:
     assert policy.choose(marks_of("", ["two" * BLOCK]), {"a": 2, "b": 3}) == "a"
 
 
+def test_idle_replicas_take_turns() -> None:
+    policy, loads = Prefixes(), {"a": 0, "b": 0, "c": 0}
+    assert {policy.choose(marks_of("", [str(n) * BLOCK]), loads) for n in range(3)} == {"a", "b", "c"}
+
+
 def test_a_replica_that_is_too_busy_is_passed_over() -> None:
     policy, marks = Prefixes(slack=4), marks_of("", [SYSTEM])
     assert policy.choose(marks, {"a": 0, "b": 1}) == "a"

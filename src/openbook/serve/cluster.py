@@ -253,7 +253,8 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
     `make` travels to the replicas: a function of a module, or a partial of one, whose arguments can be pickled.
     """
     app = f"openbook-{next(_numbers)}"
-    share = float(ray.cluster_resources().get("CPU", 1.0)) / (scale.most + 1)  # and as much for what comes beside them
+    # While a model is swapped there are twice as many; Ray would let the new ones wait for the old ones' place.
+    share = float(ray.cluster_resources().get("CPU", 1.0)) / (2 * scale.most + 1)
     deployment = serve.deployment(
         Replica,
         name="replica",
@@ -268,12 +269,12 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
             "downscale_delay_s": scale.downscale_seconds,
         },
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
-        ray_actor_options={"num_cpus": min(1.0, round(share, 2))},
+        ray_actor_options={"num_cpus": min(1.0, share)},
     )
     try:
         handle = serve.run(deployment.bind(make), name=app, route_prefix=None)
     except Exception as error:
-        why = serve.status().applications[app].message
+        why = "; ".join(one.message for one in serve.status().applications[app].deployments.values())
         serve.delete(app)
         raise OpenbookError(f"No replica came up: {why or error}") from error
 

@@ -40,13 +40,17 @@ class Prefixes:
         self.slack = slack
         self._most = most
         self._last: OrderedDict[bytes, str] = OrderedDict()
+        self._turn = 0
+        self._turns: dict[str, int] = {}  # when each was chosen last: of two that are idle, the one that waits longer
 
     def choose(self, marks: Sequence[bytes], loads: Mapping[str, int]) -> str:
         """The replica for a prompt of these marks, of those in `loads` (requests at work); it is remembered."""
         least = min(loads.values())
         known = next((self._last[mark] for mark in reversed(marks) if self._last.get(mark) in loads), None)
         if known is None or loads[known] > least + self.slack:
-            known = min(loads, key=lambda name: (loads[name], name))
+            known = min(loads, key=lambda name: (loads[name], self._turns.get(name, 0), name))
+        self._turn += 1
+        self._turns = {name: self._turns.get(name, 0) for name in loads} | {known: self._turn}
         for mark in marks:
             self._last[mark] = known
             self._last.move_to_end(mark)
