@@ -118,6 +118,10 @@ def test_too_long_a_prompt_is_told_and_trimmed_only_on_request(client: OpenAI) -
     with pytest.raises(BadRequestError) as refused:
         client.chat.completions.create(**asked)
     assert refused.value.code == "context_length_exceeded"
+    assert refused.value.param == "messages"
+    assert "`truncate`" in refused.value.message  # what a request calls it
+    with pytest.raises(BadRequestError, match="`truncation`"):
+        client.responses.create(model="tiny", input=turns)
     trimmed = client.chat.completions.create(**asked, extra_body={"truncate": "oldest"})
     assert trimmed.model_extra is not None
     assert trimmed.model_extra["dropped"][0] == 0
@@ -127,6 +131,17 @@ def test_too_long_a_prompt_is_told_and_trimmed_only_on_request(client: OpenAI) -
     with pytest.raises(BadRequestError) as refused:
         client.embeddings.create(model="tiny", input=["fox", "word " * 3000])
     assert refused.value.code == "context_length_exceeded"
+
+
+def test_what_is_too_much_of_it_is_refused_before_it_is_work(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="at most 2048"):
+        client.embeddings.create(model="tiny", input=["a"] * 2049)
+    deep: Any = 1
+    for _ in range(600):
+        deep = {"a": deep}
+    user: list[Any] = [{"role": "user", "content": "a"}]
+    with pytest.raises(BadRequestError, match="nested"):
+        client.chat.completions.create(model="tiny", messages=user, extra_body={"chat_template_kwargs": deep})
 
 
 def test_embeddings_read_ids_as_they_are_and_count_what_they_read(client: OpenAI, engine: Engine) -> None:
