@@ -79,6 +79,29 @@ def test_logprobs_stop_and_echo(client: OpenAI) -> None:
         assert one.logprob == max(top.logprob for top in one.top_logprobs)
 
 
+def test_special_tokens_take_no_place_in_the_text(client: OpenAI, engine: Engine) -> None:
+    """Read or written: they have their log-probabilities, and the offsets of all others are where they are."""
+    special = max(engine.tokenizer.specials.values())
+    ids = [*engine.tokenizer.encode("The fox"), special, *engine.tokenizer.encode(" and")]
+    for bias in ({}, {str(special): 7}):
+        choice = client.completions.create(
+            model="tiny", prompt=ids, max_tokens=24, seed=1, logprobs=0, echo=True, logit_bias=bias,
+            extra_body={"ignore_eos": True},
+        ).choices[0]  # fmt: skip
+        said = choice.logprobs
+        assert said is not None
+        assert said.tokens is not None
+        assert said.text_offset is not None
+        names = set(engine.tokenizer.specials)
+        assert names & {*said.tokens}
+        assert len({*said.tokens} - names) > 3
+        for token, offset in zip(said.tokens, said.text_offset, strict=True):
+            if token not in names and token.isascii() and not token.startswith("bytes:"):
+                assert (
+                    choice.text[offset:].lstrip("\ufffd").startswith(token)
+                )  # half a character ends with the next token
+
+
 def test_a_schema_is_kept_to(client: OpenAI) -> None:
     pytest.importorskip("llguidance")
 

@@ -276,7 +276,8 @@ class Local:
     async def _prompt_logprobs(self, ids: list[int], top: int, terms: Terms) -> tuple[Logprob | None, ...]:
         """The tokens of a prompt with their log-probabilities; the first has none, for nothing precedes it."""
         _, *found = await self._listened(ids, Sampling(max_tokens=0, prompt_logprobs=top), terms)
-        return None, *(None if one is None else logprob_of(self.tokenizer, one) for one in found)
+        specials = frozenset(self.tokenizer.specials.values())
+        return None, *(None if one is None else logprob_of(self.tokenizer, one, one.id in specials) for one in found)
 
 
 def for_model(sampling: Sampling) -> Sampling:
