@@ -99,14 +99,14 @@ CONTENT = b'"content":"'
 class Reader(asyncio.Protocol):
     """One connection: its events as they come, and whether all came."""
 
-    __slots__ = ("crowd", "events", "rest", "transport", "whole")
+    __slots__ = ("began", "crowd", "events", "rest", "transport", "whole")
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd, self.rest, self.events, self.whole = crowd, b"", 0, False
 
     def connection_made(self, transport: Any) -> None:
         """Asks."""
-        self.transport = transport
+        self.transport, self.began = transport, time.monotonic()
         transport.write(ASK)
 
     def data_received(self, data: bytes) -> None:
@@ -117,6 +117,8 @@ class Reader(asyncio.Protocol):
             place = event.find(CONTENT)
             if place >= 0:
                 place += len(CONTENT)
+                if not self.events:
+                    self.crowd.first.append(now - self.began - 1 / self.crowd.rate)
                 self.crowd.heard(now - float(event[place : event.index(b" ", place)]))
                 self.events += 1
             elif event.endswith(b"data: [DONE]"):
@@ -131,8 +133,8 @@ class Reader(asyncio.Protocol):
 class Crowd:
     """All connections of a client."""
 
-    def __init__(self, connections: int, tokens: int) -> None:
-        self.connections, self.tokens = connections, tokens
+    def __init__(self, connections: int, tokens: int, rate: float) -> None:
+        self.connections, self.tokens, self.rate = connections, tokens, rate
         self.delays: list[float] = []
         self.first: list[float] = []
         self.open = self.most = self.whole = self.ended = 0
@@ -166,23 +168,23 @@ def client(words: list[str]) -> None:
     from openbook.serve.run import raise_limits
 
     raise_limits()
-    port, connections, tokens = map(int, words)
+    port, connections, tokens = map(int, words[:3])
 
     async def work() -> Crowd:
-        crowd = Crowd(connections, tokens)
+        crowd = Crowd(connections, tokens, float(words[3]))
         await crowd.gather(port)
         return crowd
 
     began, cpu = time.monotonic(), time.process_time()
     crowd = uvloop.run(work())
-    cuts = statistics.quantiles(crowd.delays, n=1000)
+    cuts, first = statistics.quantiles(crowd.delays, n=1000), statistics.quantiles(crowd.first, n=100)
     print(
         json.dumps(
             {
                 "whole": crowd.whole, "at_once": crowd.most, "events": len(crowd.delays),
                 "seconds": time.monotonic() - began, "client_cpu": time.process_time() - cpu,
                 "p50_ms": 1e3 * cuts[499], "p99_ms": 1e3 * cuts[989], "p999_ms": 1e3 * cuts[998],
-                "max_ms": 1e3 * max(crowd.delays),
+                "max_ms": 1e3 * max(crowd.delays), "first_p50_ms": 1e3 * first[49], "first_p99_ms": 1e3 * first[98],
             }
         )
     )  # fmt: skip
@@ -213,7 +215,7 @@ def main() -> None:
         assert serving.stdout is not None
         port = serving.stdout.readline().decode().strip()
         before, system, bare = used(serving.pid)
-        words = [sys.executable, __file__, "client", port, str(options.connections), str(tokens)]
+        words = [sys.executable, __file__, "client", port, str(options.connections), str(tokens), str(options.rate)]
         found = json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
         after, system_after, peak = used(serving.pid)
     finally:
@@ -229,6 +231,7 @@ def main() -> None:
     said = (
         "{connections} connections, {at_once} at once: {whole} whole, {events} events in {seconds:.1f} s",
         "delay of an event: p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, p99.9 {p999_ms:.1f} ms, most {max_ms:.1f} ms",
+        "a request is late by: p50 {first_p50_ms:.1f} ms, p99 {first_p99_ms:.1f} ms, while others begin",
         "the server: {server_cpu:.1f} s of processor time ({server_system_cpu:.1f} the system's), "
         "{server_cpu_per_event_us:.0f} µs an event; the client: {client_cpu:.1f} s",
         "the server's memory: {mib:.0f} MiB at most, {kib:.0f} KiB a connection",

@@ -156,6 +156,7 @@ def test_a_reader_that_stops_reading_is_dropped_and_its_work_stopped(folder: Pat
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot")
+@pytest.mark.slow
 def test_a_reply_that_nobody_reads_does_not_keep_its_connection() -> None:
     script = Scripted("x" * (16 << 20))
     with background([Served(name="tiny", endpoint=script)], Settings(port=0, stall=0.5)) as listener:
@@ -298,6 +299,7 @@ def test_sixty_people_of_whom_many_leave(folder: Path) -> None:
         assert engine.core.stats.failures == 0
 
 
+@pytest.mark.slow
 def test_a_prompt_of_megabytes_stops_nobody_else(narrow: Serving) -> None:
     text = "The fox crossed the river and nobody in the house knew. " * 10_000
 

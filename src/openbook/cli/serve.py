@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,7 @@ from openbook.errors import UsageError
 from openbook.options import Positional, Repeated, parse
 
 if TYPE_CHECKING:
+    from openbook.serve.cluster import Scale
     from openbook.serve.served import Served
     from openbook.serve.settings import Settings
 
@@ -67,6 +69,26 @@ class Config(Machine):
     tracing: bool = False
     """Spans for OpenTelemetry; also on where OTEL_EXPORTER_OTLP_ENDPOINT is set."""
 
+    ray: bool = False
+    """Engines run as replicas on a Ray cluster; this process is their front."""
+    replicas: str = "1"
+    """With --ray, how many: N, or MIN:MAX by how many requests are at work."""
+    ray_address: str | None = None
+    """With --ray, the cluster to join; default: one of this machine alone."""
+
+    def scale(self) -> Scale | None:
+        """How many replicas; None: the engines run in this process."""
+        if not self.ray:
+            if self.replicas != "1" or self.ray_address is not None:
+                raise UsageError("--replicas and --ray-address are of --ray.")
+            return None
+        from openbook.serve.cluster import Scale
+
+        least, _, most = self.replicas.partition(":")
+        if not least.isdigit() or not (most or "1").isdigit() or not 1 <= int(least) <= int(most or least):
+            raise UsageError(f"--replicas is a number of at least 1, or MIN:MAX: got '{self.replicas}'.")
+        return Scale(least=int(least), most=int(most or least))
+
     def settings(self) -> Settings:
         """Of the server."""
         from openbook.serve.settings import Settings
@@ -93,8 +115,21 @@ def main(args: Sequence[str], prog: str) -> int:
     from openbook.serve.run import raise_limits, serve
 
     raise_limits()
-    settings = config.settings()
-    serve(lambda: [one for name in named for one in load(name, named[name], adapters.get(name, {}), config)], settings)
+    settings, scale = config.settings(), config.scale()
+    if scale is not None:
+        from openbook.serve.cluster import join, leave
+
+        join(config.ray_address)
+
+    def load_one(name: str, folder: str) -> list[Served]:
+        make = partial(load, name, folder, adapters.get(name, {}), config)
+        return make() if scale is None else deployed(make, scale)
+
+    try:
+        serve(lambda: [one for name in named for one in load_one(name, named[name])], settings, load_one)
+    finally:
+        if scale is not None:
+            leave()
     return 0
 
 
@@ -125,6 +160,13 @@ def load(name: str, folder: str, adapters: dict[str, str], config: Config) -> li
     defaults = Sampling() if config.generation_config == "none" else defaults_of(resolve(folder))
     own = Served(name=name, endpoint=engine, context=engine.context, defaults=defaults)
     return [own, *(own.adapted(one) for one in adapters)]
+
+
+def deployed(make: Callable[[], Sequence[Served]], scale: Scale) -> list[Served]:
+    """The same on a cluster, as many times as it says."""
+    from openbook.serve.cluster import deploy
+
+    return deploy(make, scale)
 
 
 def remote(name: str, url: str) -> list[Served]:

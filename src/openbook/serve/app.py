@@ -13,18 +13,18 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route as Path
 from starlette.routing import WebSocketRoute as SocketPath
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openbook.serve.errors import Rejected
 from openbook.serve.limits import KINDS, RATES
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, vectors
+from openbook.serve.routes import adapters, chat, completions, plain, responses, scores, swap, vectors
 from openbook.serve.served import Served
 from openbook.serve.server import ID, Server
 from openbook.serve.settings import Settings
 from openbook.serve.sockets import converse
 
-FAMILIES = (chat, completions, responses, vectors, scores, adapters, plain)
+FAMILIES = (chat, completions, responses, vectors, scores, adapters, swap, plain)
 ROUTES: tuple[Route, ...] = tuple(route for family in FAMILIES for route in family.ROUTES)
 
 
@@ -46,7 +46,7 @@ def make_app(served: Sequence[Served], settings: Settings | None = None, *, read
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = route
     ends = {_pattern(path): _Endpoint(server, methods) for path, methods in paths.items()}
-    app = Starlette(
+    app = _App(
         routes=[kind(path, end) for path, end in ends.items() for kind in (Path, SocketPath)],
         middleware=_sharing(server.settings),
         lifespan=lifespan,
@@ -74,6 +74,17 @@ def _sharing(settings: Settings) -> list[Middleware]:
             allow_headers=("*",), expose_headers=shown,
         )
     ]  # fmt: skip
+
+
+class _App(Starlette):
+    """Without the layers that answer errors: these are answered within, and a layer costs every event of a stream."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What was asked for, around the paths."""
+        app: ASGIApp = self.router
+        for layer in reversed(self.user_middleware):
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        return app
 
 
 class _Endpoint:

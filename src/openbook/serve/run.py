@@ -27,7 +27,7 @@ from openbook.errors import OpenbookError
 from openbook.serve.app import make_app
 from openbook.serve.connection import Connection
 from openbook.serve.logs import Handler
-from openbook.serve.served import Served
+from openbook.serve.served import Load, Served
 from openbook.serve.server import Server
 from openbook.serve.settings import Settings
 
@@ -112,11 +112,15 @@ def _forget_the_dead(listening: socket.socket, seconds: float) -> None:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * seconds))
 
 
-def serve(load: Callable[[], Sequence[Served]], settings: Settings) -> None:
-    """Listens, loads the models, serves until a signal ends it. What cannot be loaded ends it with its error."""
+def serve(load: Callable[[], Sequence[Served]], settings: Settings, swap: Load | None = None) -> None:
+    """Listens, loads the models, serves until a signal ends it. What cannot be loaded ends it with its error.
+
+    `swap` loads what takes the place of a model while the server runs.
+    """
     settings = _fitted(settings)
     listener = Listener(make_app((), settings, ready=False), settings)
     logging.getLogger().addHandler(Handler(listener.server.log))
+    listener.server.load = swap
     failed: list[BaseException] = []
 
     def work() -> None:

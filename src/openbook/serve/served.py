@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -99,6 +99,18 @@ class Mortal(Protocol):
     def broken(self) -> str | None:
         """Why it does not work any more; None: it does."""
         ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """Holds what has to be given back."""
+
+    def close(self) -> None:
+        """The end of it."""
+        ...
+
+
+Load = Callable[[str, str], Sequence["Served"]]  # a name and a folder → what is served then, under it and beside it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -25,7 +25,7 @@ from openbook.serve.metrics import Metrics
 from openbook.serve.reading import read
 from openbook.serve.route import Call, Route, Stream
 from openbook.serve.running import Board, Running
-from openbook.serve.served import Models, Mortal, Served
+from openbook.serve.served import Load, Models, Mortal, Served
 from openbook.serve.settings import Settings
 from openbook.serve.sockets import Socket
 from openbook.serve.spans import traces
@@ -50,10 +50,13 @@ class Server:
         self.stored = Stored(self.settings)
         self.huge = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="openbook-huge")  # see Call.aside
         self.wires: dict[str, Wire] = {}
+        self.load: Load | None = None  # how a folder becomes a model, where this server may be told to
+        self.swapping = asyncio.Lock()
         self.ready = False
         self.draining = False
         self.began = time.time()
         self._watches: list[asyncio.Task[None]] = []
+        self._besides: set[asyncio.Task[None]] = set()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -68,6 +71,12 @@ class Server:
         """From now on it takes work."""
         self.ready = True
         self.log.say("ready", url=url, models=list(self.models.all))
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that goes on beside the requests, until it is done or the server closes."""
+        task = asyncio.ensure_future(work)
+        self._besides.add(task)
+        task.add_done_callback(self._besides.discard)
 
     async def drain(self) -> bool:
         """Takes nothing new and lets what runs finish; False where that took too long, and was stopped."""
@@ -87,7 +96,7 @@ class Server:
     async def close(self) -> None:
         """The end."""
         self.ready = False
-        for task in self._watches:
+        for task in [*self._watches, *self._besides]:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task

@@ -33,7 +33,7 @@ class Settings:
     """Bytes of a request at most."""
     body_seconds: float = 30.0
     """For a request's header, and again for its body, to arrive."""
-    requests: int = 4096
+    requests: int = 16_384
     """Requests at work at once; more are answered 429."""
     connections: int = 20_000
     """Open connections; more are answered 503."""

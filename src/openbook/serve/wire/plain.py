@@ -70,6 +70,12 @@ class LoadAdapter(Asked):
     """Of which model; not needed where one takes adapters."""
 
 
+class SwapModel(Asked):
+    """A model folder on the server's machine, to be served under a name that is there."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
 class UnloadAdapter(Asked):
     """An adapter that is not wanted any more."""
 
