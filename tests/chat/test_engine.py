@@ -345,3 +345,49 @@ def test_what_took_no_gradients_takes_none_after_restore(folder: Path) -> None:
     engine.core.restore()
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert set(before.values()) == {True, False}
+
+
+def test_the_log_probabilities_of_a_prompt_are_asked_for_as_anything_else_is(folder: Path) -> None:
+    """It stands in the queue with its own terms, no thread of the process waits for it, and leaving it ends it."""
+    settings = Settings(rows=1)
+    asked = Sampling(max_tokens=0, prompt_logprobs=0)
+    with ob.Engine(ob.load(folder), ob.Tokenizer.load(folder), memory="32MiB", settings=settings) as engine:
+
+        async def run() -> None:
+            async with aclosing(engine.complete("A", LONG)) as long:  # type: ignore[type-var]
+                await anext(long)
+                with pytest.raises(OpenbookError, match="`timeout`"):
+                    await collect(engine.complete("B", asked, terms=Terms(timeout=0.01)))
+                waiting = [asyncio.ensure_future(collect(engine.complete("C", asked))) for _ in range(40)]
+                while len(engine.core.jobs) < 41:
+                    await asyncio.sleep(0.001)
+                assert await asyncio.wait_for(asyncio.to_thread(lambda: True), 5)
+                for one in waiting:
+                    one.cancel()
+                await asyncio.wait(waiting)
+                while len(engine.core.jobs) > 1:
+                    await asyncio.sleep(0.001)
+                await long.aclose()
+            said = await collect(engine.complete("D e f", asked))
+            assert len(said.heard) == len(engine.prompt_of("D e f"))
+
+        asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_context_is_fitted_to_the_memory_of_encoder_decoders_too(folder: Path) -> None:
+    """A source without a limit takes no memory before there is one."""
+    tokenizer = Tokenizer.load(folder)
+    sizes = {"vocab": tokenizer.vocab, "dim": 32, "layers": 2, "heads": 4, "hidden": 64}
+    model = make(spec_of("t5", sizes, {"decoder_start_token_id": 0}), 3)
+    with ob.Engine(model, tokenizer, memory="8MiB") as engine:
+        fits = engine.fit_context()
+        assert fits is not None
+        assert fits > 1000
+        engine.warm()
+        assert wait(collect(engine.complete("The fox", GREEDY))).usage is not None
+
+
+def test_memory_for_nothing_at_all_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.core.scheduler.pool, "memory", 8)
+    with pytest.raises(ConfigError, match="`memory` holds 8 bytes"):
+        engine.fit_context()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 import httpx
 
 from openbook.chat import Delta, Scripted, Usage
+from openbook.serve import server as server_module
 from openbook.serve.errors import Rejected
 from openbook.serve.keys import Key, new_key
 from openbook.serve.limits import Limits, span
+from openbook.serve.route import HUGE
 from openbook.serve.run import Listener, background
 from openbook.serve.served import Served
+from openbook.serve.server import AT_ONCE
 from openbook.serve.settings import Settings
 
 KEY, DIGEST = new_key()
@@ -377,3 +382,32 @@ def test_usage_of_an_endpoint_is_what_is_charged(tmp_path: Path) -> None:
         refused = ask(http)
         assert refused.status_code == 429
         assert "900 tokens per minute" in refused.json()["error"]["message"]
+
+
+def test_huge_requests_wait_for_their_like_and_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends nothing but what takes long to read keeps no other request from being read."""
+    held, reading = threading.Event(), threading.Semaphore(0)
+    honest = server_module.read
+
+    def slow(body: bytes, kind: type[Any]) -> Any:
+        if len(body) >= HUGE:
+            reading.release()
+            held.wait(30)
+        return honest(body, kind)
+
+    monkeypatch.setattr(server_module, "read", slow)
+
+    def ask(size: int) -> int:
+        asked = CHAT | {"metadata": {"a": "a" * size}}
+        return httpx.post(f"http://127.0.0.1:{listener.port}/v1/chat/completions", json=asked, timeout=30).status_code
+
+    with serving(Scripted("Hello.")) as listener, ThreadPoolExecutor(8) as pool:
+        huge = [pool.submit(ask, HUGE) for _ in range(8)]
+        try:
+            for _ in range(AT_ONCE):
+                assert reading.acquire(timeout=10)
+            assert ask(20) == ask(20_000) == 200
+            assert not reading.acquire(timeout=0.05)  # no more of them than that are read
+        finally:
+            held.set()
+        assert {one.result(30) for one in huge} == {200}

@@ -79,6 +79,29 @@ def test_logprobs_stop_and_echo(client: OpenAI) -> None:
         assert one.logprob == max(top.logprob for top in one.top_logprobs)
 
 
+def test_special_tokens_take_no_place_in_the_text(client: OpenAI, engine: Engine) -> None:
+    """Read or written: they have their log-probabilities, and the offsets of all others are where they are."""
+    special = max(engine.tokenizer.specials.values())
+    ids = [*engine.tokenizer.encode("The fox"), special, *engine.tokenizer.encode(" and")]
+    for bias in ({}, {str(special): 7}):
+        choice = client.completions.create(
+            model="tiny", prompt=ids, max_tokens=24, seed=1, logprobs=0, echo=True, logit_bias=bias,
+            extra_body={"ignore_eos": True},
+        ).choices[0]  # fmt: skip
+        said = choice.logprobs
+        assert said is not None
+        assert said.tokens is not None
+        assert said.text_offset is not None
+        names = set(engine.tokenizer.specials)
+        assert names & {*said.tokens}
+        assert len({*said.tokens} - names) > 3
+        for token, offset in zip(said.tokens, said.text_offset, strict=True):
+            if token not in names and token.isascii() and not token.startswith("bytes:"):
+                assert (
+                    choice.text[offset:].lstrip("\ufffd").startswith(token)
+                )  # half a character ends with the next token
+
+
 def test_a_schema_is_kept_to(client: OpenAI) -> None:
     pytest.importorskip("llguidance")
 
@@ -118,6 +141,10 @@ def test_too_long_a_prompt_is_told_and_trimmed_only_on_request(client: OpenAI) -
     with pytest.raises(BadRequestError) as refused:
         client.chat.completions.create(**asked)
     assert refused.value.code == "context_length_exceeded"
+    assert refused.value.param == "messages"
+    assert "`truncate`" in refused.value.message  # what a request calls it
+    with pytest.raises(BadRequestError, match="`truncation`"):
+        client.responses.create(model="tiny", input=turns)
     trimmed = client.chat.completions.create(**asked, extra_body={"truncate": "oldest"})
     assert trimmed.model_extra is not None
     assert trimmed.model_extra["dropped"][0] == 0
@@ -127,6 +154,17 @@ def test_too_long_a_prompt_is_told_and_trimmed_only_on_request(client: OpenAI) -
     with pytest.raises(BadRequestError) as refused:
         client.embeddings.create(model="tiny", input=["fox", "word " * 3000])
     assert refused.value.code == "context_length_exceeded"
+
+
+def test_what_is_too_much_of_it_is_refused_before_it_is_work(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="at most 2048"):
+        client.embeddings.create(model="tiny", input=["a"] * 2049)
+    deep: Any = 1
+    for _ in range(600):
+        deep = {"a": deep}
+    user: list[Any] = [{"role": "user", "content": "a"}]
+    with pytest.raises(BadRequestError, match="nested"):
+        client.chat.completions.create(model="tiny", messages=user, extra_body={"chat_template_kwargs": deep})
 
 
 def test_embeddings_read_ids_as_they_are_and_count_what_they_read(client: OpenAI, engine: Engine) -> None:

@@ -30,3 +30,6 @@ class Adapted(Local):
     async def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
         outputs = await asyncio.to_thread(self.engine.generate, texts, asked, adapter=self.name)
         return [output.prompt_logprobs or () for output in outputs]
+
+    async def _listened(self, ids: list[int], asked: Sampling, terms: Terms) -> Sequence[Logprob | None]:
+        return await self.engine._listened(ids, asked, terms, self.name)

@@ -67,18 +67,18 @@ class Choice:
             reasoning=reasoning,
             tool_calls=calls,
             finish=self.finish,
-            logprobs=() if token.logprob is None else (logprob_of(self._tokenizer, token.logprob),),
+            logprobs=() if token.logprob is None else (logprob_of(self._tokenizer, token.logprob, silent),),
         )
 
 
-def logprob_of(tokenizer: Tokenizer, found: TokenLogprob) -> Logprob:
+def logprob_of(tokenizer: Tokenizer, found: TokenLogprob, silent: bool) -> Logprob:
     """A token's log-probability, and that of its alternatives, as text."""
 
-    def one(number: int, logprob: float, top: tuple[Logprob, ...] = ()) -> Logprob:
+    def one(number: int, logprob: float, top: tuple[Logprob, ...] = (), silent: bool = False) -> Logprob:
         raw = tokenizer.token_bytes(number)
-        return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob, top=top)
+        return Logprob(token=raw.decode(errors="replace"), bytes=raw, logprob=logprob, top=top, silent=silent)
 
-    return one(found.id, found.logprob, tuple(one(number, logprob) for number, logprob in found.top))
+    return one(found.id, found.logprob, tuple(one(number, logprob) for number, logprob in found.top), silent)
 
 
 def bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:

@@ -33,7 +33,7 @@ from openbook.chat.manners import Asked
 from openbook.chat.messages import Delta, Message, Terms
 from openbook.chat.protocols import DEFAULT, PLAIN
 from openbook.chat.reading import Reads
-from openbook.errors import InputError, OpenbookError, Stopped
+from openbook.errors import ConfigError, InputError, OpenbookError, Stopped
 from openbook.generate.engine import Engine as Core
 from openbook.generate.job import Job
 from openbook.generate.live import Live
@@ -249,7 +249,7 @@ class Engine(Reads, Local):
         self.check_adapter(adapter)
         plain = isinstance(asked, str) or self.continues
         way = Asked(ids=ids, sampling=sampling) if plain else self._manners.asked(ids, (), sampling)
-        return self._deltas(self._tokens(ids, for_model(way.sampling), terms, adapter), way)
+        return self._deltas(self._tokens(ids, for_model(way.sampling), terms, adapter), way, terms)
 
     def _tokens(
         self, ids: list[int], sampling: Sampling, terms: Terms, adapter: str | None = None
@@ -265,15 +265,33 @@ class Engine(Reads, Local):
         )
         async with aclosing(stream):
             async for job, token in stream:
-                if token.finish == "error":
-                    result = job.lines[token.choice].result
-                    kind = InputError if result.refused else Stopped if self.broken else OpenbookError
-                    raise kind(result.error or "The request failed.")
-                if token.finish == "deadline":
-                    raise overdue(terms)
-                if token.finish == "cancelled":
-                    raise Stopped(f"The request was cancelled. {self.live.ended}")
+                self._check_end(job, token, terms)
                 yield token
+
+    def _check_end(self, job: Job, token: Token, terms: Terms) -> None:
+        """Raises what a request has ended with, if that is no end of an answer."""
+        if token.finish == "error":
+            result = job.lines[token.choice].result
+            kind = InputError if result.refused else Stopped if self.broken else OpenbookError
+            raise kind(result.error or "The request failed.")
+        if token.finish == "deadline":
+            raise overdue(terms)
+        if token.finish == "cancelled":
+            raise Stopped(f"The request was cancelled. {self.live.ended}")
+
+    async def _listened(
+        self, ids: list[int], asked: Sampling, terms: Terms, adapter: str | None = None
+    ) -> Sequence[Logprob | None]:
+        """As any request: it has its place among the others, and no thread waits for it."""
+        found: Sequence[Logprob | None] = ()
+        stream = self.live.stream(
+            ids, asked, adapter=adapter, tenant=terms.tenant, priority=terms.priority, timeout=terms.timeout
+        )
+        async with aclosing(stream):
+            async for job, token in stream:
+                self._check_end(job, token, terms)
+                found = job.lines[token.choice].result.prompt_logprobs or ()
+        return found
 
     async def _heard(self, texts: list[list[int]], asked: Sampling) -> list[Sequence[Logprob | None]]:
         outputs = await asyncio.to_thread(self.generate, texts, asked)
@@ -312,22 +330,24 @@ class Engine(Reads, Local):
     def fit_context(self) -> int | None:
         """Limits the context to what the memory holds of one request, so that a request that says no length fits.
 
-        Returns the limit, or None where the model's own context fits.
+        Returns the limit, or None where the model's own context fits. Of an encoder-decoder it is that of an answer
+        beside a source of the same length.
         """
         scheduler = self.core.scheduler
         most = self.context or LONGEST
-        need, memory = partial(scheduler.pool.cost, chunk=scheduler.shape.page), scheduler.pool.memory
-        fits = (
-            bisect_right(
-                range(most + 1),
-                memory,
-                key=lambda tokens: need(tokens, source=0 if self.model.spec.source is None else most),
+        memory, two_sided = scheduler.pool.memory, self.model.spec.source is not None
+
+        def need(tokens: int) -> int:
+            return scheduler.pool.cost(tokens, source=tokens if two_sided else 0, chunk=scheduler.shape.page)
+
+        fits = bisect_right(range(most + 1), memory, key=need) - 1
+        if fits < 1:
+            raise ConfigError(
+                f"`memory` holds {memory} bytes, and the shortest request of this model needs {need(1)}. Give it more."
             )
-            - 1
-        )
         if fits >= most:
             return None
-        self.context = max(fits, 0)
+        self.context = fits
         self.core.settings = replace(self.core.settings, context=self.context)
         return self.context
 

@@ -115,6 +115,16 @@ class Local:
         results = await asyncio.get_running_loop().run_in_executor(self._worker, read)
         return [result.prompt_logprobs or [] for result in results]
 
+    async def _listened(
+        self,
+        ids: list[int],
+        asked: Sampling,
+        terms: Terms,  # noqa: ARG002  # it is read at once
+    ) -> Sequence[TokenLogprob | None]:
+        """Those of one prompt, as a request among others."""
+        (found,) = await self._heard([ids], asked)
+        return found
+
     async def tokenize(self, text: str) -> list[int]:
         """Ids of `text`, nothing around them."""
         return await asyncio.to_thread(self.tokenizer.encode, text) if len(text) > LONG else self.tokenizer.encode(text)
@@ -197,7 +207,7 @@ class Local:
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def _answer(self, asked: Asked, terms: Terms) -> AsyncIterator[Delta]:
-        return self._deltas(self._tokens(asked.ids, for_model(asked.sampling), terms), asked)
+        return self._deltas(self._tokens(asked.ids, for_model(asked.sampling), terms), asked, terms)
 
     def _tokens(self, ids: list[int], sampling: Sampling, terms: Terms) -> AsyncGenerator[Token]:
         """The tokens that follow `ids`, as they come; what cannot be served is an error at once.
@@ -228,7 +238,7 @@ class Local:
             with suppress(RuntimeError):  # at the end of the program, when no thread is left to stop
                 self._worker.submit(_close, tokens)  # behind the step that may still be running
 
-    async def _deltas(self, tokens: AsyncGenerator[Token], asked: Asked) -> AsyncIterator[Delta]:
+    async def _deltas(self, tokens: AsyncGenerator[Token], asked: Asked, terms: Terms) -> AsyncIterator[Delta]:
         sampling, ids, dropped = asked.sampling, asked.ids, asked.dropped
         choices = [
             Choice(index, self.tokenizer, sampling, asked.hearing(index), shown=asked.shown, once=asked.once)
@@ -237,7 +247,8 @@ class Local:
         said = 0
         async with aclosing(tokens):
             if sampling.prompt_logprobs is not None:
-                yield Delta(dropped=dropped, heard=await self._prompt_logprobs(ids, sampling.prompt_logprobs))
+                heard = await self._prompt_logprobs(ids, sampling.prompt_logprobs, terms)
+                yield Delta(dropped=dropped, heard=heard)
             elif dropped:
                 yield Delta(dropped=dropped)
             async for token in tokens:
@@ -262,10 +273,11 @@ class Local:
             for choice in choices:  # nothing was to be written: max_tokens is 0
                 yield Delta(choice=choice.index, finish="length", usage=Usage(prompt_tokens=len(ids)))
 
-    async def _prompt_logprobs(self, ids: list[int], top: int) -> tuple[Logprob | None, ...]:
+    async def _prompt_logprobs(self, ids: list[int], top: int, terms: Terms) -> tuple[Logprob | None, ...]:
         """The tokens of a prompt with their log-probabilities; the first has none, for nothing precedes it."""
-        ((_, *found),) = await self._heard([ids], Sampling(max_tokens=0, prompt_logprobs=top))
-        return None, *(None if one is None else logprob_of(self.tokenizer, one) for one in found)
+        _, *found = await self._listened(ids, Sampling(max_tokens=0, prompt_logprobs=top), terms)
+        specials = frozenset(self.tokenizer.specials.values())
+        return None, *(None if one is None else logprob_of(self.tokenizer, one, one.id in specials) for one in found)
 
 
 def for_model(sampling: Sampling) -> Sampling:

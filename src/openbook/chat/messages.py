@@ -205,6 +205,7 @@ class Logprob:
     bytes: bytes
     logprob: float
     top: tuple[Logprob, ...] = ()
+    silent: bool = False  # a special token: the text has nothing of it
 
 
 @dataclass(frozen=True, kw_only=True)

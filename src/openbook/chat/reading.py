@@ -6,7 +6,7 @@ steps. A text too long for the model is an error with numbers, never cut.
 
 from __future__ import annotations
 
-from asyncio import wrap_future
+from asyncio import to_thread, wrap_future
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal, TypeVar
@@ -18,6 +18,7 @@ from openbook.generate.encode import Pooling
 from openbook.generate.live import Live
 from openbook.nn.heads import ClassHead
 from openbook.nn.model import LanguageModel
+from openbook.text.sealed import LONG
 from openbook.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -100,11 +101,16 @@ class Reads:
     ) -> list[T]:
         """What `work` makes of each text. Between two passes the engine takes its steps, so that nobody's answer waits
         for all of them; whoever has gone meanwhile is not read for any more."""
-        rows = self.rows(texts)
-        encode.check(self.model, [row.ids for row in rows], most)
+
+        def ready() -> tuple[list[Row], list[list[int]]]:
+            rows = self.rows(texts)
+            encode.check(self.model, [row.ids for row in rows], most)
+            return rows, encode.by_length([len(row) for row in rows], exact=exact)
+
+        rows, passes = await to_thread(ready) if sum(map(len, texts)) > LONG else ready()
         typed = self.model.spec.embed.types > 1
         found: dict[int, T] = {}
-        for places in encode.by_length([len(row) for row in rows], exact=exact):
+        for places in passes:
             part = [rows[place] for place in places]
             types = [row.types for row in part] if typed else None
             done = await wrap_future(self.live.call(partial(work, self.model, [row.ids for row in part], types=types)))

@@ -28,7 +28,8 @@ _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `(?P<name>[^`]*)`")
 _QUOTED = re.compile(r"`([a-z_0-9]+)`")
 _GRAMMARS = ("structured_outputs", "response_format", "text", "tools")  # parameters that hold output to a grammar
-_WORDS = {"stop_ids": "stop_token_ids", "trim": "truncate"}  # of the waist, and of requests
+_WORDS = {"stop_ids": ("stop_token_ids",), "trim": ("truncate", "truncation")}  # of the waist, and of requests
+TOO_LONG = "context_length_exceeded"
 GRAMMAR = "invalid_grammar"
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
@@ -50,13 +51,19 @@ class Rejected(Exception):
         self.headers = dict(headers or {})
 
     def about(self, request: msgspec.Struct | None, subject: str | None) -> Rejected:
-        """Itself, with the parameter that it is about: the first of the request's that its words name, or `subject`."""
+        """Itself in the words of the request, with the parameter that it is about: the first of the request's that its
+        message names, or `subject`."""
         if self.status == 400 and self.param is None and request is not None:
-            if self.code == GRAMMAR:
+            for word, words in _WORDS.items():
+                for theirs in {*words} & {*request.__struct_fields__}:
+                    self.message = self.message.replace(f"`{word}`", f"`{theirs}`")
+            if self.code == TOO_LONG:
+                self.param = subject
+            elif self.code == GRAMMAR:
                 given = msgspec.structs.asdict(request)
                 self.param = next((name for name in _GRAMMARS if given.get(name) is not None), None)
             else:
-                named = (_WORDS.get(name, name) for name in _QUOTED.findall(self.message))
+                named = _QUOTED.findall(self.message)
                 self.param = next((name for name in named if name in request.__struct_fields__), subject)
         return self
 
@@ -88,7 +95,7 @@ def rejected(error: BaseException) -> Rejected:
         case GrammarError():
             return Rejected(400, str(error), code=GRAMMAR)
         case TooLong():
-            return Rejected(400, str(error), code="context_length_exceeded")
+            return Rejected(400, str(error), code=TOO_LONG)
         case Busy():
             return busy(str(error), error.retry_after)
         case Overdue() | TimeoutError():

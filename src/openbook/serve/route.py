@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LONG = 1 << 14  # bytes of a request; of text, as many take some milliseconds to be tokenised
+HUGE = 1 << 18  # as many take so much time and memory that only some of them are read at once
 
 
 @dataclass(eq=False, kw_only=True)
@@ -44,8 +45,12 @@ class Call:
     finishes: list[str] = field(default_factory=list)  # how its choices ended
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """Does what takes the longer the longer the request is; beside the event loop, where that is long."""
-        return work() if self.bytes < LONG else await asyncio.to_thread(work)
+        """Does what takes the longer the longer the request is; beside the event loop, where that is long. What is huge
+        waits for its like, so that whoever sends nothing else takes neither all threads nor all memory."""
+        if self.bytes < LONG:
+            return work()
+        huge = self.server.huge if self.bytes >= HUGE else None  # None: the threads of all
+        return await asyncio.get_running_loop().run_in_executor(huge, work)
 
     @property
     def price(self) -> int:

@@ -132,10 +132,15 @@ class Offsets:
             said.tokens.append(first if one is None else _name(one))
             said.token_logprobs.append(None if one is None else one.logprob)
             said.text_offset.append(self._at)
-            self._at += len(self._text.decode(first.encode() if one is None else one.bytes or one.token.encode()))
+            self._at += len(self._text.decode(first.encode() if one is None else written(one)))
             if said.top_logprobs is not None:
                 said.top_logprobs.append(None if one is None else _by_text(one.top))
         return said
+
+
+def written(one: Logprob) -> bytes:
+    """What the text has of a token."""
+    return b"" if one.silent else one.bytes or one.token.encode()
 
 
 def _name(one: Logprob) -> str:

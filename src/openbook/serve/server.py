@@ -6,7 +6,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,6 +32,7 @@ from openbook.serve.spans import traces
 from openbook.serve.stored import Stored
 
 ID = "x-request-id"
+AT_ONCE = 2  # huge requests that are read, and made ids of, at once
 
 
 class Server:
@@ -45,6 +48,7 @@ class Server:
         self.metrics = Metrics(self)
         self.tracing = traces(self.settings)
         self.stored = Stored(self.settings)
+        self.huge = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="openbook-huge")  # see Call.aside
         self.wires: dict[str, Wire] = {}
         self.load: Load | None = None  # how a folder becomes a model, where this server may be told to
         self.swapping = asyncio.Lock()
@@ -96,6 +100,7 @@ class Server:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        self.huge.shutdown(wait=False, cancel_futures=True)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
 
@@ -179,7 +184,7 @@ class Server:
         if size > limit:
             raise Rejected(413, f"The body has more than {limit} bytes, the most that is read.", code="too_large")
         call.bytes = size
-        request = read(b"".join(parts) or b"{}", route.request)
+        request = await call.aside(partial(read, b"".join(parts) or b"{}", route.request))
         if self.settings.log_prompts:
             self.log.say("asked", id=call.id, body=msgspec.to_builtins(request))
         return request

@@ -46,6 +46,7 @@ CHAT_SPECIALS = ("<|bos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _LONGEST = 1_000_000  # characters of a template
+_DEEPEST = 128  # objects and lists within each other, in a message or a variable
 _PRIVATE = range(0xE000, 0xF8FF)
 
 
@@ -220,8 +221,10 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """`value` rebuilt from JSON types alone: a template gets no object with methods of its own."""
+    if depth > _DEEPEST:
+        raise InputError(f"Messages and template variables are nested more than {_DEEPEST} deep: make them flatter.")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -231,9 +234,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(member) for key, member in value.items()}
+        return {_plain(key, depth): _plain(member, depth + 1) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(member) for member in value]
+        return [_plain(member, depth + 1) for member in value]
     raise InputError(
         f"Messages and template variables hold text, numbers, lists and objects: got {type(value).__name__}."
     )

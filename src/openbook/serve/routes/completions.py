@@ -98,7 +98,7 @@ def _echoed(
     if asked.echo:
         offsets[index] = saying.Offsets(bool(asked.logprobs))
         choice.text = text
-        whole, rest = text.encode(), sum(len(one.bytes or one.token.encode()) for one in heard if one is not None)
+        whole, rest = text.encode(), sum(len(saying.written(one)) for one in heard if one is not None)
         choice.logprobs = offsets[index].of(heard, whole[: max(0, len(whole) - rest)].decode(errors="replace"))
     if asked.prompt_logprobs is not None:
         choice.prompt_logprobs = saying.heard_of(heard)

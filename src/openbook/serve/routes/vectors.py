@@ -18,6 +18,7 @@ from openbook.serve.served import Embedding, Reading, Served
 from openbook.serve.wire.basics import UsageOut
 from openbook.serve.wire.vectors import EmbeddingReply, EmbeddingRequest, Vector
 
+TOGETHER = 2048  # texts of one request, as the API has it
 INLINE = 16_384  # characters, or ids, that are tokenised without leaving the event loop
 
 
@@ -25,7 +26,10 @@ async def embed(call: Call, asked: EmbeddingRequest) -> Reply:
     """Turns texts into vectors."""
     served = call.server.models.find(asked.model)
     call.model = served.name
-    vectors, usage = await embedded(call, served, prompts_of(asked.input))
+    prompts = prompts_of(asked.input)
+    if len(prompts) > TOGETHER:
+        raise InputError(f"`input` has {len(prompts)} texts: at most {TOGETHER} are read in one request. Send several.")
+    vectors, usage = await embedded(call, served, prompts)
     vectors = [_cut(vector, asked.dimensions) for vector in vectors]
     packed = asked.encoding_format == "base64"
     return EmbeddingReply(
