@@ -398,10 +398,10 @@ def test_huge_requests_wait_for_their_like_and_for_nobody_else(monkeypatch: pyte
     monkeypatch.setattr(server_module, "read", slow)
 
     def ask(size: int) -> int:
-        asked = CHAT | {"metadata": {"a": "a" * size}}
+        asked = CHAT | {"user": "a" * size}
         return httpx.post(f"http://127.0.0.1:{listener.port}/v1/chat/completions", json=asked, timeout=30).status_code
 
-    with serving(Scripted("Hello.")) as listener, ThreadPoolExecutor(8) as pool:
+    with serving(Scripted(*["Hello."] * 10)) as listener, ThreadPoolExecutor(8) as pool:
         huge = [pool.submit(ask, HUGE) for _ in range(8)]
         try:
             for _ in range(AT_ONCE):
