@@ -18,26 +18,31 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any
 
 from openbook import errors
 from openbook.chat import Chat, Complete, Delta, Embed, Message, Sampling, Score, Scored, Terms, Tokenize, Tool, ToolUse
 from openbook.chat import require as require_of
 from openbook.chat.protocols import DEFAULT, FREELY, NOTHING, PLAIN
-from openbook.errors import Busy, MissingExtra, OpenbookError
+from openbook.errors import Busy, MissingExtra, OpenbookError, RemoteError
 from openbook.serve.routing import Prefixes, marks_of
 from openbook.serve.served import Served
 
 try:
     import ray
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import RequestRouterConfig
+    from ray.serve.exceptions import RayServeException
     from ray.serve.request_router import RequestRouter
 except ImportError as error:
     raise MissingExtra("ray", "ray", "Serving from a cluster") from error
 
 Make = Callable[[], Sequence[Served]]
+_front = token_hex(4)  # of several on one cluster
 _numbers = itertools.count(1)  # of deployments: an old one may still be there when its successor comes
+_apps: set[str] = set()  # deployed here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class Scale:
     ongoing: int = 256  # requests at work on a replica at most; more wait for it
     upscale_seconds: float = 10.0
     downscale_seconds: float = 300.0
+    drain: float = 600.0  # seconds that a replica that leaves has for what it runs; Ray would kill it after 20
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ class Replicas:
 
     def close(self) -> None:
         """Takes the replicas down."""
-        serve.delete(self._app)
+        _delete(self._app)
 
     async def _stream(self, method: str, *words: Any) -> AsyncIterator[Delta]:
         marks, *rest = words
@@ -218,6 +224,8 @@ class Replicas:
                 if isinstance(item, Fault):
                     raise item.error()
                 yield item
+        except (RayError, RayServeException) as error:
+            raise RemoteError(f"A replica of {self._name!r} failed while it answered: {error}") from error
         finally:
             self.ongoing -= 1
             response.cancel()
@@ -242,9 +250,15 @@ def join(address: str | None = None, cpus: int | None = None) -> None:
 
 
 def leave() -> None:
-    """Takes all replicas down and leaves the cluster."""
-    serve.shutdown()
+    """Takes down what was deployed here, and nothing else of the cluster's, and leaves it."""
+    for app in list(_apps):
+        _delete(app)
     ray.shutdown()
+
+
+def _delete(app: str) -> None:
+    serve.delete(app)
+    _apps.discard(app)
 
 
 def deploy(make: Make, scale: Scale) -> list[Served]:
@@ -252,7 +266,8 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
 
     `make` travels to the replicas: a function of a module, or a partial of one, whose arguments can be pickled.
     """
-    app = f"openbook-{next(_numbers)}"
+    app = f"openbook-{_front}-{next(_numbers)}"
+    _apps.add(app)
     # While a model is swapped there are twice as many; Ray would let the new ones wait for the old ones' place.
     share = float(ray.cluster_resources().get("CPU", 1.0)) / (2 * scale.most + 1)
     deployment = serve.deployment(
@@ -260,6 +275,7 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
         name="replica",
         max_ongoing_requests=scale.ongoing,
         max_queued_requests=-1,
+        graceful_shutdown_timeout_s=scale.drain,
         autoscaling_config={
             "min_replicas": scale.least,
             "initial_replicas": scale.least,
@@ -275,7 +291,7 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
         handle = serve.run(deployment.bind(make), name=app, route_prefix=None)
     except Exception as error:
         why = "; ".join(one.message for one in serve.status().applications[app].deployments.values())
-        serve.delete(app)
+        _delete(app)
         raise OpenbookError(f"No replica came up: {why or error}") from error
 
     async def about() -> list[tuple[str, Sampling, str | None, int | None]]:
