@@ -86,16 +86,23 @@ def test_what_does_not_load_changes_nothing() -> None:
         assert http.post("/v1/models/m/swap", json={"path": "x"}).status_code == 400
 
 
-def test_adapters_of_the_old_one_go_with_it() -> None:
-    served = [Served(name="m", endpoint=speaking("old")), Served(name="poems", endpoint=speaking("rhyme"), parent="m")]
+def test_adapters_are_not_lost() -> None:
+    adapter = Served(name="poems", endpoint=speaking("rhyme"), parent="m")
+    old, made = speaking("old"), [Served(name="m", endpoint=speaking("new"))]
     with (
-        background(served) as listener,
+        background([Served(name="m", endpoint=old), adapter]) as listener,
         httpx.Client(base_url=f"http://127.0.0.1:{listener.port}", timeout=30) as http,
     ):
-        listener.server.load = lambda name, _: [Served(name=name, endpoint=speaking("new"))]
+        listener.server.load = lambda *_: made
         assert http.post("/v1/models/poems/swap", json={"path": "x"}).status_code == 400
+        reply = http.post("/v1/models/m/swap", json={"path": "x"})
+        assert reply.status_code == 409
+        assert "poems" in reply.json()["error"]["message"]
+        assert ask(http) == "old" * 8
+        made.append(Served(name="poems", endpoint=speaking("verse"), parent="m"))
         assert http.post("/v1/models/m/swap", json={"path": "x"}).status_code == 200
-        assert [one["id"] for one in http.get("/v1/models").json()["data"]] == ["m"]
+        assert [one["id"] for one in http.get("/v1/models").json()["data"]] == ["m", "poems"]
+        assert ask(http) == "new" * 8
 
 
 def _until(there: Callable[[], bool]) -> None:

@@ -87,7 +87,8 @@ class Config(Machine):
         least, _, most = self.replicas.partition(":")
         if not least.isdigit() or not (most or "1").isdigit() or not 1 <= int(least) <= int(most or least):
             raise UsageError(f"--replicas is a number of at least 1, or MIN:MAX: got '{self.replicas}'.")
-        return Scale(least=int(least), most=int(most or least))
+        gpus = float(self.device.startswith("cuda"))
+        return Scale(least=int(least), most=int(most or least), gpus=gpus)
 
     def settings(self) -> Settings:
         """Of the server."""

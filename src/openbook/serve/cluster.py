@@ -52,6 +52,7 @@ class Scale:
     least: int = 1
     most: int = 1
     target: float = 16.0
+    gpus: float = 0.0  # of each; Ray hides them from who asks for none
     ongoing: int = 256  # requests at work on a replica at most; more wait for it
     upscale_seconds: float = 10.0
     downscale_seconds: float = 300.0
@@ -285,7 +286,7 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
             "downscale_delay_s": scale.downscale_seconds,
         },
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
-        ray_actor_options={"num_cpus": min(1.0, share)},
+        ray_actor_options={"num_cpus": min(1.0, share), "num_gpus": scale.gpus},
     )
     try:
         handle = serve.run(deployment.bind(make), name=app, route_prefix=None)

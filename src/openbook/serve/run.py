@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -25,6 +24,7 @@ from starlette.applications import Starlette
 
 from openbook.errors import OpenbookError
 from openbook.serve.app import make_app
+from openbook.serve.collector import calm
 from openbook.serve.connection import Connection
 from openbook.serve.logs import Handler
 from openbook.serve.served import Load, Served
@@ -132,7 +132,7 @@ def serve(load: Callable[[], Sequence[Served]], settings: Settings, swap: Load |
             listener.up.wait()
             listener.should_exit = True
         else:
-            calm_collector()
+            calm()
             listener.up.wait()
             listener.server.become_ready(f"http://{settings.host}:{listener.port}")
 
@@ -178,17 +178,6 @@ def background(served: Sequence[Served], settings: Settings | None = None) -> It
     finally:
         listener.end()
         thread.join(30)
-
-
-def calm_collector() -> None:
-    """What is there now is here to stay, and what comes is looked over in small pieces.
-
-    Python's collector of cycles stops every stream while it looks: with 4,000 of them for 0.4 s at a time, and for a
-    third of all processor time. Requests that are answered leave no cycles behind, so it finds nothing there.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 10, 200)  # objects, of these; the last: a look at everything after 10 million
 
 
 def raise_limits() -> int:

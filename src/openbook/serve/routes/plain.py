@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 
@@ -46,7 +47,8 @@ async def ready(call: Call, _: None) -> Reply:
 
 async def metrics(call: Call, _: None) -> Reply:
     """For Prometheus."""
-    return Response(call.server.metrics.page(), media_type=PROMETHEUS)
+    page = await asyncio.to_thread(call.server.metrics.page)  # a cluster is asked over its network
+    return Response(page, media_type=PROMETHEUS)
 
 
 async def openapi(call: Call, _: None) -> Reply:

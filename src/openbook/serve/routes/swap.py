@@ -10,6 +10,7 @@ import asyncio
 
 from openbook.errors import OpenbookError
 from openbook.serve import saying
+from openbook.serve.collector import calm
 from openbook.serve.errors import Rejected
 from openbook.serve.route import Call, Reply, Route
 from openbook.serve.served import Closing, Served
@@ -34,24 +35,39 @@ async def swap(call: Call, asked: SwapModel) -> Reply:
             made = await asyncio.to_thread(server.load, name, asked.path)
         except (OpenbookError, OSError, ValueError) as error:
             raise Rejected(400, f"`path` cannot be served, and {name!r} stays: {error}", param="path") from error
-        before = {one.name: one for one in server.models.all.values() if name in (one.name, one.parent)}
-        for gone in before.keys() - {one.name for one in made}:
-            server.models.remove(gone)
+        lacking = _adapters(server, name) - {one.name for one in made}
+        if lacking:
+            await _close(next(one for one in made if one.name == name))
+            raise Rejected(
+                409, f"The new {name!r} would lack the adapters {', '.join(sorted(lacking))}: unload them first.",
+                code="adapter_in_use", param="model",
+            )  # fmt: skip
         for one in made:
             server.models.swap(one)
         server.log.say("swapped", model=name, path=asked.path)
-        server.background(_retire(server, before[name]))
+        server.background(_retire(server, served))
     return saying.model_of(server.models.find(name))
+
+
+def _adapters(server: Server, name: str) -> set[str]:
+    """Names of a model's adapters."""
+    return {one.name for one in server.models.all.values() if one.parent == name}
 
 
 async def _retire(server: Server, served: Served) -> None:
     """Closes what was replaced, once nobody who may have found it runs any more."""
-    runs, end = set(server.board.by_id.values()), asyncio.get_running_loop().time() + server.settings.drain
-    while not runs.isdisjoint(server.board.by_id.values()) and asyncio.get_running_loop().time() < end:
+    runs = set(server.board.by_id.values())
+    while not runs.isdisjoint(server.board.by_id.values()):
         await asyncio.sleep(LOOK)
+    await _close(served)
+    del served, runs
+    calm()
+    server.log.say("retired")
+
+
+async def _close(served: Served) -> None:
     if isinstance(served.endpoint, Closing):
         await asyncio.to_thread(served.endpoint.close)
-    server.log.say("retired", model=served.name)
 
 
 ROUTES = (
