@@ -205,7 +205,7 @@ class Logprob:
     bytes: bytes
     logprob: float
     top: tuple[Logprob, ...] = ()
-    silent: bool = False  # a special token: the text has nothing of it
+    silent: bool = field(default=False, compare=False)  # a special token: the text has nothing of it; no wire says so
 
 
 @dataclass(frozen=True, kw_only=True)

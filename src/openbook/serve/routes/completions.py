@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from openbook.chat import Complete, Delta, Logprob, Sampling, Tokenize, Usage
-from openbook.errors import InputError
+from openbook.errors import Busy, InputError
 from openbook.serve import asking, saying
 from openbook.serve.buffering import buffered
 from openbook.serve.route import Call, Reply, Route, Stream
@@ -19,6 +20,7 @@ from openbook.serve.wire.completions import CompletionReply, CompletionRequest, 
 Prompt = str | list[int]
 AHEAD = 64  # chunks that are held for a reader of several prompts
 TOGETHER = 128  # prompts of one request that are worked on at once: the rest of them waits here, in nobody's way
+WAIT = 0.05  # seconds before a prompt that found no room tries again
 CHOICES = 4096  # that one request may ask for
 
 
@@ -41,6 +43,10 @@ async def complete(call: Call, asked: CompletionRequest) -> Reply:
     endpoint = served.require(Complete)
     texts = [await _text(served, prompt) if asked.echo else "" for prompt in prompts]
     answers = await call.aside(lambda: [endpoint.complete(prompt, sampling, terms=terms) for prompt in prompts])
+    if len(prompts) > 1:
+        again = [partial(endpoint.complete, prompt, sampling, terms=terms) for prompt in prompts]
+        open_ones: set[int] = set()
+        answers = [_patient(*one, open_ones) for one in zip(range(len(prompts)), answers, again, strict=True)]
     streams = [call.server.metrics.metered(call, answer) for answer in answers]
     if asked.buffer in ("word", "sentence"):
         streams = [buffered(stream, asked.buffer) for stream in streams]
@@ -152,6 +158,28 @@ def _sum(one: Usage, other: Usage | None) -> Usage:
         completion_tokens=one.completion_tokens + other.completion_tokens,
         cached_tokens=one.cached_tokens + other.cached_tokens,
     )
+
+
+async def _patient(
+    place: int, stream: AsyncIterator[Delta], again: Callable[[], AsyncIterator[Delta]], open_ones: set[int]
+) -> AsyncIterator[Delta]:
+    """A prompt for which there is no room waits while others of its request are at work: they will make some."""
+    while True:
+        open_ones.add(place)
+        begun = False
+        try:
+            async with aclosing(stream) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    begun = True
+                    yield delta
+            return
+        except Busy:
+            if begun or open_ones == {place}:
+                raise
+        finally:
+            open_ones.discard(place)
+        await asyncio.sleep(WAIT)
+        stream = again()
 
 
 async def merged(streams: Sequence[AsyncIterator[Delta]]) -> AsyncIterator[tuple[int, Delta]]:

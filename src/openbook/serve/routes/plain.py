@@ -107,7 +107,7 @@ ROUTES = (
     Route(method="GET", path="/v1/models/{model}", handler=model, reply=ModelOut, summary="One model"),
     Route(method="GET", path="/health/live", handler=live, reply=Health, access="health", summary="The process lives"),
     Route(method="GET", path="/health/ready", handler=ready, reply=Health, access="health", summary="It takes work"),
-    Route(method="GET", path="/metrics", handler=metrics, summary="For Prometheus", media="text/plain"),
+    Route(method="GET", path="/metrics", handler=metrics, summary="For Prometheus", media="text/plain", access="admin"),
     Route(method="GET", path="/openapi.json", handler=openapi, summary="This page"),
     Route(method="GET", path="/v1/requests", handler=board, reply=Board, summary="What is at work"),
     Route(method="POST", path="/v1/requests/{id}/cancel", handler=cancel, reply=Stopped, summary="Stop a request"),
