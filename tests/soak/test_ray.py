@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 pytest.importorskip("ray")
 
 from openbook.chat import Call, Delta, Message, Sampling, Scripted, collect
-from openbook.errors import Busy, InputError, OpenbookError, TooLong
+from openbook.errors import Busy, InputError, OpenbookError, RemoteError, TooLong
 from openbook.serve import cluster
 from openbook.serve.cluster import Fault, Scale
 from openbook.serve.run import background
@@ -48,6 +49,8 @@ class Telling(Scripted):
             return [TooLong("The conversation has 9 tokens and the context holds 8.")]
         if said == "long":
             return ["x"] * 1000
+        if said.startswith("home"):
+            return [f"{self.word}:{os.getpid()} ", *["x "] * 400]
         return [f"{self.word}:{os.getpid()} "] * 4
 
 
@@ -136,6 +139,53 @@ def test_sticky_errors_cancels_and_the_end(tmp_path: Path) -> None:
         embedded = http.post("/v1/embeddings", json={"model": "m", "input": "hello"}).json()
         assert len(embedded["data"][0]["embedding"]) == 64
     endpoint.close()
+
+
+async def begun(endpoint: cluster.Replicas, text: str) -> tuple[str, AsyncIterator[Delta]]:
+    """The first words of a long answer, which goes on."""
+    stream = endpoint.chat([Message.system("Be kind. " * 100), Message.user(text)])
+    return (await anext(stream)).text.strip(), stream
+
+
+def test_long_answers_count_for_as_long_as_they_run(tmp_path: Path) -> None:
+    endpoint = deployed(tmp_path, pace=0.1, least=2, most=2).endpoint
+    assert isinstance(endpoint, cluster.Replicas)
+
+    async def work() -> None:
+        there = [await begun(endpoint, f"home {number}") for number in range(9)]
+        assert len({home for home, _ in there}) == 1  # where the prefix is
+        await asyncio.sleep(11)  # Ray forgets what it knew of queues after ten
+        there.append(await begun(endpoint, "home 9"))
+        assert there[-1][0] != there[0][0]  # 9 at work against none: too many to wait behind
+        for _, stream in there:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(work())
+    endpoint.close()
+
+
+def test_a_replica_that_dies_is_said_and_replaced(tmp_path: Path) -> None:
+    served = deployed(tmp_path, pace=0.1, least=2, most=2)
+    endpoint = served.endpoint
+    assert isinstance(endpoint, cluster.Replicas)
+
+    async def work() -> None:
+        home, stream = await begun(endpoint, "home")
+        os.kill(int(home.partition(":")[2]), signal.SIGKILL)
+        with pytest.raises(RemoteError, match="A replica of 'm' was lost"):
+            async for _ in stream:
+                pass
+        for _ in range(10):
+            assert (await collect(endpoint.chat([Message.user("hi")]))).text.startswith("old")
+
+    asyncio.run(work())
+    assert endpoint.ongoing == 0
+    until(lambda: endpoint.gauges()["replicas"] == 2)
+    with background([served]) as listener, client(listener.port) as http:
+        endpoint.close()
+        assert http.get("/metrics").status_code == 200  # of a model that is no more
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        assert http.post("/v1/chat/completions", json=body).status_code == 502
 
 
 def test_more_replicas_under_load(tmp_path: Path) -> None:

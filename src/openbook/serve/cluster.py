@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -32,15 +33,16 @@ from openbook.serve.served import Served
 try:
     import ray
     from ray import serve
-    from ray.exceptions import RayError
+    from ray.exceptions import ObjectLostError, RayActorError, RayError, WorkerCrashedError
     from ray.serve.config import RequestRouterConfig
-    from ray.serve.exceptions import RayServeException
+    from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
     from ray.serve.request_router import RequestRouter
 except ImportError as error:
     raise MissingExtra("ray", "ray", "Serving from a cluster") from error
 
 Make = Callable[[], Sequence[Served]]
 _front = token_hex(4)  # of several on one cluster
+LOST = (RayActorError, WorkerCrashedError, ObjectLostError, DeploymentUnavailableError)  # not its defects: RayTaskError
 _numbers = itertools.count(1)  # of deployments: an old one may still be there when its successor comes
 _apps: set[str] = set()  # deployed here
 
@@ -139,17 +141,29 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
     def initialize_state(self, slack: int = 8) -> None:
         """Called once by Ray Serve, with what the deployment says."""
         self._policy = Prefixes(slack)
+        self._at_work: Counter[Any] = Counter()  # Ray's own count is forgotten after ten seconds without news
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """Ranks: the chosen one, then the rest."""
         if not candidate_replicas or pending_request is None or not pending_request.args:
             return [list(candidate_replicas)]
         known = {one.replica_id.unique_id: one for one in candidate_replicas}
-        queues = self.replica_queue_len_cache
-        loads = {name: queues.get(one.replica_id) or 0 for name, one in known.items()}
+        loads = {name: self._at_work[one.replica_id] for name, one in known.items()}
         first = self._policy.choose(pending_request.args[0], loads)
         rest = sorted((name for name in known if name != first), key=lambda name: loads[name])
         return [[known[first]], *([known[name]] for name in rest)]
+
+    def on_send_request(self, replica_id: Any) -> None:
+        """Called by Ray Serve with each request that it sends."""
+        super().on_send_request(replica_id)
+        self._at_work[replica_id] += 1
+
+    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
+        """Called by Ray Serve once for each of them, however it ends."""
+        super().on_request_completed(replica_id, internal_request_id)
+        self._at_work[replica_id] -= 1
+        if self._at_work[replica_id] <= 0:  # so that those that are gone leave nothing behind
+            del self._at_work[replica_id]
 
 
 # ------------------------------------------------------------------------------------------------ at the front
@@ -208,7 +222,10 @@ class Replicas:
 
     def gauges(self) -> dict[str, float]:
         """How many replicas there are, and what they have to do."""
-        deployments = serve.status().applications[self._app].deployments.values()
+        try:
+            deployments = serve.status().applications[self._app].deployments.values()
+        except (KeyError, RayError, RayServeException):  # taken down, or nobody there to ask
+            return {"replicas": 0, "running": self.ongoing}
         running = sum(count for one in deployments for state, count in one.replica_states.items() if state == "RUNNING")
         return {"replicas": running, "running": self.ongoing}
 
@@ -225,24 +242,41 @@ class Replicas:
                 if isinstance(item, Fault):
                     raise item.error()
                 yield item
-        except (RayError, RayServeException) as error:
-            raise RemoteError(f"A replica of {self._name!r} failed while it answered: {error}") from error
+        except LOST as error:
+            raise self._lost() from error
+        except BaseException:  # the caller left, or it failed: what still runs there ends
+            response.cancel()
+            raise
         finally:
             self.ongoing -= 1
-            response.cancel()
 
     async def _ask(self, what: str, value: Any) -> Any:
-        found = await self._handle.options(method_name="ask").remote([], self._name, what, value)
+        response = self._handle.options(method_name="ask").remote([], self._name, what, value)
+        try:
+            found = await response
+        except LOST as error:
+            raise self._lost() from error
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
         if isinstance(found, Fault):
             raise found.error()
         return found
 
+    def _lost(self) -> RemoteError:
+        return RemoteError(f"A replica of {self._name!r} was lost at work; another takes its place. Ask again.")
+
 
 def join(address: str | None = None, cpus: int | None = None) -> None:
-    """Joins the cluster at `address`; without one begins a cluster on this machine alone, on its loopback."""
+    """Joins the cluster at `address`; without one begins a cluster of this machine alone.
+
+    Ray listens on every interface, whatever address it is given: what keeps strangers out is its token, which it asks
+    for by itself where a cluster is begun here (from 2.59 on). At `address` that is its owner's to see to.
+    """
     if not ray.is_initialized():
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning", "configure_logging": False}
         if address is None:
+            # Ray takes the machine's own address in place of this one, as of today: see above.
             local: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "num_cpus": cpus}
             ray.init(**local, **quiet, object_store_memory=128 << 20)
         else:
@@ -291,8 +325,10 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
     try:
         handle = serve.run(deployment.bind(make), name=app, route_prefix=None)
     except Exception as error:
-        why = "; ".join(one.message for one in serve.status().applications[app].deployments.values())
-        _delete(app)
+        there = serve.status().applications.get(app)  # None: it did not come as far as the cluster
+        why = "; ".join(one.message for one in there.deployments.values()) if there else ""
+        if there:
+            _delete(app)
         raise OpenbookError(f"No replica came up: {why or error}") from error
 
     async def about() -> list[tuple[str, Sampling, str | None, int | None]]:
