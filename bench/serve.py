@@ -100,25 +100,27 @@ def rates(options: Any) -> dict[str, Any]:
 
 
 def overhead(options: Any) -> dict[str, Any]:
-    """The same requests, all at once, over HTTP and in the engine alone; in turn."""
+    """The same requests, all at once, over HTTP and in the engine alone; in turn. No prompt comes twice to either."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it, before torch is loaded
     from openbook.chat.engine import Engine
     from openbook.cli.loading import Machine, load_both
     from openbook.generate.sampling import Sampling
     from openbook.generate.settings import Settings
+    from openbook.serve.collector import calm
 
     name = options.contenders.split(",")[0]
     (path,) = models([name], options.size, options.models).values()
-    requests = [Request(one.prompt, 128) for one in requests_of(32, 5, (60, 60), (60, 60), (128, 128))]
-    bodies = [(one, body_of(name, one)) for one in requests]
     form = "int8" if name.endswith("int8") else None
-    engine = Engine(*load_both(str(path), Machine(), form), settings=Settings(memory="2GiB", prefix_cache=False))
+    engine = Engine(*load_both(str(path), Machine(), form), settings=Settings(memory="2GiB"))
     asked = Sampling(max_tokens=128, temperature=0.0, ignore_eos=True)
+    calm()  # as the server does
     alone, served = [], []
     with serving(name, path, Limits(waiting=64, waiting_tokens=1 << 20)) as (port, _):
         for number in range(options.rounds + 1):
-            fresh = [Request(one.prompt[::-1] if number % 2 else one.prompt, one.new) for one in requests]
+            requests = requests_of(32, number, (60, 60), (60, 60), (128, 128))
+            bodies = [(one, body_of(name, one)) for one in requests]
             began = time.perf_counter()
-            engine.generate([one.prompt for one in fresh], asked)
+            engine.core.generate([engine.prompt_of(one.prompt) for one in requests], asked)  # no text, no thread
             alone.append(32 * 128 / (time.perf_counter() - began))
             records, seconds = asyncio.run(poisson("127.0.0.1", port, PATH, bodies, 1e5, number))
             assert all(one.done for one in records), "every stream is whole"
