@@ -84,7 +84,7 @@ def test_it_brings_its_key(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key, digest = new_key()
-    (tmp_path / "keys.toml").write_text(f'[keys.alice]\nhash = "{digest}"\n')
+    (tmp_path / "keys.toml").write_text(f'[keys.alice]\nhash = "{digest}"\nadmin = true\n')
     serving = start(Settings(port=0, api_keys=tmp_path / "keys.toml"), tiny=Scripted())
     words = ["top", serving.url, "--json", "--every", "0.1"]
     monkeypatch.delenv("OPENBOOK_API_KEY", raising=False)
