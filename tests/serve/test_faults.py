@@ -27,6 +27,8 @@ from tests.serve.conftest import Serving, Start, serving_of
 from tests.serve.crowd import Crowd, at_rest, gone
 from tests.serve.raw import CHAT, Raw, ask, asking, free, request, scripted, until
 
+pytestmark = pytest.mark.slow  # each by itself is quick; together they are not
+
 LONG: dict[str, Any] = {"max_tokens": 800, "ignore_eos": True, "temperature": 1.0}
 SHORT: dict[str, Any] = {"max_tokens": 4, "ignore_eos": True}
 

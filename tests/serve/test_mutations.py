@@ -17,6 +17,8 @@ from openbook.chat.scripted import Scripted
 from openbook.serve.app import ROUTES
 from tests.serve.conftest import Serving, serving_of
 
+pytestmark = pytest.mark.slow  # each by itself is quick; together they are not
+
 TYPES = {route.path: route.request for route in ROUTES if route.request is not None}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}

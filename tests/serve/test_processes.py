@@ -11,6 +11,8 @@ import pytest
 
 from tests.serve.raw import CHAT, SCRIPT, Process, Raw, ask, asking, free, listens, process, scripted, until
 
+pytestmark = pytest.mark.slow  # each by itself is quick; together they are not
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 

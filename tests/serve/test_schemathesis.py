@@ -24,6 +24,8 @@ from openbook.serve.keys import new_key
 from openbook.serve.settings import Settings
 from tests.serve.conftest import Serving, serving_of
 
+pytestmark = pytest.mark.slow  # each by itself is quick; together they are not
+
 # What schema and types both see. A request that the page allows may be refused for another reason (a context that is
 # too short, an unknown id, parameters that contradict each other), but never for these.
 TYPES = {"invalid_json", "invalid_value", "unknown_parameter"}
