@@ -58,6 +58,18 @@ class Config(Machine):
     """Seconds that a request may take; then 504."""
     drain: float = 600.0
     """Seconds that running work is given at the end."""
+    stall: float = 30.0
+    """Seconds that a reader may leave its stream unread; then it is dropped."""
+    keep_alive: float = 15.0
+    """Seconds between signs of life in a stream in which nothing comes."""
+    body: int = 8 << 20
+    """Bytes of a request at most."""
+    requests: int = 16_384
+    """Requests at work at once; more are answered 429."""
+    connections: int = 20_000
+    """Open connections; more are answered 503."""
+    cached_price: float = 0.1
+    """Of a prompt token that was found in the prefix cache, in tokens, for `billed_tokens`."""
     allow_host: Repeated[tuple[str, ...]] = ()
     """A name under which this server is reached (the Host header)."""
     allow_origin: Repeated[tuple[str, ...]] = ()
@@ -100,6 +112,12 @@ class Config(Machine):
             api_keys=self.api_keys,
             timeout=self.timeout,
             drain=self.drain,
+            stall=self.stall,
+            keep_alive=self.keep_alive,
+            body=self.body,
+            requests=self.requests,
+            connections=self.connections,
+            cached_price=self.cached_price,
             hosts=self.allow_host,
             origins=self.allow_origin,
             open_health=self.open_health,

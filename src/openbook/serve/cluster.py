@@ -302,7 +302,6 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
     `make` travels to the replicas: a function of a module, or a partial of one, whose arguments can be pickled.
     """
     app = f"openbook-{_front}-{next(_numbers)}"
-    _apps.add(app)
     # While a model is swapped there are twice as many; Ray would let the new ones wait for the old ones' place.
     share = float(ray.cluster_resources().get("CPU", 1.0)) / (2 * scale.most + 1)
     deployment = serve.deployment(
@@ -328,8 +327,10 @@ def deploy(make: Make, scale: Scale) -> list[Served]:
         there = serve.status().applications.get(app)  # None: it did not come as far as the cluster
         why = "; ".join(one.message for one in there.deployments.values()) if there else ""
         if there:
-            _delete(app)
+            serve.delete(app)
         raise OpenbookError(f"No replica came up: {why or error}") from error
+
+    _apps.add(app)
 
     async def about() -> list[tuple[str, Sampling, str | None, int | None]]:
         found: list[tuple[str, Sampling, str | None, int | None]] = await handle.options(method_name="about").remote([])
