@@ -47,6 +47,7 @@ class Live:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._posts: dict[asyncio.AbstractEventLoop, _Post] = {}
         self._failures = 0  # of steps, since one succeeded
         self._broken: BaseException | None = None
         self._process = os.getpid()
@@ -119,6 +120,13 @@ class Live:
             if not job.ended:
                 with suppress(OpenbookError):  # it is closed: everything ends anyway
                     self.call(partial(self.engine.cancel, job))
+
+    def post(self, loop: asyncio.AbstractEventLoop) -> _Post:
+        """The way to those who read in `loop`, which runs."""
+        if loop not in self._posts:
+            self._posts = {one: post for one, post in self._posts.items() if not one.is_closed()}
+            self._posts[loop] = _Post(loop)
+        return self._posts[loop]
 
     def _abandon(self, begun: Future[tuple[Job, bool]]) -> None:
         """Cancels a request that was begun for somebody who has gone."""
@@ -233,6 +241,32 @@ class Live:
                 tell(self.engine, [job.end(line, "error", self.ended) for line in job.lines if not line.done])
 
 
+class _Post:
+    """Tokens on their way from the engine's thread to one event loop, which is woken once for all that are there.
+
+    A step has a token for every request, and to wake a loop costs more than to hand one over. The mark is taken off
+    before anything is handed over: a token that comes later either finds it gone, or is handed over with the rest.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[tuple[asyncio.Queue[Token], Token]] = deque()
+        self._woken = False
+
+    def send(self, queue: asyncio.Queue[Token], token: Token) -> None:
+        """From the engine's thread. RuntimeError where the loop has ended, and nobody would ever read it."""
+        self._waiting.append((queue, token))
+        if self._loop.is_closed() or not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False
+        for _ in range(len(self._waiting)):  # not as long as there are any: others want the loop too
+            queue, token = self._waiting.popleft()
+            queue.put_nowait(token)
+
+
 class _Reader:
     """Tokens of one request between the engine's thread, which is in `hear`, and one that reads, in `next`.
 
@@ -245,7 +279,7 @@ class _Reader:
         self.held = False
         self.left = False  # nobody reads any more
         self._live = live
-        self._loop = asyncio.get_running_loop()
+        self._post = live.post(asyncio.get_running_loop())
         self._queue: asyncio.Queue[Token] = asyncio.Queue()
         self._heard = self._read = 0
         self._asked = False  # to go on
@@ -257,7 +291,7 @@ class _Reader:
         self._heard += 1
         if not self.held and self._heard - self._read > AHEAD:
             self._hold(True)
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, token)
+        self._post.send(self._queue, token)
 
     async def next(self) -> Token:
         """The next one."""

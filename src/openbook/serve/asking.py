@@ -13,7 +13,7 @@ from openbook.errors import GrammarError, InputError
 from openbook.generate.grammars import Choice, Grammar, Json, Lark, Regex, Schema
 from openbook.serve.settings import Settings
 from openbook.serve.wire.basics import Choosing, Format, FormatObject, FormatSchema, Structured
-from openbook.serve.wire.chat import ChatRequest, MessageIn, TextPart, ToolNamed
+from openbook.serve.wire.chat import ChatRequest, MessageIn, ToolNamed
 from openbook.serve.wire.completions import CompletionRequest
 from openbook.serve.wire.responses import ResponseRequest
 
@@ -113,11 +113,6 @@ def message_of(given: MessageIn) -> Message:
     """A message as the waist has it."""
     value = {name: part for name, part in msgspec.to_builtins(given).items() if part not in (None, [])}
     return Message.of(value)
-
-
-def text_of(content: str | list[TextPart]) -> str:
-    """The text of a content."""
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 def tools_of(asked: ChatRequest) -> tuple[tuple[Tool, ...], ToolUse]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from openbook.chat.rows import Pair
 from openbook.errors import InputError, Refusal
 from openbook.serve.route import Call, Reply, Route
-from openbook.serve.routes.vectors import embedded, read, usage_of
+from openbook.serve.routes.vectors import embedded, usage_of
 from openbook.serve.served import Classify, Served
 from openbook.serve.wire.basics import UsageOut
 from openbook.serve.wire.vectors import (
@@ -94,7 +95,7 @@ async def _classified(
     call: Call, endpoint: Classify, texts: Sequence[str | Pair]
 ) -> tuple[list[list[float]], UsageOut]:
     """What each label says of each text, and the tokens that were read."""
-    rows = await read(endpoint, texts)
+    rows = await call.aside(partial(endpoint.rows, texts))
     chances = [_activated(logits, endpoint.activation) for logits in await endpoint.classify(rows)]
     return chances, usage_of(call, sum(len(row.ids) for row in rows))
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 import struct
 from collections.abc import Sequence
+from functools import partial
 
 from openbook.chat import Embed, Tokenize, Usage
-from openbook.chat.rows import Row, Text
 from openbook.errors import InputError
 from openbook.serve import saying
 from openbook.serve.route import Call, Reply, Route
 from openbook.serve.routes.completions import Prompt, prompts_of
-from openbook.serve.served import Embedding, Reading, Served
+from openbook.serve.served import Embedding, Served
 from openbook.serve.wire.basics import UsageOut
 from openbook.serve.wire.vectors import EmbeddingReply, EmbeddingRequest, Vector
 
 TOGETHER = 2048  # texts of one request, as the API has it
-INLINE = 16_384  # characters, or ids, that are tokenised without leaving the event loop
 
 
 async def embed(call: Call, asked: EmbeddingRequest) -> Reply:
@@ -46,7 +44,7 @@ async def embedded(call: Call, served: Served, prompts: Sequence[Prompt]) -> tup
     """
     endpoint = served.require(Embed)
     if isinstance(endpoint, Embedding):
-        rows = await read(endpoint, prompts)
+        rows = await call.aside(partial(endpoint.rows, prompts))
         return await endpoint.embed(rows), usage_of(call, sum(len(row.ids) for row in rows))
     texts = [one if isinstance(one, str) else await served.require(Tokenize).detokenize(one) for one in prompts]
     count = 0
@@ -54,13 +52,6 @@ async def embedded(call: Call, served: Served, prompts: Sequence[Prompt]) -> tup
         for text in texts:
             count += len(await endpoint.tokenize(text))
     return await endpoint.embed(texts), usage_of(call, count)
-
-
-async def read(endpoint: Reading, texts: Sequence[Text]) -> list[Row]:
-    """Rows of texts; where there is much of it beside the event loop."""
-    if sum(len(text) for text in texts) < INLINE:
-        return endpoint.rows(texts)
-    return await asyncio.to_thread(endpoint.rows, texts)
 
 
 def usage_of(call: Call, tokens: int) -> UsageOut:
