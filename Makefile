@@ -38,7 +38,7 @@ setup-dev: $(VENV)/.ready-dev
 # The stamps depend on what decides the content of .venv: the package metadata and the torch that was asked for.
 $(VENV)/.ready: pyproject.toml $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[plot,hub,structured,remote,serve]'
+	$(BIN)/python -m pip install --quiet --editable '.[plot,hub,structured,remote,data,serve]'
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.torch

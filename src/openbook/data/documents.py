@@ -23,11 +23,11 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from openbook.errors import DataError, nearest
 from openbook.files import explain_os_error
@@ -58,6 +58,7 @@ class Document:
     path: Path
     line: int  # where it begins, counted from 1
     end: int  # bytes of the file (on disk) read so far
+    meta: Mapping[str, Any] = field(default_factory=dict)  # what else the record says: language, title, licence …
 
 
 def documents(paths: Paths, *, field: str = "text", separator: str = SEPARATOR) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -20,11 +20,11 @@ from types import MappingProxyType
 from typing import Any
 
 import tokenizers
-from tokenizers import models
 
 from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
-from openbook.text.folder import Added, Settings, read_settings, tokenizer_file, write_settings
+from openbook.text.backend import declare, guarded, model_unk, place
+from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
@@ -46,10 +46,10 @@ class Tokenizer:
         self._backend = backend
         backend.no_truncation()
         backend.no_padding()
-        _declare(backend, self._settings, where)
+        declare(backend, self._settings, where)
         entries = backend.get_vocab(with_added_tokens=True)
         if not entries:
-            raise TokenizerError(f"The vocabulary is empty{_at(where)}. Fetch the file again, or train a tokenizer.")
+            raise TokenizerError(f"The vocabulary is empty{place(where)}. Fetch the file again, or train a tokenizer.")
         self.vocab: int = max(entries.values()) + 1
         self.specials: Mapping[str, int] = MappingProxyType(
             {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}
@@ -59,7 +59,7 @@ class Tokenizer:
         self.bos: int | None = role.get("bos")
         self.eos: int | None = role.get("eos")
         self.pad: int | None = role.get("pad")
-        self.unk: int | None = role.get("unk", _model_unk(backend))
+        self.unk: int | None = role.get("unk", model_unk(backend))
         self.mask: int | None = role.get("mask")
         self.sep: int | None = role.get("sep")
         self.cls: int | None = role.get("cls")
@@ -79,7 +79,7 @@ class Tokenizer:
             raise TokenizerError(str(explain_os_error(error, file, "read"))) from error
         except UnicodeDecodeError as error:
             raise TokenizerError(f"'{file}' is damaged: byte {error.start} is not UTF-8. Fetch it again.") from error
-        backend = _guarded(lambda: tokenizers.Tokenizer.from_str(text), f"'{file}' is damaged or not a tokenizer")
+        backend = guarded(lambda: tokenizers.Tokenizer.from_str(text), f"'{file}' is damaged or not a tokenizer")
         return cls(backend, read_settings(file.parent), str(file))
 
     @classmethod
@@ -213,7 +213,7 @@ class Tokenizer:
         return Tokenizer, (self._backend, self._settings, self._where)
 
     def __repr__(self) -> str:
-        return f"Tokenizer(vocab={self.vocab}, specials={len(self.specials)}{_at(self._where)})"
+        return f"Tokenizer(vocab={self.vocab}, specials={len(self.specials)}{place(self._where)})"
 
     def __len__(self) -> int:
         return self.vocab
@@ -271,16 +271,16 @@ class Tokenizer:
     def _template(self, tools: object) -> ChatTemplate:
         if not self.templates:
             raise TokenizerError(
-                f"This tokenizer{_at(self._where)} has no chat template: its model continues text. Encode text with "
+                f"This tokenizer{place(self._where)} has no chat template: its model continues text. Encode text with "
                 "`encode`, or give it a template with `with_chat_template`."
             )
         name = "tool_use" if tools and "tool_use" in self.templates else "default"
         if name not in self.templates:
             known = nearest(name, self.templates)
-            raise TokenizerError(f"This tokenizer{_at(self._where)} has no default chat template.{known}")
+            raise TokenizerError(f"This tokenizer{place(self._where)} has no default chat template.{known}")
         if name not in self._compiled:
             roles = {f"{role}_token": token.content for role, token in self._settings.roles.items()}
-            called = f"The chat template {'' if name == 'default' else repr(name)}".rstrip() + _at(self._where)
+            called = f"The chat template {'' if name == 'default' else repr(name)}".rstrip() + place(self._where)
             self._compiled[name] = ChatTemplate(self.templates[name], self._sealed, roles, called)
         return self._compiled[name]
 
@@ -307,7 +307,9 @@ class Tokenizer:
     def _ends(self, bos: bool, eos: bool) -> tuple[list[int], list[int]]:
         if (bos and self.bos is None) or (eos and self.eos is None):
             role = "bos" if bos and self.bos is None else "eos"
-            raise TokenizerError(f"This tokenizer{_at(self._where)} has no {role} token: do not ask for `{role}=True`.")
+            raise TokenizerError(
+                f"This tokenizer{place(self._where)} has no {role} token: do not ask for `{role}=True`."
+            )
         return [self.bos] if bos and self.bos is not None else [], [self.eos] if eos and self.eos is not None else []
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -329,59 +331,3 @@ def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
             f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
             f"{tokenizer_vocab} or more."
         )
-
-
-def _declare(backend: tokenizers.Tokenizer, settings: Settings, where: str) -> None:
-    """Tell the backend of the tokens that the configuration names; flags come from the most specific place."""
-    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    listed = {token.content: token for token in settings.added.values()}
-    for number, token in sorted(settings.added.items()):
-        given = _added_token(token)
-        if token.content not in known or repr(known[token.content]) != repr(given):
-            (backend.add_special_tokens if token.special else backend.add_tokens)([given])
-        if (got := backend.token_to_id(token.content)) != number:
-            raise TokenizerError(
-                f"`added_tokens_decoder` gives {token.content!r} the id {number}, tokenizer.json gives it {got}"
-                f"{_at(where)}. The two files belong to different models: fetch both again."
-            )
-    for token in [*settings.roles.values(), *settings.extra]:
-        named = listed.get(token.content)
-        given = _added_token(named) if named else known.get(token.content, _added_token(token))
-        given.special = True
-        backend.add_special_tokens([given])
-
-
-def _added_token(token: Added) -> tokenizers.AddedToken:
-    return tokenizers.AddedToken(
-        token.content,
-        special=token.special,
-        normalized=token.normalized,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        single_word=token.single_word,
-    )
-
-
-def _model_unk(backend: tokenizers.Tokenizer) -> int | None:
-    """The id of the vocabulary's own unknown token."""
-    if isinstance(backend.model, models.Unigram):
-        number: int | None = json.loads(backend.to_str())["model"].get("unk_id")
-        return number
-    spelling = backend.model.unk_token
-    return None if spelling is None else backend.token_to_id(spelling)
-
-
-def _guarded(build: Callable[[], tokenizers.Tokenizer], what: str) -> tokenizers.Tokenizer:
-    """Call into the Rust library and turn whatever it throws, panics included, into a TokenizerError."""
-    try:
-        return build()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic in Rust arrives as a BaseException of its own
-        raise TokenizerError(
-            f"{what} ({str(error)[:200]}). It may be half written by an interrupted copy: fetch it again."
-        ) from error
-
-
-def _at(where: str) -> str:
-    return f" ('{where}')" if where else ""
