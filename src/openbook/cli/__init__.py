@@ -41,6 +41,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "data prepare": _verb(
             "data_prepare", _MAKE, "TEXT… --out DIR", "turn text into memory-mapped shards of tokens"
         ),
+        "data classifier": _verb(
+            "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
+        ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
