@@ -50,8 +50,9 @@ def main(args: Sequence[str], prog: str) -> int:
     if config.json:
         print(json.dumps({"out": str(config.out), **dataclasses.asdict(report)}, indent=2))
     else:
+        print(f"{config.out}: learned from {report.good:,} good and {report.bad:,} bad documents")
         print(
-            f"{config.out}: from {report.good:,} good and {report.bad:,} bad documents; on {report.judged:,} it has not "
-            f"seen: area under the curve {report.area:.3f}, accuracy {report.accuracy:.1%}, Brier score {report.error:.3f}"
+            f"on {report.judged:,} it has not seen: area under the curve {report.area:.3f}, "
+            f"accuracy {report.accuracy:.1%}, Brier score {report.error:.3f}"
         )
     return 0
