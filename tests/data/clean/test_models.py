@@ -93,8 +93,8 @@ def test_what_surprises_goes(tmp_path: Path) -> None:
 def test_a_hash_table_finds_what_it_holds_and_nothing_else() -> None:
     keys = np.unique(np.random.default_rng(0).integers(0, 2**40, 5000).astype(np.uint64))
     numbers = np.arange(len(keys), dtype=np.float32)
-    table = grams._Table.of(keys, numbers, numbers)
-    assert (table.chance[table.find(keys)] == numbers).all()
+    table = grams._Table.of(keys, -numbers, numbers)
+    assert (table.slots["weight"][table.find(keys)] == numbers).all()
     others = np.setdiff1d(np.arange(10**6, 10**6 + 5000, dtype=np.uint64), keys)
     assert (table.find(others) == -1).all()
 
