@@ -44,6 +44,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "data classifier": _verb(
             "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
         ),
+        "data perplexity": _verb("data_perplexity", _MAKE, "GOOD --out FILE", "learn how surprising good text is"),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
