@@ -14,7 +14,7 @@ from typing import Any
 
 from openbook.data.corpus.marks import Marker
 from openbook.data.corpus.plan import Part
-from openbook.data.corpus.recipe import Cleaning, Duplicates, Source
+from openbook.data.corpus.recipe import Cleaning, Corpus, Source
 from openbook.data.corpus.tally import Ledger, size
 from openbook.data.corpus.work import Lines, record_of, write_arrays, write_ledger
 from openbook.data.documents import Document
@@ -32,8 +32,7 @@ class Job:
     folder: Path
     part: Part
     source: Source
-    cleaning: Cleaning
-    duplicates: Duplicates
+    recipe: Corpus
 
 
 def clean_part(job: Job) -> int:
@@ -42,8 +41,8 @@ def clean_part(job: Job) -> int:
     if stem.with_suffix(".json").exists():
         return 0
     ledger, bad = Ledger(), _Listed()
-    steps = [step for step in steps_of(job.cleaning) if step.name not in job.source.skip]
-    marker = Marker(job.duplicates)
+    steps = [step for step in steps_of(job.source.cleaning or job.recipe.cleaning) if step.name not in job.source.skip]
+    marker = Marker(job.recipe.duplicates)
     about: Counter[str] = Counter()
     left = 0
     with Lines(stem.with_suffix(".jsonl")) as lines:
@@ -64,7 +63,9 @@ def _through(job: Job, steps: Sequence[Step], ledger: Ledger, bad: _Listed) -> I
     name = job.source.name
     read = ledger.tally(name, "read")
     tallies = [ledger.tally(name, step.name) for step in steps]
-    for document in read_block(job.part.block, job.source.columns, job.source.separator, bad.add):
+    for document in read_block(
+        job.part.block, job.source.columns, job.source.separator, bad.add, encoding=job.source.encoding
+    ):
         read.came(document)
         for step, tally in zip(steps, tallies, strict=True):
             tally.came(document)
@@ -106,9 +107,14 @@ class _Listed:
         self.listed: list[dict[str, Any]] = []
 
     def add(self, bad: Bad) -> None:
-        self.count += 1
+        self.count += not bad.note
         if len(self.listed) < LISTED:
-            self.listed.append({"path": str(bad.path), "line": bad.line, "why": bad.why})
+            self.listed.append(listed(bad))
 
     def to_tree(self) -> dict[str, Any]:
         return {"count": self.count, "listed": self.listed}
+
+
+def listed(bad: Bad) -> dict[str, Any]:
+    """A bad place as the report lists it."""
+    return {"path": str(bad.path), "line": bad.line, "at": bad.at, "why": bad.why}

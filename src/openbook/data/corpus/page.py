@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from openbook.data.corpus.tally import Kind, Ledger
 
 STYLE = Path(__file__).with_suffix(".css")
+NONE: frozenset[int] = frozenset()
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -19,14 +20,14 @@ def page(report: Mapping[str, Any]) -> str:
         _head(report), _cards(report), _steps(ledger), _sources(report), _reasons(ledger), _duplicates(report),
         _contamination(report), _shape(report), _bad(report), _files(report), _recipe(report),
     ]  # fmt: skip
-    title = escape(f"Corpus {report['name']}")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" '
-        f"content=\"default-src 'none'; style-src 'unsafe-inline'\"><style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        + "\n".join(part for part in parts if part)
-        + "</body></html>\n"
-    )
+    style = STYLE.read_text(encoding="utf-8")
+    head = [
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        f"<title>{escape(report['name'])}</title><style>{style}</style>",
+    ]
+    body = "\n".join(part for part in parts if part)
+    return f'<!doctype html><html lang="en"><head>{"".join(head)}</head><body>{body}</body></html>\n'
 
 
 def _head(report: Mapping[str, Any]) -> str:
@@ -187,9 +188,7 @@ def _recipe(report: Mapping[str, Any]) -> str:
     return f"<h2>Recipe</h2><details><summary>recipe.toml</summary><pre>{escape(report['recipe'])}</pre></details>"
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], bars: set[int] = frozenset(), texts: set[int] = frozenset()
-) -> str:  # type: ignore[assignment]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], bars: Set[int] = NONE, texts: Set[int] = NONE) -> str:
     def cell(column: int, value: str) -> str:
         kind = " class=bar" if column in bars else " class=text" if column in texts else ""
         return f"<td{kind}>{value}</td>"

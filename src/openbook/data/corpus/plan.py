@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openbook.data.corpus.recipe import Source
 from openbook.data.documents import find_files
-from openbook.data.sources.blocks import Block, blocks
+from openbook.data.sources.blocks import Bad, Block, blocks
 from openbook.errors import DataError, OpenbookError
 from openbook.files import explain_os_error, read_json, write_json
 
@@ -46,6 +48,7 @@ class Plan:
 
     parts: tuple[Part, ...]
     files: tuple[dict[str, Any], ...]  # source, path, bytes, modified
+    bad: tuple[Bad, ...]  # files that cannot be opened
     identity: str
 
     @property
@@ -54,16 +57,17 @@ class Plan:
         return sum(file["bytes"] for file in self.files)
 
 
-def make_plan(sources: Sequence[tuple[str, Sequence[str]]], recipe: object, size: int) -> Plan:
-    """The plan for `sources` (name, paths), in blocks of about `size` bytes. DataError: a file stands in two sources.
+def make_plan(sources: Sequence[Source], recipe: object, size: int) -> Plan:
+    """The plan for `sources`, in blocks of about `size` bytes. DataError: a file stands in two sources.
 
     recipe    everything else that decides the result, as JSON
     """
     parts: list[Part] = []
     files: list[dict[str, Any]] = []
     owner: dict[Path, str] = {}
-    for index, (name, paths) in enumerate(sources):
-        found = find_files(paths)
+    bad: list[Bad] = []
+    for index, source in enumerate(sources):
+        name, found = source.name, find_files(source.paths)
         for path in found:
             real = path.resolve()
             if owner.setdefault(real, name) != name:
@@ -74,10 +78,10 @@ def make_plan(sources: Sequence[tuple[str, Sequence[str]]], recipe: object, size
                 raise explain_os_error(error, path, "read") from error
             facts = {"source": name, "path": str(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
             files.append(facts)
-        for block in blocks(found, size):
+        for block in blocks(found, size, separator=source.separator, bad=bad.append):
             parts.append(Part(len(parts), index, block))
     whole = json.dumps([VERSION, recipe, files, size], sort_keys=True, default=str)
-    return Plan(tuple(parts), tuple(files), hashlib.sha256(whole.encode()).hexdigest()[:32])
+    return Plan(tuple(parts), tuple(files), tuple(bad), hashlib.sha256(whole.encode()).hexdigest()[:32])
 
 
 def take_up(folder: Path, plan: Plan) -> bool:
@@ -94,8 +98,6 @@ def take_up(folder: Path, plan: Plan) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove everything in a folder of work."""
-    import shutil
-
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -15,9 +15,31 @@ from typing import Any
 from openbook import config
 from openbook.data.clean.language import Language
 from openbook.data.clean.repair import Repair
+from openbook.data.clean.rules import C4, Rules
+from openbook.data.dedupe.near import Near
 from openbook.data.sources.columns import Columns
 from openbook.data.steps import Step
 from openbook.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaning:
+    """What is done to each document by itself, in this order."""
+
+    repair: Repair | None = field(default_factory=Repair)
+    """Wrongly decoded text, control characters, line ends."""
+    language: Language | None = field(default_factory=Language)
+    """Which language it is in, and which stay."""
+
+    c4: C4 | None = None
+    """The rules of C4, which also take lines out of documents: for web pages."""
+    rules: Rules | None = field(default_factory=Rules)
+    """The rules of Gopher and FineWeb for the quality of text and for repetition in it."""
+
+    def build(self) -> tuple[Step, ...]:
+        """The steps that are wanted, in order."""
+        steps = (self.repair, self.language, self.c4, self.rules)
+        return tuple(step for step in steps if step is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,33 +54,18 @@ class Source:
     """Where the text stands in a record, and what is kept beside it."""
     separator: str = "<|endoftext|>"
     """A line that ends a document of a plain-text file."""
+    encoding: str = "utf-8"
+    """Of its text. Several, by commas: each line is read by the first that fits (`utf-8,cp1252`)."""
     licence: str = "unknown"
     """For the card."""
     origin: str = ""
     """Where it comes from, for the card: an address, a commit."""
     weight: float = 1.0
     """How often it is read in training beside the others, for its size."""
+    cleaning: Cleaning | None = None
+    """Steps of its own, in place of the recipe's. None: the recipe's."""
     skip: tuple[str, ...] = ()
     """Steps that this source does not go through: "language", "rules" …"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cleaning:
-    """What is done to each document by itself, in this order."""
-
-    repair: Repair | None = field(default_factory=Repair)
-    """Wrongly decoded text, control characters, line ends."""
-    language: Language | None = field(default_factory=Language)
-    """Which language it is in, and which stay."""
-
-    def build(self) -> tuple[Step, ...]:
-        """The steps that are wanted, in order."""
-        steps = (self.repair, self.language)
-        return tuple(step for step in steps if step is not None)
-
-    def ready(self, folder: Path) -> Cleaning:
-        """The same, with what its steps read made in `folder`."""
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +73,13 @@ class Duplicates:
     """What is done about documents and paragraphs that stand there more than once."""
 
     exact: bool = True
-    """Of equal documents the first stays."""
+    """Of equal documents (but for case, punctuation and white space) the first stays."""
+    near: Near | None = field(default_factory=Near)
+    """Of documents that are nearly equal the first stays."""
+    paragraphs: int | None = 12
+    """Of paragraphs of at least so many words that stand there again, in any document, the first stays. None: all."""
+    boilerplate: int | None = None
+    """Instead, only paragraphs that occur more often than this go, and then all of them. None: see `paragraphs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +123,8 @@ class Corpus:
                 raise ConfigError(f"`sources.name` is a folder too: got {name!r}. Use letters, digits, '-', '_', '.'.")
             if count > 1:
                 raise ConfigError(f"Two sources are called {name!r}: give each a name of its own, or one both paths.")
-        known = {step.name for step in self.cleaning.build()}
         for source in self.sources:
+            known = {step.name for step in (source.cleaning or self.cleaning).build()}
             for name in source.skip:
                 if name not in known:
                     raise ConfigError(f"Source {source.name!r} skips a step {name!r}.{nearest(name, known)}")

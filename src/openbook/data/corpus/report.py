@@ -10,7 +10,9 @@ from typing import Any
 
 import openbook
 from openbook import config
+from openbook.data.corpus.clean import listed
 from openbook.data.corpus.page import amount, duration, page
+from openbook.data.corpus.plan import Plan
 from openbook.data.corpus.recipe import Corpus
 from openbook.data.corpus.tally import Ledger
 from openbook.data.shards import Shards
@@ -22,22 +24,23 @@ LISTED = 1000  # bad places in the report; bad.jsonl lists what the blocks liste
 
 def report(
     recipe: Corpus,
+    plan: Plan,
     files: Sequence[Mapping[str, Any]],
     parts: Sequence[tuple[Ledger, Mapping[str, Any]]],
     found: Mapping[str, Any],
     shards: Mapping[str, Shards],
     seconds: Mapping[str, float],
     workers: int,
-    identity: str,
 ) -> dict[str, Any]:
     """Everything that is known of a corpus, in one tree.
 
-    parts    ledger and notes of every part, of cleaning and of writing        found    what comparing found
+    files    those of the plan with their checksums            parts    ledger and notes of every part, of two stages
+    found    what comparing found, in numbers                  shards    the tokens of every source
     """
     ledger = Ledger()
     about: Counter[str] = Counter()
-    bad: list[Mapping[str, Any]] = []
-    count = 0
+    bad: list[Mapping[str, Any]] = [listed(one) for one in plan.bad]
+    count = len(bad)
     for one, notes in parts:
         ledger.merge(one)
         about.update(notes.get("about", {}))
@@ -49,7 +52,7 @@ def report(
         for stage in ("read", "left")
     }
     return {
-        "format": "openbook-corpus", "version": 1, "identity": identity, "openbook": openbook.__version__,
+        "format": "openbook-corpus", "version": 1, "identity": plan.identity, "openbook": openbook.__version__,
         "name": Path(recipe.out).name, "bytes_read": sum(file["bytes"] for file in files), **total,
         "tokens": sum(made.tokens for made in shards.values()) if shards else None,
         "tokenizer": next((made.tokenizer for made in shards.values()), None),
@@ -64,10 +67,10 @@ def report(
 
 def write(folder: Path, made: Mapping[str, Any]) -> None:
     """report.json, report.html, card.md and, where something could not be read, bad.jsonl."""
-    listed = made["bad"]["listed"]
-    if listed:
-        write_atomic(folder / "bad.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in listed))
-    short = {**made, "bad": {**made["bad"], "listed": listed[:LISTED]}}
+    bad = made["bad"]["listed"]
+    if bad:
+        write_atomic(folder / "bad.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad))
+    short = {**made, "bad": {**made["bad"], "listed": bad[:LISTED]}}
     write_atomic(folder / "report.html", page(short))
     write_atomic(folder / "card.md", card(short))
     write_json(folder / NAME, short)

@@ -55,8 +55,7 @@ def build(
     `overwrite`. DataError: text that cannot be used; OpenbookError: a full disk (free some space and run it again).
     """
     out = Path(recipe.out).expanduser().absolute()
-    sources = [(source.name, source.paths) for source in recipe.rooted()]
-    plan = make_plan(sources, recipe.identity(), recipe.block_megabytes << 20)
+    plan = make_plan(recipe.rooted(), recipe.identity(), recipe.block_megabytes << 20)
     if _already(out, plan, overwrite):
         return out
     staging = out.parent / f".{out.name}.part"
@@ -88,17 +87,13 @@ class _Work:
         """All stages."""
         recipe, parts, sources = self.recipe, self.plan.parts, self.recipe.rooted()
         with self._timed("clean"):
-            cleaning = recipe.cleaning.ready(self.folder)
-            jobs = [clean.Job(self.folder, part, sources[part.source], cleaning, recipe.duplicates) for part in parts]
-            self._map("cleaning", clean.clean_part, jobs, [part.block.size for part in parts])
+            jobs = [clean.Job(self.folder, part, sources[part.source], recipe) for part in parts]
+            self._map("cleaning", clean.clean_part, jobs, [part.block.end - part.block.start for part in parts])
         with self._timed("compare"):
-            names = [part.name for part in parts]
             self.tell(Told("comparing", 0, 1))
-            found = compare.compare(self.folder, names, recipe.duplicates)
+            found = compare.compare(self.folder, parts, recipe.duplicates)
         with self._timed("write"):
-            writing = [
-                write.Job(self.folder, part, recipe.sources[part.source].name, recipe.duplicates) for part in parts
-            ]
+            writing = [write.Job(self.folder, part, sources[part.source].name) for part in parts]
             sizes = [(self.folder / "clean" / f"{part.name}.jsonl").stat().st_size for part in parts]
             self._map("writing", write.write_part, writing, sizes)
         shards = self._tokenise() if recipe.tokens is not None else {}
@@ -109,9 +104,8 @@ class _Work:
         ledgers = [
             read_ledger(self.folder / stage / f"{part.name}.json") for stage in ("clean", "text") for part in parts
         ]
-        made = report.report(
-            recipe, files, ledgers, found, shards, dict(self.seconds), self.executor.workers, self.plan.identity
-        )
+        shown = dict(self.seconds)
+        made = report.report(recipe, self.plan, files, ledgers, found, shards, shown, self.executor.workers)
         report.write(self.folder, made)
         write_atomic(self.folder / "recipe.toml", config.to_toml(recipe))
 

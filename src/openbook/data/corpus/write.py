@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from openbook.data.corpus.marks import Choice, without_repeats
+from openbook.data.corpus.marks import Chooser
 from openbook.data.corpus.plan import Part
 from openbook.data.corpus.tally import Ledger, size
-from openbook.data.corpus.work import Lines, read_records, record_of, write_ledger
+from openbook.data.corpus.work import Lines, read_arrays, read_records, record_of, write_ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,6 @@ class Job:
     folder: Path
     part: Part
     source: str
-    choice: Choice
 
 
 def write_part(job: Job) -> int:
@@ -27,11 +26,12 @@ def write_part(job: Job) -> int:
     if done.exists():
         return 0
     ledger = Ledger()
+    choose = Chooser(read_arrays(job.folder / "choice" / f"{job.part.name}.npz"))
     left = documents = 0
     path = job.folder / "text" / job.source / f"{job.part.name}.jsonl"
     with Lines(path) as lines:
         for row, document in enumerate(read_records(job.folder / "clean" / f"{job.part.name}.jsonl")):
-            kept = without_repeats(document, row, job.choice, lambda step: ledger.tally(job.source, step))
+            kept = choose(row, document, lambda step: ledger.tally(job.source, step))
             if kept is not None:
                 lines.add(record_of(kept, job.source))
                 left += size(kept.text)
