@@ -25,6 +25,7 @@ from openbook.text import characters
 from openbook.text.split import Unsupported, compile_steps
 
 Ids = NDArray[np.uint32]
+Places = NDArray[np.int64]
 LONG = 1 << 13  # characters
 BLOCK = 1 << 23  # characters that are encoded at once
 
@@ -50,7 +51,7 @@ class Engine:
         whole, places = ids.tolist(), ends.tolist()
         return [whole[start:end] for start, end in zip(places, places[1:], strict=False)]
 
-    def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+    def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, Places]:
         """Ids of many texts one after the other, and where each begins and the last ends: [number of texts + 1]."""
         parts: list[Ids] = []
         counts = [np.zeros(1, np.int64)]
@@ -60,7 +61,7 @@ class Engine:
             counts.append(sizes)
         return np.concatenate(parts) if parts else np.zeros(0, np.uint32), np.cumsum(np.concatenate(counts))
 
-    def _block(self, texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
+    def _block(self, texts: list[str]) -> tuple[Ids, Places]:
         """Ids of some texts, and how many there are of each."""
         if self._native is None:
             return _row(self._theirs(texts))
@@ -109,7 +110,7 @@ def native_encoder(backend: tokenizers.Tokenizer) -> bpe.Encoder | None:
 
 
 def train_merges(
-    texts: Iterable[str], pre_tokenizer: str, vocab: int, least: int, specials: Sequence[str]
+    texts: Iterable[str], pre_tokenizer: dict[str, Any], vocab: int, least: int, specials: Sequence[str]
 ) -> tuple[dict[str, int], list[tuple[str, str]]] | None:
     """Vocabulary and merges of byte-level BPE trained on `texts`, the `specials` first; None without a compiler.
 
@@ -121,7 +122,7 @@ def train_merges(
         return None
     spellings = [*specials, *sorted(ALPHABET)]
     bytes_ids = np.array([len(specials) + sorted(ALPHABET).index(char) for char in ALPHABET], np.uint32)
-    counter = bpe.Counter(library, compile_steps(json.loads(pre_tokenizer))[0])
+    counter = bpe.Counter(library, compile_steps(pre_tokenizer)[0])
     for block in blocks(texts):
         fine = counter.add([text.encode() for text in block], runtime.default_threads())
         assert fine, "our own pattern asks little"
@@ -237,7 +238,7 @@ def _stays(char: str) -> bool:
     return unicodedata.category(char) != "Cn" and unicodedata.normalize("NFC", char) == char
 
 
-def _row(rows: Sequence[Sequence[int]]) -> tuple[Ids, NDArray[np.int64]]:
+def _row(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
     flat = (number for row in rows for number in row)
     return np.fromiter(flat, np.uint32, int(sizes.sum())), sizes
