@@ -24,6 +24,7 @@ import tokenizers
 from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
 from openbook.text.backend import declare, guarded, model_unk, place
+from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
@@ -151,6 +152,13 @@ class Tokenizer:
         if allow_specials:
             return [before + self._plain(text, allow_specials) + after for text in checked]
         return [before + ids + after for ids in self._sealed.encode_batch(checked)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, Places]:
+        """The ids that `encode_batch` gives, of all `texts` one after the other, and where those of each begin.
+
+        [number of ids] uint32 and [number of texts + 1] int64, the last of which is the number of ids.
+        """
+        return self._sealed.encode_arrays([checked_text(text) for text in texts])
 
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
@@ -290,11 +298,14 @@ class Tokenizer:
     def _sealed(self) -> Sealed:
         return Sealed(self._backend, self.specials)
 
+    @cached_property
+    def _open(self) -> Engine:
+        return Engine(self._backend)  # text that may name any special token
+
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
         text = checked_text(text)
         if allow_specials is True:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-            return ids
+            return self._open.encode(text)
         sealed = self._sealed
         if allow_specials:
             allowed = {allow_specials} if isinstance(allow_specials, str) else set(allow_specials)

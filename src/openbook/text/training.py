@@ -6,12 +6,14 @@ vocabulary is full. With all 256 bytes in it every string can be encoded and dec
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from openbook.errors import TokenizerError
+from openbook.text.engine import train_merges
 from openbook.text.folder import Added
 from openbook.text.sealed import checked_text
 
@@ -28,6 +30,8 @@ SPLIT = (
     r"|\s+(?!\S)"
     r"|\s+"
 )
+
+FREQUENT = 2  # how often a pair must come to become a token
 
 _ROLE_NAMES = {
     "bos": ("bos", "s", "startoftext", "beginoftext"),
@@ -62,15 +66,8 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        min_frequency=2,
-        special_tokens=list(specials),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     counted = _Counted(texts)
-    backend.train_from_iterator(counted, trainer)
+    _train(backend, counted, vocab, specials)
     if counted.characters == 0:
         raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
     roles = roles_of(specials)
@@ -81,6 +78,23 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
         pairs = [(content, backend.token_to_id(content)) for content in ends]
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=pairs)
     return backend
+
+
+def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], vocab: int, specials: Sequence[str]) -> None:
+    """Give `backend` the vocabulary and the merges of `texts`, by our own trainer or, without a compiler, the library's."""
+    trained = train_merges(texts, json.loads(backend.to_str())["pre_tokenizer"], vocab, FREQUENT, specials)
+    if trained is not None:
+        backend.model = models.BPE(*trained)
+        backend.add_special_tokens(list(specials))
+        return
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=FREQUENT,
+        special_tokens=list(specials),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
 
 
 def roles_of(specials: Sequence[str]) -> dict[str, Added]:
