@@ -26,6 +26,8 @@ from openbook.files import explain_os_error, write_atomic
 from openbook.text.backend import declare, guarded, model_unk, place
 from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
+from openbook.text.formats import Asked
+from openbook.text.formats import read as read_foreign
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
@@ -71,8 +73,23 @@ class Tokenizer:
     # -- making one ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a Hugging Face folder with a tokenizer.json, or that file alone. TokenizerError: it cannot be used."""
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        pattern: str | None = None,
+        specials: Mapping[str, int] | None = None,
+        lowercase: bool | None = None,
+    ) -> Tokenizer:
+        """Read a Hugging Face folder with a tokenizer.json, or that file alone, or a vocabulary in an older layout.
+
+        The other layouts are in `formats/`: tiktoken's ranks, vocab.json and merges.txt, vocab.txt, SentencePiece,
+        tekken.json, GGUF. Where such a file does not say it: `pattern`, the regular expression that splits text;
+        `specials`, content → id; `lowercase`, whether a vocab.txt is for lower case. TokenizerError: it cannot be used.
+        """
+        asked = Asked(pattern=pattern, specials=specials, lowercase=lowercase)
+        if foreign := read_foreign(Path(path).expanduser(), asked):
+            return cls(*foreign)
         file = tokenizer_file(path)
         try:
             text = file.read_text(encoding="utf-8")

@@ -1,0 +1,2 @@
+MAGIC=b"GGUF"
+def read(*a): raise NotImplementedError
