@@ -28,7 +28,7 @@ from openbook.text.folder import Settings, read_settings, tokenizer_file, write_
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
-from openbook.text.training import SPECIALS, roles_of, train_bpe
+from openbook.text.training import Kind, roles_of, specials_for, train_backend
 
 
 class Tokenizer:
@@ -87,20 +87,26 @@ class Tokenizer:
         cls,
         texts: Iterable[str],
         vocab: int,
-        specials: Sequence[str] = SPECIALS,
+        specials: Sequence[str] | None = None,
         *,
+        kind: Kind = "bpe",
         chat_template: str | None = CHAT_TEMPLATE,
         closed: bool = False,
+        lowercase: bool = False,
     ) -> Tokenizer:
-        """Train byte-level BPE on `texts`: every string can be encoded, and decodes to itself.
+        """Train a tokenizer on `texts`. Byte-level "bpe": every string can be encoded, and decodes to itself.
 
-        `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0); a small text may
-        give fewer. Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat
-        template is used where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a
-        model that only continues text should have. `closed` puts the end token after a text, as encoders read them. The
-        same texts give the same tokenizer.
+        `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0; None: the usual
+        ones of this kind); a small text may give fewer. "unigram" is lossless too, but for a ▁ in a text, which is read
+        as a space; "wordpiece" reads text as BERT does, `lowercase` or not, and has no token for rare characters.
+
+        Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat template is used
+        where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a model that only
+        continues text should have. `closed` puts the end token after a text, as encoders read them ("wordpiece" always
+        does). The same texts give the same tokenizer.
         """
-        backend = train_bpe(texts, vocab, specials, closed)
+        specials = specials_for(kind, specials)
+        backend = train_backend(kind, texts, vocab, specials, closed=closed, lowercase=lowercase)
         usable = chat_template is not CHAT_TEMPLATE or set(CHAT_SPECIALS) <= set(specials)
         templates = {"default": chat_template} if chat_template is not None and usable else {}
         return cls(backend, Settings(roles=roles_of(specials), templates=templates))
