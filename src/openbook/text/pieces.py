@@ -105,14 +105,14 @@ def _settled(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     Characters so rare that every word with one is better cut otherwise are put back at the end, with the lowest score
     there is and a step more for each, in the order of a hash table: here, in their own order.
     """
-    step = 1e-4
-    lowest = min(score for _, score in pieces)
-    singles = {score: piece for piece, score in pieces if len(piece) == 1}
-    ladder: list[float] = []
-    for score in sorted(singles):
-        if abs(score - (lowest + len(ladder) * step)) < step / 100:
-            ladder.append(score)
-    put_back = dict(zip(sorted(singles[score] for score in ladder), ladder, strict=True))
+    step, near = 1e-4, 1e-6
+    height = min(score for _, score in pieces)
+    ladder: list[tuple[float, str]] = []
+    for score, piece in sorted((score, piece) for piece, score in pieces if len(piece) == 1):
+        if min(abs(score - height), abs(score - height - step)) < near:
+            ladder.append((score, piece))
+            height = score
+    put_back = dict(zip(sorted(piece for _, piece in ladder), (score for score, _ in ladder), strict=True))
     return [(piece, round(put_back.get(piece, score), DIGITS)) for piece, score in pieces]
 
 

@@ -23,6 +23,8 @@ import tokenizers
 
 from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
+from openbook.text.algorithms.sampling import sample
+from openbook.text.algorithms.whole import Whole
 from openbook.text.backend import declare, guarded, model_unk, place
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
 from openbook.text.sealed import Sealed, checked_text
@@ -157,6 +159,16 @@ class Tokenizer:
         if allow_specials:
             return [before + self._plain(text, allow_specials) + after for text in checked]
         return [before + ids + after for ids in self._sealed.encode_batch(checked)]
+
+    def sample(
+        self, text: str, *, dropout: float | None = None, alpha: float | None = None, seed: int = 0
+    ) -> list[int]:
+        """Ids of `text` cut in another way than the best one, drawn from `seed`: see algorithms/sampling.py.
+
+        `dropout` is for BPE vocabularies (0: as `encode`, 1: bytes), `alpha` for Unigram ones (0: all ways are equal).
+        The ids decode to what `encode`'s decode to; special tokens in `text` are text.
+        """
+        return sample(self._whole, checked_text(text), dropout, alpha, seed)
 
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
@@ -295,6 +307,10 @@ class Tokenizer:
     @cached_property
     def _sealed(self) -> Sealed:
         return Sealed(self._backend, self.specials)
+
+    @cached_property
+    def _whole(self) -> Whole:
+        return Whole(self._sealed.twin)
 
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
         text = checked_text(text)

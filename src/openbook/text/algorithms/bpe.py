@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 Pair = tuple[int, int]
+GONE = -1  # in the place of a symbol that has been joined to the one before
 
 
 def train(
@@ -149,15 +150,37 @@ class Bpe:
         return self.merged(word, lambda: False)
 
     def merged(self, word: str, drops: Callable[[], bool]) -> list[int]:
-        """The ids of a word, where a pair is passed over when `drops()` says so."""
+        """The ids of a word, where a pair is passed over for one step when `drops()` says so."""
         text = self.symbols(word)
-        while True:
-            found = [(*self.merges[pair], at) for at, pair in enumerate(pairwise(text)) if pair in self.merges]
-            kept = next(((token, at) for _, token, at in sorted(found, key=_by_rank) if not drops()), None)
-            if kept is None:
-                return text
-            token, at = kept
-            text[at : at + 2] = [token]
+        end = len(text)
+        before, after = list(range(-1, end - 1)), list(range(1, end + 1))  # neighbours of each symbol that is left
+        queue: list[tuple[int, int, Pair]] = []
+
+        def offer(at: int) -> None:
+            if at >= 0 and after[at] < end and (pair := (text[at], text[after[at]])) in self.merges:
+                heapq.heappush(queue, (self.merges[pair][0], at, pair))
+
+        for at in range(end):
+            offer(at)
+        passed: list[tuple[int, int, Pair]] = []
+        while queue:
+            _, at, pair = entry = heapq.heappop(queue)
+            right = after[at]
+            if right == end or (text[at], text[right]) != pair:
+                continue  # one of the two has been joined with another since
+            if drops():
+                passed.append(entry)
+                continue
+            text[at], text[right] = self.merges[pair][1], GONE
+            after[at] = after[right]
+            if after[at] < end:
+                before[after[at]] = at
+            for other in passed:
+                heapq.heappush(queue, other)
+            passed = []
+            offer(before[at])
+            offer(at)
+        return [symbol for symbol in text if symbol != GONE]
 
     def symbols(self, word: str) -> list[int]:
         """What a word is before anything is joined."""
@@ -173,8 +196,3 @@ class Bpe:
             elif self.unknown is not None:
                 run = [self.unknown] if self.fuse else [*run, self.unknown]
         return text + run
-
-
-def _by_rank(candidate: tuple[int, int, int]) -> tuple[int, int]:
-    rank, _, at = candidate
-    return rank, at
