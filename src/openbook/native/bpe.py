@@ -157,7 +157,9 @@ class Encoder:
         used = max(1, min(threads, int(sizes.sum()) // WORTH_A_THREAD))
         arrays = [_address(array) for array in (sizes, out, places, counts)]
         self._call(self._address, len(texts), pointers, *arrays, used)
-        rows = [out[place : place + max(count, 0)] for place, count in zip(places.tolist(), counts.tolist(), strict=True)]
+        rows = [
+            out[place : place + max(count, 0)] for place, count in zip(places.tolist(), counts.tolist(), strict=True)
+        ]
         return np.concatenate(rows) if rows else out, counts
 
 

@@ -164,7 +164,7 @@ def _alphabet() -> list[str]:
 
 
 ALPHABET = _alphabet()
-_BYTES = {code: 0xFFFF for code in range(256)} | {ord(char): byte for byte, char in enumerate(ALPHABET)}
+_BYTES = dict.fromkeys(range(256), 65535) | {ord(char): byte for byte, char in enumerate(ALPHABET)}
 
 
 def _spelled(token: str) -> bytes | None:

@@ -23,6 +23,8 @@ import tokenizers
 
 from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
+from openbook.text.algorithms.sampling import sample
+from openbook.text.algorithms.whole import Whole
 from openbook.text.backend import declare, guarded, model_unk, place
 from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
@@ -31,7 +33,7 @@ from openbook.text.formats import read as read_foreign
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
-from openbook.text.training import SPECIALS, roles_of, train_bpe
+from openbook.text.training import Kind, roles_of, specials_for, train_backend
 
 
 class Tokenizer:
@@ -105,20 +107,26 @@ class Tokenizer:
         cls,
         texts: Iterable[str],
         vocab: int,
-        specials: Sequence[str] = SPECIALS,
+        specials: Sequence[str] | None = None,
         *,
+        kind: Kind = "bpe",
         chat_template: str | None = CHAT_TEMPLATE,
         closed: bool = False,
+        lowercase: bool = False,
     ) -> Tokenizer:
-        """Train byte-level BPE on `texts`: every string can be encoded, and decodes to itself.
+        """Train a tokenizer on `texts`. Byte-level "bpe": every string can be encoded, and decodes to itself.
 
-        `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0); a small text may
-        give fewer. Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat
-        template is used where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a
-        model that only continues text should have. `closed` puts the end token after a text, as encoders read them. The
-        same texts give the same tokenizer.
+        `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0; None: the usual
+        ones of this kind); a small text may give fewer. "unigram" is lossless too, but for a ▁ in a text, which is read
+        as a space; "wordpiece" reads text as BERT does, `lowercase` or not, and has no token for rare characters.
+
+        Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat template is used
+        where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a model that only
+        continues text should have. `closed` puts the end token after a text, as encoders read them ("wordpiece" always
+        does). The same texts give the same tokenizer.
         """
-        backend = train_bpe(texts, vocab, specials, closed)
+        specials = specials_for(kind, specials)
+        backend = train_backend(kind, texts, vocab, specials, closed=closed, lowercase=lowercase)
         usable = chat_template is not CHAT_TEMPLATE or set(CHAT_SPECIALS) <= set(specials)
         templates = {"default": chat_template} if chat_template is not None and usable else {}
         return cls(backend, Settings(roles=roles_of(specials), templates=templates))
@@ -176,6 +184,16 @@ class Tokenizer:
         [number of ids] uint32 and [number of texts + 1] int64, the last of which is the number of ids.
         """
         return self._sealed.encode_arrays([checked_text(text) for text in texts])
+
+    def sample(
+        self, text: str, *, dropout: float | None = None, alpha: float | None = None, seed: int = 0
+    ) -> list[int]:
+        """Ids of `text` cut in another way than the best one, drawn from `seed`: see algorithms/sampling.py.
+
+        `dropout` is for BPE vocabularies (0: as `encode`, 1: bytes), `alpha` for Unigram ones (0: all ways are equal).
+        The ids decode to what `encode`'s decode to; special tokens in `text` are text.
+        """
+        return sample(self._whole, checked_text(text), dropout, alpha, seed)
 
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
@@ -318,6 +336,10 @@ class Tokenizer:
     @cached_property
     def _open(self) -> Engine:
         return Engine(self._backend)  # text that may name any special token
+
+    @cached_property
+    def _whole(self) -> Whole:
+        return Whole(self._sealed.twin)
 
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
         text = checked_text(text)

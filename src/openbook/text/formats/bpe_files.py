@@ -48,10 +48,16 @@ def read(files: tuple[Path, Path], beside: Settings, asked: Asked) -> Found:
         _check_words(made, files[0])
     specials = _specials(vocab, made, beside, asked)
     roles = roles_of(list(specials))
-    named = {**{role: token.content for role, token in roles.items()}, **{r: t.content for r, t in beside.roles.items()}}
+    named = {
+        **{role: token.content for role, token in roles.items()},
+        **{r: t.content for r, t in beside.roles.items()},
+    }
     around = _encoder(named, specials)
     if around is not None:
-        roles = roles | {"cls": Added(content=next(iter(around.before))), "sep": Added(content=next(iter(around.after)))}
+        roles = roles | {
+            "cls": Added(content=next(iter(around.before))),
+            "sep": Added(content=next(iter(around.after))),
+        }
     patterns = (byte_level.WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
     state = byte_level.pipeline(
         vocab | specials,
@@ -70,7 +76,9 @@ def _vocab(path: Path) -> dict[str, int]:
         value: Any = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(value, dict) or not all(type(number) is int and 0 <= number < 1 << 31 for number in value.values()):
+    if not isinstance(value, dict) or not all(
+        type(number) is int and 0 <= number < 1 << 31 for number in value.values()
+    ):
         raise damaged(path, "it must be an object of tokens and their ids")
     if len(set(value.values())) < len(value):
         raise damaged(path, "two tokens have the same id")

@@ -12,8 +12,8 @@ from pathlib import Path
 import tokenizers
 
 from openbook.errors import TokenizerError
-from openbook.text.formats.found import Around, State, added_tokens, bpe, sequence, split, state_of
 from openbook.text.folder import Added
+from openbook.text.formats.found import Around, State, added_tokens, bpe, sequence, split, state_of
 
 
 def _characters() -> list[str]:

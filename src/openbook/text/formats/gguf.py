@@ -1,2 +1,5 @@
-MAGIC=b"GGUF"
-def read(*a): raise NotImplementedError
+MAGIC = b"GGUF"
+
+
+def read(*a):
+    raise NotImplementedError

@@ -21,7 +21,7 @@ from pathlib import Path
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import wire
-from openbook.text.formats.found import Around, Found, State, added_tokens, damaged, read_bytes, state_of
+from openbook.text.formats.found import Around, Found, added_tokens, damaged, read_bytes, state_of
 from openbook.text.formats.pieces import Kind, Piece, Spaces, byte_pairs, decoder, unigram
 from openbook.text.formats.spaces import normalizer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64encode
 from pathlib import Path
 
-from openbook.errors import TokenizerError
 from openbook.text.formats.found import State, sequence, substitute
 from openbook.text.formats.pieces import SPACE, Spaces
 
