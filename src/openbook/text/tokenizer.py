@@ -268,32 +268,40 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
         """Ids of a conversation in this tokenizer's chat template, ready for the assistant's next turn.
 
-        messages    objects with `role` and `content`, and what else the template reads
-        tools       JSON schemas of functions; the template named "tool_use" is used where there is one
-        variables   what else the template reads, such as enable_thinking=False
+        messages                 objects with `role` and `content`, and what else the template reads
+        continue_final_message   instead of the next turn's beginning: end within the last message, after its content,
+                                 or after the field named so
+        tools                    JSON schemas of functions; the template named "tool_use" is used where there is one
+        variables                what else the template reads, such as enable_thinking=False
 
         Whatever the messages contain, only the template writes special tokens. InputError when the template refuses
         the messages; TokenizerError when there is no template or it is damaged or hostile.
         """
-        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._sealed.encode(self._template(tools).render(messages, variables))
+        begins = add_generation_prompt and not continue_final_message
+        variables |= {"add_generation_prompt": begins, "tools": tools}
+        template = self._template(tools)
+        return self._sealed.encode(template.render(messages, variables, continue_final_message=continue_final_message))
 
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The text that `chat` encodes, for people to read: in it special tokens look like any text with their name."""
-        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._sealed.conceal(self._template(tools).render(messages, variables))
+        begins = add_generation_prompt and not continue_final_message
+        variables |= {"add_generation_prompt": begins, "tools": tools}
+        template = self._template(tools)
+        return self._sealed.conceal(template.render(messages, variables, continue_final_message=continue_final_message))
 
     def chat_ids(
         self,
@@ -317,7 +325,7 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no chat template: its model continues text. Encode text with "
                 "`encode`, or give it a template with `with_chat_template`."
             )
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
+        name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
         if name not in self.templates:
             known = nearest(name, self.templates)
             raise TokenizerError(f"This tokenizer{place(self._where)} has no default chat template.{known}")
