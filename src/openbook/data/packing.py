@@ -52,6 +52,8 @@ class Layout(Protocol):
     def rows(self) -> int: ...
     @property
     def targets(self) -> int: ...  # how many tokens are predicted in all rows together
+    def mean_lengths(self) -> NDArray[np.float64]: ...  # [R] tokens of the texts in each row, on average
+    def parts(self, rows: Ints) -> tuple[Ints, Ints]: ...  # where what these rows hold begins and ends in the sequence
     def fill(self, sequence: Sequence, rows: Ints) -> Rows: ...
 
 
@@ -78,6 +80,14 @@ class BestFit:
     def used(self) -> float:
         """The part of all places that hold text."""
         return float(self.lengths.sum()) / (self.rows * self.block)
+
+    def mean_lengths(self) -> NDArray[np.float64]:
+        return np.asarray(np.add.reduceat(self.lengths, self.first[:-1]) / np.diff(self.first))
+
+    def parts(self, rows: Ints) -> tuple[Ints, Ints]:
+        counts = self.first[rows + 1] - self.first[rows]
+        part = np.repeat(self.first[rows], counts) + _count_up(counts)
+        return self.starts[part], self.starts[part] + self.lengths[part]
 
     def fill(self, sequence: Sequence, rows: Ints) -> Rows:
         shape = (len(rows), self.block)
@@ -120,6 +130,17 @@ class Stream:
     @property
     def targets(self) -> int:
         return self.tokens - (int((np.diff(self.bounds) > 0).sum()) if self.masked else 1)
+
+    def mean_lengths(self) -> NDArray[np.float64]:
+        starts = np.minimum(np.arange(self.rows) * self.block, self.tokens - 1 - self.block)
+        first, last = (
+            np.searchsorted(self.bounds, places, side="right") for places in (starts, starts + self.block - 1)
+        )
+        return np.asarray(self.block / (last - first + 1))
+
+    def parts(self, rows: Ints) -> tuple[Ints, Ints]:
+        starts = rows * self.block
+        return starts, np.minimum(starts + self.block, self.tokens)
 
     def fill(self, sequence: Sequence, rows: Ints) -> Rows:
         last = self.tokens - 1 - self.block  # where the last full row begins
