@@ -32,6 +32,7 @@ from openbook.errors import DataError, UsageError
 
 Packing = Literal["best-fit", "stream"]
 Curriculum = Literal["none", "length"]
+WORTHWHILE = 4  # epochs of the same text that teach nearly as much as new text (Muennighoff et al. 2023)
 
 
 def share(start: int, rows: int, part: int, parts: int) -> tuple[int, int]:
@@ -45,6 +46,11 @@ def share(start: int, rows: int, part: int, parts: int) -> tuple[int, int]:
         raise UsageError(f"{rows} rows cannot be shared among {parts}: use at least {parts} rows per step.")
     low, high = rows * part // parts, rows * (part + 1) // parts
     return start + low, high - low
+
+
+def too_often(what: str, epochs: float) -> str:
+    """What is said of a text that is read more often than is worth it."""
+    return f"{what} is read {epochs:.1f} times: beyond {WORTHWHILE} epochs the same text teaches less and less."
 
 
 class Reader(ABC):
@@ -79,6 +85,10 @@ class Reader(ABC):
     @abstractmethod
     def seen(self, row: int) -> dict[str, float]:
         """The epochs of each text that the rows before `row` are."""
+
+    @abstractmethod
+    def warnings(self, row: int) -> list[str]:
+        """What to know of a training of `row` rows. Raises `DataError` when there are not so many."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -235,6 +245,9 @@ class Loader(Reader):
 
     def seen(self, row: int) -> dict[str, float]:
         return {self.shards.folder.name: row / self.rows}
+
+    def warnings(self, row: int) -> list[str]:
+        return [too_often("The text", row / self.rows)] if row > WORTHWHILE * self.rows else []
 
     def identity(self) -> dict[str, Any]:
         ordered = {} if self.curriculum == "none" else {"curriculum": self.curriculum, "blur": self.blur}

@@ -23,13 +23,11 @@ import numpy as np
 
 from openbook.data.batch import Batch, as_batch
 from openbook.data.heldout import HeldOut, Together
-from openbook.data.loader import Curriculum, Loader, Packing, Reader
+from openbook.data.loader import WORTHWHILE, Curriculum, Loader, Packing, Reader, too_often
 from openbook.data.packing import Ints, Rows
 from openbook.data.shards import Shards
 from openbook.data.turns import Turns, course
 from openbook.errors import DataError, UsageError, nearest
-
-WORTHWHILE = 4.0  # epochs of the same text that teach nearly as much as new text (Muennighoff et al. 2023)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +172,8 @@ class Mixture(Reader):
                     "others share its place."
                 )
             if epochs > WORTHWHILE:
-                found.append(
-                    f"Source '{name}' is read {epochs:.1f} times: beyond {WORTHWHILE:g} epochs text teaches less and "
-                    "less. Give it a lower weight, `epochs`, or more text."
-                )
+                often = too_often(f"Source '{name}'", epochs)
+                found.append(f"{often} Give it a lower weight, `epochs` or more text.")
         return found
 
     def identity(self) -> dict[str, Any]:

@@ -182,6 +182,32 @@ def best_fit(bounds: Ints, block: int, pad: int = 0) -> BestFit:
     return BestFit(block, first, starts, sizes, goes_on, pad)
 
 
+@dataclass(frozen=True)
+class Waste:
+    """What a way of packing costs; all are parts from 0 to 1."""
+
+    rows: int
+    padding: float  # of all places: hold no text
+    cut: float  # of the texts: do not stand in one row
+    context: float  # of the tokens: something before them in their text is not in their row
+
+
+def packing_report(sequence: Sequence, block: int) -> dict[str, Waste]:
+    """What each way of packing these texts in rows of `block` costs (Ding et al. 2024, §3)."""
+    begins, lengths = sequence.bounds[:-1], np.diff(sequence.bounds)
+    begins, lengths = begins[lengths > 0], lengths[lengths > 0]
+    texts, tokens = max(1, len(lengths)), max(1, int(lengths.sum()))
+    fitted, flowing = best_fit(sequence.bounds, block), Stream(block, sequence.bounds, True)
+    found = {}
+    for name, rows, room, padding in (
+        ("best-fit", fitted.rows, np.full(len(lengths), block), 1 - fitted.used if fitted.rows else 0.0),
+        ("stream", flowing.rows, block - begins % block, 0.0),
+    ):
+        behind = np.maximum(lengths - room, 0)  # tokens behind the first row of a text
+        found[name] = Waste(rows, padding, int((behind > 0).sum()) / texts, int(behind.sum()) / tokens)
+    return found
+
+
 def _count_up(counts: Ints) -> Ints:
     """[2,3] → [0,1,0,1,2]."""
     ends = np.cumsum(counts)
