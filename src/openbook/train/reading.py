@@ -29,7 +29,8 @@ def prepared(path: str) -> bool:
 
 
 def check_paths(recipe: Recipe) -> None:
-    """Refuse paths that lead nowhere, and prepared text without its tokenizer."""
+    """Refuse paths that lead nowhere, prepared text without its tokenizer, and changes at unknown places."""
+    changes(recipe)
     for group in recipe.data.groups():
         if recipe.data.sources and prepared(group[0]):
             if recipe.tokenizer.path is None:

@@ -66,6 +66,8 @@ def check_sources(sources: Sequence[SourcePart], schedule: MixPart) -> None:
         if not NAME.fullmatch(name) or names.count(name) > 1:
             why = "comes twice" if names.count(name) > 1 else "is no name (letters, digits, -, _ and .)"
             raise ConfigError(f"The source name '{name}' {why}: give each of [[data.sources]] a `name` of its own.")
+    if len({source.weight is None for source in sources}) > 1:
+        raise ConfigError("Give each of [[data.sources]] a weight, or none of them: then their tokens count.")
     for change in schedule.changes:
         for name in change.weights:
             if name not in names:
