@@ -39,8 +39,10 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "tokenizer train": _verb("tokenizer_train", _MAKE, "TEXT… --out DIR", "learn a tokenizer from text"),
         "tokenizer count": _verb("tokenizer_count", _MAKE, "DIR TEXT…", "count tokens, bytes and bytes per token"),
         "data prepare": _verb(
-            "data_prepare", _MAKE, "TEXT… --out DIR", "turn text into memory-mapped shards of tokens"
+            "data_prepare", _MAKE, "RECIPE|TEXT… --out DIR", "clean text and turn it into shards of tokens"
         ),
+        "data inspect": _verb("data_inspect", _LOOK, "PATH…", "what is in text, prepared tokens or a corpus"),
+        "data plan": _verb("data_plan", _LOOK, "--size 10TB", "how long a corpus takes, on which machines"),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),

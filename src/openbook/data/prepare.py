@@ -157,7 +157,7 @@ class _Work:
     def run(self) -> Shards:
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
-            with _alone(self.staging, self.out):
+            with alone(self.staging, self.out):
                 self._recall()
                 self._write_shards()
                 self._finish()
@@ -344,7 +344,7 @@ def _recorded(staging: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _alone(staging: Path, out: Path) -> Iterator[None]:
+def alone(staging: Path, out: Path) -> Iterator[None]:
     """Hold the staging folder against a second process that prepares the same target."""
     handle = os.open(staging, os.O_RDONLY)
     try:
