@@ -22,9 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from openbook.data.documents import SEPARATOR, Paths, find_files, read_documents
 from openbook.data.shards import (
@@ -32,14 +30,15 @@ from openbook.data.shards import (
     ENDS,
     FORMAT,
     MANIFEST,
-    PIECE,
     VERSION,
     Shards,
     fingerprint,
     names,
+    origins_name,
     read_manifest,
     sha256,
 )
+from openbook.data.writing import ShardWriter
 from openbook.errors import DataError, OpenbookError, OpenbookWarning, UsageError
 from openbook.files import explain_os_error, read_json, sync_folder, write_json
 
@@ -77,6 +76,7 @@ class Progress:
 class _Piece:
     text: str
     place: tuple[int, int, int]  # file, document in it, piece in that
+    line: int  # where the document begins
     flags: int
     read: int  # bytes of all files read so far
 
@@ -170,20 +170,21 @@ class _Work:
         saved = _recorded(self.staging)
         if saved is not None and _comparable(saved["task"]) == _comparable(self.task):
             self.shards, self.totals, self.next = saved["shards"], saved["totals"], tuple(saved["next"])
-        known = {PROGRESS, *(name for number in range(len(self.shards)) for name in names(number))}
+        done = range(len(self.shards))
+        known = {PROGRESS, *(name for number in done for name in (*names(number), origins_name(number)))}
         for file in self.staging.iterdir():
             if file.name not in known:
                 file.unlink()
 
     def _write_shards(self) -> None:
-        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+        shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
         try:
             for batch in _batches(self._pieces()):
                 for piece, ids in zip(batch, self._encode(batch), strict=True):
                     self._add(shard, piece, ids)
                     if shard.tokens >= self.task["shard_tokens"]:
                         self._close(shard)
-                        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+                        shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
                 self._report(batch[-1])
             if shard.tokens:
                 self._close(shard)
@@ -193,9 +194,9 @@ class _Work:
         if not self.totals["tokens"]:
             raise DataError(f"The tokenizer made no tokens of the text under '{self.files[0]}'.")
 
-    def _add(self, shard: _Shard, piece: _Piece, ids: list[int]) -> None:
+    def _add(self, shard: ShardWriter, piece: _Piece, ids: list[int]) -> None:
         size = len(piece.text.encode("utf-8"))
-        shard.add(ids, _record(piece, ids, self.tokenizer))
+        shard.add(ids, _record(piece, ids, self.tokenizer), (*piece.place[:2], piece.line))
         added = {"documents": int(bool(piece.flags & ENDS)), "pieces": 1, "tokens": len(ids), "bytes": size}
         self.totals = {key: self.totals[key] + value for key, value in added.items()}
         self.next = (piece.place[0], piece.place[1], piece.place[2] + 1)
@@ -213,7 +214,7 @@ class _Work:
                     for part, text in enumerate(texts):
                         if (number, place, part) >= start:
                             flags = BEGINS * (part == 0) | ENDS * (part == len(texts) - 1)
-                            yield _Piece(text, (number, place, part), flags, total + document.end)
+                            yield _Piece(text, (number, place, part), document.line, flags, total + document.end)
             total += self.task["sources"][number]["bytes"]
 
     def _encode(self, batch: list[_Piece]) -> Iterator[list[int]]:
@@ -223,7 +224,7 @@ class _Work:
             after = [eos] if eos is not None and piece.flags & ENDS else []
             yield before + ids + after
 
-    def _close(self, shard: _Shard) -> None:
+    def _close(self, shard: ShardWriter) -> None:
         self.shards.append(shard.close())
         saved = {"task": self.task, "shards": self.shards, "totals": self.totals, "next": self.next}
         write_json(self.staging / PROGRESS, saved)
@@ -247,43 +248,6 @@ class _Work:
         os.replace(self.staging, self.out)
         sync_folder(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
-
-
-class _Shard:
-    """One shard while it is written: ids go to the disk as they come, under a name that is not yet the shard's."""
-
-    def __init__(self, folder: Path, number: int, dtype: str) -> None:
-        self.folder, self.number, self.dtype = folder, number, np.dtype(dtype)
-        self.records: list[tuple[int, int, int, int, int]] = []
-        self.tokens = 0
-        self.part = folder / f"tokens-{number:05d}.part"
-        self.file: BinaryIO = self.part.open("wb")
-        self.sha = hashlib.sha256()
-
-    def add(self, ids: list[int], record: tuple[int, int, int, int, int]) -> None:
-        data = np.array(ids, dtype=self.dtype).tobytes()
-        self.file.write(data)
-        self.sha.update(data)
-        self.tokens += len(ids)
-        self.records.append(record)
-
-    def close(self) -> dict[str, Any]:
-        """Make the shard durable and say what the manifest should know of it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        tokens_name, pieces_name = names(self.number)
-        pieces = np.array(self.records, dtype=PIECE).tobytes()
-        with (self.folder / pieces_name).open("wb") as file:
-            file.write(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.part, self.folder / tokens_name)
-        sync_folder(self.folder)
-        return {
-            "tokens": self.tokens, "tokens_sha256": self.sha.hexdigest(),
-            "pieces": len(self.records), "pieces_sha256": hashlib.sha256(pieces).hexdigest(),
-        }  # fmt: skip
 
 
 def cut(text: str, size: int) -> list[str]:
