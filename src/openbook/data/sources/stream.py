@@ -24,7 +24,6 @@ from openbook.data.sources.unpack import (
     RATIO,
     RATIO_FROM,
     UNPACK,
-    Chunked,
     Chunks,
     marked,
     plain,
@@ -63,10 +62,13 @@ class Source:
         self._window = Window(raw, block)
         packed = io.BufferedReader(self._window, 1 << 17)
         if block.size == ENDLESS:
-            unpack = next((UNPACK[name] for magic, name in PACKED.items() if packed.peek(8).startswith(magic)), None)
+            begins = packed.peek(8)
+            unpack = next((UNPACK[name] for magic, name in PACKED.items() if begins.startswith(magic)), None)
+            chunks = unpack(packed) if unpack else plain(packed.read)
         else:
             unpack = UNPACK.get(block.path.suffix.lower())
-        chunks = self._guarded(unpack(packed) if unpack else plain(packed if block.size == ENDLESS else self._window))
+            chunks = unpack(packed) if unpack else plain(self._window.read)
+        chunks = self._guarded(chunks)
         first = next(chunks, b"")
         encoding = "" if block.start else marked(first)
         chunks = chain([first], chunks)
@@ -86,11 +88,6 @@ class Source:
                     raise Damaged("unpacks without end", why)
         except (Damaged, OSError) as error:
             self._fault = error
-
-    @property
-    def stream(self) -> io.BufferedReader:
-        """The bytes as a file, for those who read from one. Once."""
-        return io.BufferedReader(Chunked(self.chunks), CHUNK)
 
     def position(self, at: int) -> int:
         """Bytes of the file on disk that are read when the stream is at byte `at`."""

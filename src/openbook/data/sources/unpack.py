@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from openbook.data.sources.window import Damaged, Window
+from openbook.data.sources.window import Damaged
 from openbook.errors import MissingExtra
 
 CHUNK = 1 << 18  # bytes
@@ -21,9 +21,9 @@ RATIO, RATIO_FROM = 500, 1 << 28  # no text packs so well: beyond 256 MiB, 500 t
 Chunks = Iterator[bytes]
 
 
-def plain(raw: Window | io.BufferedReader) -> Chunks:
+def plain(read: Callable[[int], bytes]) -> Chunks:
     """The bytes as they are."""
-    return iter(lambda: raw.read(CHUNK), b"")
+    return iter(lambda: read(CHUNK), b"")
 
 
 def gzipped(raw: BinaryIO) -> Chunks:
@@ -115,11 +115,12 @@ def transcoded(chunks: Chunks, encoding: str) -> Chunks:
 
 
 class Chunked(io.RawIOBase):
-    """Chunks as a stream, for readers that ask for one."""
+    """Chunks as a file that is read from its begin to its end, for readers that ask for one."""
 
     def __init__(self, chunks: Chunks) -> None:
         super().__init__()
         self.chunks, self.ready = chunks, memoryview(b"")
+        self.given = 0
 
     def readable(self) -> bool:
         return True
@@ -133,4 +134,11 @@ class Chunked(io.RawIOBase):
         count = min(len(buffer), len(self.ready))
         buffer[:count] = self.ready[:count]
         self.ready = self.ready[count:]
+        self.given += count
         return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Tells the place, which is all that some ask of it."""
+        if (offset, whence) not in ((0, io.SEEK_CUR), (self.given, io.SEEK_SET)):
+            raise io.UnsupportedOperation("it is read in order only")
+        return self.given

@@ -12,6 +12,7 @@ from typing import Any
 from openbook.data.sources import html
 from openbook.data.sources.document import Document, Refused
 from openbook.data.sources.stream import Source
+from openbook.data.sources.unpack import Chunked
 from openbook.errors import MissingExtra
 
 PAGES = ("text/html", "application/xhtml+xml")
@@ -21,7 +22,7 @@ def read(source: Source) -> Iterator[Document]:
     """The pages of an archive; `line` counts its records of these kinds."""
     warc = _library()
     kinds = warc.WarcRecordType.response | warc.WarcRecordType.conversion
-    records = warc.ArchiveIterator(source.stream, record_types=kinds, parse_http=False, stream_detect=False)
+    records = warc.ArchiveIterator(Chunked(source.chunks), record_types=kinds, parse_http=False, stream_detect=False)
     number = at = 0
     try:
         for number, record in enumerate(records, 1):
