@@ -59,6 +59,7 @@ class _Stream:
                 return
             self.at = self.end
             value, end = self._value()
+            self._check(end)
             self._drop(end)
             yield value
 
@@ -79,9 +80,7 @@ class _Stream:
 
     def _read(self) -> bool:
         """Make the text about twice as long; False if there is no more."""
-        if len(self.text) > self.limit:
-            why = f"an object longer than {self.limit / (1 << 20):g} MiB. The rest of the file is not read."
-            raise Refused("too long", why)
+        self._check(len(self.text))
         parts, size = [self.text], 0
         try:
             for chunk in self.source.chunks:
@@ -96,6 +95,11 @@ class _Stream:
             raise Refused("not UTF-8", f"not UTF-8 text ({error.reason}) in what follows. Convert it first.") from error
         self.text = "".join(parts)
         return size > 0
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            why = f"an object longer than {self.limit / (1 << 20):g} MiB. The rest of the file is not read."
+            raise Refused("too long", why)
 
     def _skip(self, what: re.Pattern[str]) -> None:
         while True:

@@ -127,8 +127,8 @@ class Source:
                 at += len(line)
                 number += number > 0
 
-    def records(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """Whole lines that hold something, as in `lines`; one that is too long or has a zero byte is refused."""
+    def whole_lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """As `lines`, but a line that is too long or has a zero byte is refused, and comes as an empty one."""
         lines = self.lines(limit)
         for number, at, line in lines:
             if len(line) >= limit and not line.endswith(b"\n"):
@@ -137,11 +137,16 @@ class Source:
                         break
                 why = f"longer than {limit / (1 << 20):g} MiB; make it several records."
                 self.refuse(Refused("too long", why), number, at)
-            elif self.cut and not line.endswith(b"\n"):
-                return  # the rest of a record whose end is lost, which was told
+                line = b"\n"
             elif (zero := line.find(b"\0")) >= 0:
                 self.refuse(self.zero_byte(at + zero, line), number, at)
-            elif not line.isspace():
+                line = b"\n"
+            yield number, at, line
+
+    def records(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """As `whole_lines`, those that hold something, and not the rest of a record whose end was cut off."""
+        for number, at, line in self.whole_lines(limit):
+            if not line.isspace() and (line.endswith(b"\n") or not self.cut):
                 yield number, at, line
 
     def zero_byte(self, at: int, around: bytes) -> Refused:

@@ -52,23 +52,27 @@ class _Lines:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.begin()
         self.end = 0
+        self.begin()
 
     def begin(self) -> None:
+        """The next line begins a row."""
         self.number = self.at = -1
-        self.bad = False  # a line of the row could not be read
+        self._refused = self.source.refused
+
+    @property
+    def bad(self) -> bool:
+        """Whether a line of the row could not be read."""
+        return self.source.refused > self._refused
 
     def texts(self) -> Iterator[str]:
-        for number, at, line in self.source.lines(self.source.options.longest_line):
+        for number, at, line in self.source.whole_lines(self.source.options.longest_line):
             if self.at < 0:
                 self.number, self.at = number, at
             self.end = at + len(line)
             try:
-                if (zero := line.find(b"\0")) >= 0:
-                    raise self.source.zero_byte(at + zero, line)
-                yield self.source.decode(line)
+                text = self.source.decode(line)
             except Refused as refused:
-                self.bad = True
                 self.source.refuse(refused, number, at)
-                yield "\n"
+                text = "\n"
+            yield text
