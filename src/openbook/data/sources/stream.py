@@ -33,7 +33,7 @@ from openbook.data.sources.window import ENDLESS, Block, Damaged, Window
 from openbook.errors import DataError, OpenbookWarning
 
 SEPARATOR = "<|endoftext|>"
-LONGEST_DOCUMENT = 1 << 26  # characters of plain text, beyond which it is cut at a line end
+LONGEST_DOCUMENT = 1 << 26  # bytes of plain text, beyond which it is cut at a line end
 LONGEST_LINE = 1 << 26  # bytes of one record: a JSON line, a web page, a row
 
 
@@ -105,13 +105,15 @@ class Source:
         size = 0
         for chunk in _sliced(self.chunks, min(limit, CHUNK)):
             while _beyond(chunk, limit - size):
-                yield number, at, b"".join([*held, chunk[: limit - size]])
-                at, chunk, held, size = at + limit, chunk[limit - size :], [], 0
-            last = chunk.rfind(b"\n") + 1
-            if last:
-                piece = b"".join([*held, chunk[:last]]) if held else chunk[:last]
+                piece, chunk = b"".join([*held, chunk[: limit - size]]), chunk[limit - size :]
+                held, size = [], 0
                 yield number, at, piece
-                at, number, held, size = at + len(piece), number + piece.count(b"\n") * counts, [], 0
+                at += limit
+            if last := chunk.rfind(b"\n") + 1:
+                piece = b"".join([*held, chunk[:last]]) if held else chunk[:last]
+                held, size = [], 0
+                yield number, at, piece
+                at, number = at + len(piece), number + piece.count(b"\n") * counts
             if last < len(chunk):
                 held.append(chunk[last:])
                 size += len(chunk) - last
@@ -122,7 +124,8 @@ class Source:
     def lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
         """As `pieces`, one line at once."""
         for number, at, piece in self.pieces(limit):
-            for line in io.BytesIO(piece):
+            one = piece.find(b"\n") in (-1, len(piece) - 1)
+            for line in (piece,) if one else io.BytesIO(piece):
                 yield number, at, line if at else unmarked(line)
                 at += len(line)
                 number += number > 0

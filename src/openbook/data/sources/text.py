@@ -56,11 +56,11 @@ class _Growing:
         self.size = self.line = self.at = 0
         self.bad = False
 
-    def _add(self, text: str, line: int, at: int) -> None:
+    def _add(self, text: str, size: int, line: int, at: int) -> None:
         if not self.parts:
             self.line, self.at = line, at
         self.parts.append(text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text)
-        self.size += len(text)
+        self.size += size
 
     def add_at_once(self, number: int, at: int, lines: bytes) -> bool:
         """Whether that was possible."""
@@ -70,7 +70,7 @@ class _Growing:
             text = (lines if at else unmarked(lines)).decode(self.encoding)
         except (UnicodeDecodeError, LookupError):
             return False
-        self._add(text, number, at)
+        self._add(text, len(lines), number, at)
         return True
 
     def add_one_by_one(self, number: int, at: int, lines: bytes) -> Iterator[Document]:
@@ -89,7 +89,7 @@ class _Growing:
         try:
             if (zero := line.find(b"\0")) >= 0:
                 raise self.source.zero_byte(at + zero, line)
-            self._add(self.source.decode(line), number, at)
+            self._add(self.source.decode(line), len(line), number, at)
         except Refused as refused:
             self._clear()
             self.bad = True  # until its end
