@@ -41,6 +41,10 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "data prepare": _verb(
             "data_prepare", _MAKE, "TEXT… --out DIR", "turn text into memory-mapped shards of tokens"
         ),
+        "data dedupe": _verb("data_dedupe", _MAKE, "TEXT… --out DIR", "write text without what it has twice"),
+        "data decontaminate": _verb(
+            "data_decontaminate", _MAKE, "TEXT… --against EVAL --out DIR", "write text without evaluation items"
+        ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
