@@ -35,9 +35,9 @@ class Config:
     shortest: int = 8
     """Words of the shortest text that is looked for as a whole."""
     common: int = 10
-    """N-grams that more items share than this are the wording of the task: ignored."""
-    frequent: int = 10
-    """N-grams that stand in more documents than this are phrases: ignored."""
+    """N-grams that more different texts of the sets share than this are the wording of the task: ignored."""
+    frequent: int = 50
+    """Shared parts of less than 2n words that stand in more documents than this are phrases: ignored."""
     action: Literal["cut", "remove"] = "cut"
     """Cut the shared parts out, or remove the documents that have one."""
     margin: int = 200

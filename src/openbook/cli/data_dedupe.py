@@ -38,7 +38,7 @@ class Config:
     paragraphs: bool = False
     """Paragraphs that stood before, 12 words or longer."""
     overlap: bool = False
-    """Parts that stood before word for word, within or across documents."""
+    """Parts that stood in a document before, word for word."""
     overlap_words: int = 50
     """Words of the shortest such part."""
     overwrite: bool = False

@@ -1,7 +1,8 @@
-"""An array that grows in a file, a block at a time, and is then read through the system's page cache."""
+"""An array that grows in a file, a block at a time, and is then mapped: what is read of it the system may drop again."""
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ class Column:
         self.rows += len(data)
 
     def done(self) -> NDArray[Any]:
-        """All rows, [R, *shape]; changes to them stay in this process."""
+        """All rows, [R, *shape]; changes to them go to the file."""
         self._file.close()
         if not self.rows:
             return np.zeros((0, *self.shape), self.dtype)
-        return np.memmap(self.path, self.dtype, "c", shape=(self.rows, *self.shape))
+        return np.memmap(self.path, self.dtype, "r+", shape=(self.rows, *self.shape))
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory that holds what was read of a mapped array; its content stays."""
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)

@@ -166,12 +166,13 @@ class _Work:
         return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
 
     def _measure_parts(self, rule: Overlap) -> None:
-        """The windows of what the rules before left, and which of them repeat one that stands before."""
+        """The windows of what the rules before left, and which of them stand in a document before."""
         hashed = Column(self.scratch / "windows", np.uint64)
         ends = Column(self.scratch / "window_ends", np.int64)
         for number, document in enumerate(self._documents("comparing parts")):
             if self.like[number] == STAYS:
-                hashed.add(spans_of.windows(units(self._left(number, document.text)), rule)[0])
+                windows = spans_of.windows(units(self._left(number, document.text)), rule)[0]
+                hashed.add(spans_of.first_within(windows))
             ends.add(np.array(hashed.rows))
         self.window_ends = ends.done()
         self.repeated_windows = repeated(hashed.done())
@@ -231,7 +232,8 @@ class _Work:
         if not goes.any():
             return text
         found = units(text)
-        parts, share = spans_of.covered(text, found, spans_of.windows(found, rule)[1][goes], rule)
+        hashes, places = spans_of.windows(found, rule)
+        parts, share = spans_of.covered(text, found, places[np.isin(hashes, hashes[goes])], rule)
         left = spans_of.without(text, parts, share, rule)
         self._lost("overlap", document, text, left, share=share, repeated=_line(text[parts[0, 0] : parts[0, 1]]))
         return left

@@ -29,7 +29,7 @@ class Search:
     n: int = 13
     shortest: int = 8
     common: int = 10
-    frequent: int = 10  # n-grams that stand in more documents than this are ignored
+    frequent: int = 50  # phrases of less than 2n words whose n-grams stand in more documents than this are ignored
     fields: tuple[str, ...] = ()  # of the evaluation records; none: all
     action: str = "cut"
     margin: int = 200
@@ -50,7 +50,8 @@ def decontaminate(
         counts, hit, total = _count(read, index, tell)
         if not total:
             raise DataError("There is no document to look into.")
-        index = index.ignore(counts > search.frequent)
+        frequent = counts > search.frequent
+        index = index.ignore(frequent)
         step = Decontaminate(index, search.action, search.margin)
         overlaps, removed, cut = Overlaps(index), 0, 0
         with (part / "documents.jsonl").open("w", encoding="utf-8") as file:
@@ -64,7 +65,13 @@ def decontaminate(
                 if not isinstance(left, Removed):
                     cut += len(document.text) - len(left.text)
                     file.write(json.dumps({**left.meta, "text": left.text}, ensure_ascii=False) + "\n")
-        report = {"search": asdict(search), "removed": removed, "characters_cut": cut, **overlaps.as_json()}
+        report = {
+            "search": asdict(search),
+            "removed": removed,
+            "characters_cut": cut,
+            "ignored": int(frequent.sum()),
+            **overlaps.as_json(),
+        }
         text = f"{removed:,} documents removed, {cut:,} characters cut from others\n{overlaps.as_text()}"
         write_json(part / "report.json", report)
         write_atomic(part / "report.txt", text + "\n")

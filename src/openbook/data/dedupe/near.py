@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.data.dedupe.column import release
 from openbook.data.dedupe.words import UNIT, Hashes, Ints, check_unit, library, mix, ngrams, table, units
 from openbook.errors import UsageError
 
@@ -184,6 +185,7 @@ def clusters(
                 join(band, order, signatures, near, parents)
             else:
                 _join_by_text(band, order, signatures, near, texts, parents)
+            release(signatures)
     return _flatten(parents)
 
 
