@@ -1,4 +1,4 @@
-"""An array that grows in a file, a block at a time, and is then mapped: what is read of it the system may drop again."""
+"""An array that grows in a file, a block at a time, and is then mapped, so that memory holds only what is read."""
 
 from __future__ import annotations
 
@@ -34,5 +34,6 @@ class Column:
 
 def release(array: NDArray[Any]) -> None:
     """Give back the memory that holds what was read of a mapped array; its content stays."""
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array.base.madvise(mmap.MADV_DONTNEED)
+    base: object = array.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)

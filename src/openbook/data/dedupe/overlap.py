@@ -1,9 +1,9 @@
 """Which parts of a text stand in others, word for word: what two documents of very different length share.
 
 A window of `words` words is repeated if an equal one stands in an earlier document; the words that repeated windows
-cover are the repeated part of a document. (What a document repeats of itself, a refrain or a letter quoted again, is its
-own affair: `first_within`.) With `every` = w > 1 only some windows are kept, in every w neighbours at
-least that with the least hash (winnowing: Schleimer, Wilkerson, Aiken 2003): 2 / (w + 1) of the memory; a repetition of
+cover are the repeated part of a document. (What a document repeats of itself, a refrain or a letter quoted again, is
+its own affair: `first_within`.) With `every` = w > 1 only some windows are kept, of every w neighbours at least that
+with the least hash (winnowing: Schleimer, Wilkerson, Aiken 2003): 2 / (w + 1) of the memory; a repetition of
 `words` + w - 1 words or more is still found, short of up to w - 1 words at each of its ends.
 
 Exact substrings of 50 tokens and more are what Lee et al. 2022 (*Deduplicating training data makes language models
