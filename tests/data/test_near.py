@@ -91,7 +91,7 @@ def test_with_texts_a_pair_passes_by_its_real_similarity() -> None:
 def test_the_estimate_is_near_the_similarity() -> None:
     near = Near(bands=128, rows=4)
     planted = plant(stories(), seed=3)
-    pairs = np.array([[i, j] for i in range(0, 120) for j in range(i) if planted.origins[i] == planted.origins[j]])
+    pairs = np.array([[i, j] for i in range(120) for j in range(i) if planted.origins[i] == planted.origins[j]])
     found = estimate(signatures(planted.texts, near), pairs)
     real = [jaccard(planted.texts[i], planted.texts[j], near) for i, j in pairs]
     assert np.abs(found - real).mean() < 0.02

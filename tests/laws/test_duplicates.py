@@ -1,5 +1,8 @@
-"""Law 2 for the comparison of texts: the native operators give what numpy gives, bit for bit; and what no result depends
-on: the order of the bands, the blocks in which signatures are made, how much of the hashes is in memory at a time."""
+"""Law 2 for the comparison of texts: the native operators give what numpy gives, bit for bit.
+
+And what no result depends on: the order of the bands, the blocks in which signatures are made, how many of the hashes
+are in memory at a time.
+"""
 
 from __future__ import annotations
 
