@@ -49,6 +49,10 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "data classifier": _verb(
             "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
         ),
+        "data dedupe": _verb("data_dedupe", _MAKE, "TEXT… --out DIR", "write text without what it has twice"),
+        "data decontaminate": _verb(
+            "data_decontaminate", _MAKE, "TEXT… --against EVAL --out DIR", "write text without evaluation items"
+        ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
