@@ -12,6 +12,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from tokenizers import pre_tokenizers
 from openbook import runtime
 from openbook.native import bpe
 from openbook.text import characters
-from openbook.text.split import Unsupported, compile_steps
+from openbook.text.pattern import Unsupported
+from openbook.text.split import compile_steps
 
 Ids = NDArray[np.uint32]
 Places = NDArray[np.int64]
@@ -49,7 +51,7 @@ class Engine:
             return self._theirs(texts)
         ids, ends = self.encode_arrays(texts)
         whole, places = ids.tolist(), ends.tolist()
-        return [whole[start:end] for start, end in zip(places, places[1:], strict=False)]
+        return [whole[start:end] for start, end in pairwise(places)]
 
     def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, Places]:
         """Ids of many texts one after the other, and where each begins and the last ends: [number of texts + 1]."""
@@ -164,7 +166,7 @@ def _alphabet() -> list[str]:
 
 
 ALPHABET = _alphabet()
-_BYTES = {code: 0xFFFF for code in range(256)} | {ord(char): byte for byte, char in enumerate(ALPHABET)}
+_BYTES = dict.fromkeys(range(256), 0xFFFF) | {ord(char): byte for byte, char in enumerate(ALPHABET)}
 
 
 def _spelled(token: str) -> bytes | None:
@@ -205,7 +207,7 @@ def _added(backend: tokenizers.Tokenizer, tokens: list[dict[str, Any]], composed
         raise Unsupported("added tokens that are normalised too")
     swallows = [token["single_word"] or token["lstrip"] or token["rstrip"] for token in tokens]
     kinds = [token["normalized"] + 2 * swallow for token, swallow in zip(tokens, swallows, strict=True)]
-    ids = [backend.token_to_id(token["content"]) for token in tokens]
+    ids = [int(backend.token_to_id(token["content"]) or 0) for token in tokens]  # each is in the vocabulary
     return bpe.Added([token["content"].encode() for token in tokens], ids, kinds)
 
 
