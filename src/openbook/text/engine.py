@@ -12,7 +12,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,12 @@ class Engine:
     def _block(self, texts: list[str]) -> tuple[Ids, Places]:
         """Ids of some texts, and how many there are of each."""
         if self._native is None:
-            return _row(self._theirs(texts))
+            return _flat(self._theirs(texts))
         ids, counts = self._native.encode_many([text.encode() for text in texts], runtime.default_threads())
         left = np.flatnonzero(counts < 0)
         if not len(left):
             return ids, counts
-        theirs, sizes = _row(self._theirs([texts[number] for number in left]))
+        theirs, sizes = _flat(self._theirs([texts[number] for number in left]))
         behind = np.cumsum(np.maximum(counts, 0))[left]  # where in `ids` the missing ones belong
         counts[left] = sizes
         return np.insert(ids, np.repeat(behind, sizes), theirs), counts
@@ -137,6 +137,17 @@ def train_merges(
         ranks.pop(pair, None)  # of two rules for a pair the later one counts
         ranks[pair] = None
     return {spelling: number for number, spelling in enumerate(spellings)}, list(ranks)
+
+
+def in_a_row(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
+    """Lists of ids as `encode_arrays` gives them."""
+    ids, sizes = _flat(rows)
+    return ids, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(chain.from_iterable(rows), np.uint32, int(sizes.sum())), sizes
 
 
 def blocks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -238,9 +249,3 @@ def _not_surely_composed() -> NDArray[np.bool_]:
 
 def _stays(char: str) -> bool:
     return unicodedata.category(char) != "Cn" and unicodedata.normalize("NFC", char) == char
-
-
-def _row(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
-    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-    flat = (number for row in rows for number in row)
-    return np.fromiter(flat, np.uint32, int(sizes.sum())), sizes

@@ -18,6 +18,7 @@ then left to that library.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,9 @@ def _step(step: Mapping[str, Any]) -> Program:
     return compile_pattern(pattern["Regex"], matches=not removed or inverted, rest=not removed or not inverted)
 
 
+@functools.lru_cache(maxsize=32)
 def compile_pattern(pattern: str, *, matches: bool = True, rest: bool = True) -> Program:
-    """The program of a regular expression. Raises `Unsupported`."""
+    """The program of a regular expression, read only. Raises `Unsupported`."""
     tree, classes = parse(pattern)
     return _Compiler(classes).program(tree, matches, rest)
 
