@@ -4,8 +4,7 @@
 // without its lock, and what they give does not depend on the number of threads.
 
 #include <atomic>
-#include <memory>
-#include <thread>
+#include <new>
 
 #include "bpe_merge.h"
 #include "bpe_split.h"
@@ -108,7 +107,11 @@ class Encoder {
     int64_t encode(const Byte* text, int64_t size, Memory& memory, uint32_t* out) const {
         if (size >= int64_t(1) << 31 || (!refused.empty() && holds_refused(text, text + size))) return -1;
         Task task{*this, memory, text + size, out, effort_for(size)};
-        return task.named(0, text, text + size) ? task.out - out : -1;
+        try {
+            return task.named(0, text, text + size) ? task.out - out : -1;
+        } catch (const std::bad_alloc&) {
+            return -1;
+        }
     }
 
     Memory* borrow() {

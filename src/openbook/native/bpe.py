@@ -95,7 +95,7 @@ def library() -> ctypes.CDLL | None:
 def declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions."""
     word, address = ctypes.c_int64, ctypes.c_void_p
-    for function, arguments, answer in (
+    interfaces: list[tuple[Any, list[Any], Any]] = [
         (found.openbook_bpe_make, [address], address),
         (found.openbook_bpe_free, [address], None),
         (found.openbook_bpe_encode, [address, word, *[address] * 5, word], None),
@@ -103,7 +103,8 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
         (found.openbook_bpe_counter_free, [address], None),
         (found.openbook_bpe_count, [address, word, address, address, word], word),
         (found.openbook_bpe_train, [*[address] * 5, word], word),
-    ):
+    ]
+    for function, arguments, answer in interfaces:
         function.argtypes, function.restype = arguments, answer
     return found
 
@@ -183,10 +184,10 @@ class Counter:
     def train(self, vocab: int, least: int, specials: Sequence[bytes], bytes_ids: U32) -> Rules:
         """Merges until there are `vocab` ids or no pair comes `least` times."""
         text, ends = _joined(specials)
-        taught = Taught(vocab, least, len(specials), *map(_address, (text, ends, bytes_ids)))
+        taught = Taught(vocab, least, len(specials), *(array.ctypes.data for array in (text, ends, bytes_ids)))
         room = vocab * 2
         left, right, made = (np.empty(room, np.uint32) for _ in range(3))
-        arrays = map(_address, (left, right, made))
+        arrays = [array.ctypes.data for array in (left, right, made)]
         count = self._library.openbook_bpe_train(self._address, ctypes.addressof(taught), *arrays, room)
         return Rules(left[:count], right[:count], made[:count])
 

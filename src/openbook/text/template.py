@@ -254,7 +254,7 @@ def continued(message: dict[str, Any], field: str, mark: str) -> str:
     value = message.get(field)
     names = [name for name in REASONING if message.get(name) == value] if field in REASONING else [field]
     if isinstance(value, str):
-        message.update({name: value + mark for name in names})
+        message.update(dict.fromkeys(names, value + mark))
         return value
     for part in reversed(value) if isinstance(value, list) else ():
         if isinstance(part, dict) and isinstance(text := part.get("text"), str):

@@ -126,7 +126,7 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
 
 
 def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], vocab: int, specials: Sequence[str]) -> None:
-    """Give `backend` the vocabulary and merges of `texts`, by our own trainer or, without a compiler, the library's."""
+    """Give `backend` the vocabulary and merges of `texts`: by our own trainer or, without a compiler, the library's."""
     trained = train_merges(texts, json.loads(backend.to_str())["pre_tokenizer"], vocab, FREQUENT, specials)
     if trained is not None:
         backend.model = models.BPE(*trained)
