@@ -17,7 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level
-from openbook.text.formats.found import Around, Asked, Found, damaged, read_text
+from openbook.text.formats.found import Around, Asked, Found, added_tokens, damaged, read_text
 from openbook.text.training import roles_of
 
 _SIBLINGS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -52,13 +52,13 @@ def read(files: tuple[Path, Path], beside: Settings, asked: Asked) -> Found:
     around = _encoder(named, specials)
     if around is not None:
         roles = roles | {"cls": Added(content=next(iter(around.before))), "sep": Added(content=next(iter(around.after)))}
+    described = [*beside.extra, *beside.roles.values(), *beside.added.values()]
     patterns = (byte_level.WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
     state = byte_level.pipeline(
         vocab | specials,
         merges,
         patterns=patterns,
-        added=specials,
-        described={token.content: token for token in [*beside.extra, *beside.roles.values(), *beside.added.values()]},
+        added=added_tokens(specials, {token.content: token for token in described}),
         prefix_space=beside.raw.get("add_prefix_space") is True,
         around=around,
     )
