@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from pathlib import Path
 
-from openbook.errors import TokenizerError
+from openbook.text.formats.charsmap import steps as characters
 from openbook.text.formats.found import State, sequence, substitute
 from openbook.text.formats.pieces import SPACE, Spaces
 
 
 def normalizer(charsmap: bytes, spaces: Spaces, where: Path) -> State | None:
     """The steps, in SentencePiece's order."""
-    steps: list[State] = []
-    if charsmap:
-        steps.append({"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode("ascii")})
+    steps = characters(charsmap, where) if charsmap else []
     mark = SPACE if spaces.escape else " "
     if spaces.collapse:
         steps += [substitute(r"\A +", ""), substitute(" {2,}", " "), substitute(f"[ {mark}]+\\z", "")]
