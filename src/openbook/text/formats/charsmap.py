@@ -7,7 +7,8 @@ The backend's own step for it looks at one user-perceived character at a time an
 marks (`ﬁ` with an accent) and does not compose what is longer than five bytes (Hangul letters, kana with marks).
 Here two characters that occur in no text keep things apart for a while:
 
-    1  WALL after a character that becomes several, where a mark follows: the table does not join them
+    1  WALL after a character that becomes several, where a mark follows: the table does not join them (nor anything to
+       a user-defined piece)
     2  GAP before everything but plain ASCII: now every character stands alone
     3  the backend's step, which for single characters follows the table; the gaps are taken away
     4  WALL between characters that NFC would join or reorder, but the table does not join
@@ -19,27 +20,34 @@ That NFC and the table agree on every string of the table is checked when a mode
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from functools import cache, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from tokenizers import normalizers
 
 from openbook.errors import TokenizerError
 from openbook.text.formats.found import State, damaged, substitute
 
 WALL, GAP = "\U000e0fff", "\U000e0ffe"  # never assigned, no part of a user-perceived character, compose with nothing
+_NFC = normalizers.NFC().normalize_str  # of the backend: it may know an older Unicode than the table
+_NEWER = 64  # strings that the table joins and the backend's NFC does not know yet; they are replaced one by one
 _KEYS = 1 << 20
 _LONGEST = 64  # bytes of a key
 
 Product = tuple[frozenset[str], ...]
 
 
-def steps(charsmap: bytes, where: Path) -> list[State]:
-    """The steps of normalisation that do what the table says; TokenizerError: damaged, or it cannot be followed."""
+def steps(charsmap: bytes, where: Path, whole: Sequence[str] = ()) -> list[State]:
+    """The steps of normalisation that do what the table says, but join nothing to the strings that are `whole`.
+
+    TokenizerError: the table is damaged, or cannot be followed.
+    """
     keys = table(charsmap, where)
     alone: list[State] = [
         substitute(r"(?<=[\s\S])(?=[^\x20-\x7E])", GAP),
@@ -49,12 +57,16 @@ def steps(charsmap: bytes, where: Path) -> list[State]:
     joined = _joined(keys, where)
     if not joined:
         return alone
-    followers = _followers() | {character for key in joined for character in key[1:]}
+    newer = {key: value for key, value in joined.items() if _NFC(key) != value}
+    older = joined.keys() - newer.keys()
+    followers = _followers() | {character for key in older for character in key[1:]}
     several = [key for key, value in keys.items() if len(key) == 1 and len(value) > 1]
     raw = followers | {key for key, value in keys.items() if len(key) == 1 and value[:1] in followers}
-    first = [substitute(f"(?<={_class(several)})(?={_class(raw)})", WALL)] if several else []
-    walls = substitute(_apart(joined, followers), WALL)
-    return [*first, *alone, walls, {"type": "NFC"}, substitute(WALL, "", literal=True)]
+    ends = ([_class(several)] if several else []) + [re.escape(text) for text in whole]
+    first = [substitute(f"(?<={'|'.join(ends)})(?={_class(raw, marks=True)})", WALL)] if ends else []
+    by_hand = [substitute(key, newer[key], literal=True) for key in sorted(newer, key=len, reverse=True)]
+    walls = substitute(_apart(older, followers), WALL)
+    return [*first, *alone, *by_hand, walls, {"type": "NFC"}, substitute(WALL, "", literal=True)]
 
 
 def table(charsmap: bytes, where: Path) -> dict[str, str]:
@@ -116,16 +128,16 @@ def _joined(keys: Mapping[str, str], where: Path) -> dict[str, str]:
     for key, value in keys.items():
         spellings[value] += len(key) == 1
     written = sum(math.prod(spellings[one] + (one not in keys) for one in key) for key in joined)
-    tails = {character for key in joined for character in key[1:]}
-    normal = partial(unicodedata.normalize, "NFC")
-    wrong = [key for key, value in joined.items() if normal(key) != value or key[0] in tails]
+    newer = [key for key, value in joined.items() if _NFC(key) != value]
+    tails = {character for key in joined.keys() - set(newer) for character in key[1:]}
+    wrong = [key for key in joined if key[0] in tails] if len(newer) <= _NEWER else newer
     if joined:
-        wrong += [value for key, value in keys.items() if len(key) == 1 and normal(value) != value]
-        wrong += [one for one in _canonical() if one not in keys and normal(one) != one]
+        wrong += [value for key, value in keys.items() if len(key) == 1 and _NFC(value) != value]
+        wrong += [one for one in _canonical() if one not in keys and _NFC(one) != one]
     if wrong or written != len(long):
         raise TokenizerError(
-            f"The table of characters in '{where}' has rules of its own ({''.join(wrong[:1])!r} …) that no tokenizer.json "
-            "can say exactly. Train the model with one of SentencePiece's rules: nmt_nfkc, nfkc, identity."
+            f"The table of characters in '{where}' has rules of its own ({len(wrong) or abs(written - len(long))} of them) "
+            "that no tokenizer.json can say exactly. Train the model with SentencePiece's rule nmt_nfkc, nfkc or identity."
         )
     return joined
 
@@ -159,7 +171,7 @@ def _apart(joined: Iterable[str], followers: Iterable[str]) -> str:
         for product in _products(keys)
         for cut in range(1, len(product))
     ]
-    return rf"(?<=[\s\S])(?={_class(followers)})(?!{'|'.join(inside)})"
+    return rf"(?<=[\s\S])(?={_class(followers, marks=True)})(?!{'|'.join(inside)})"
 
 
 def _products(keys: list[str]) -> list[Product]:
@@ -173,8 +185,8 @@ def _products(keys: list[str]) -> list[Product]:
     return sorted(rows, key=lambda row: [min(characters) for characters in row])
 
 
-def _class(characters: Iterable[str]) -> str:
-    """A class of a regular expression with these characters, as ranges."""
+def _class(characters: Iterable[str], marks: bool = False) -> str:
+    """A class of a regular expression with these characters, as ranges; with `marks`, every combining mark too."""
     numbers = sorted(map(ord, characters))
     ranges: list[list[int]] = []
     for number in numbers:
@@ -183,4 +195,4 @@ def _class(characters: Iterable[str]) -> str:
         else:
             ranges.append([number, number])
     spelled = [f"\\x{{{a:X}}}" if a == b else f"\\x{{{a:X}}}-\\x{{{b:X}}}" for a, b in ranges]
-    return "[" + "".join(spelled) + "]"
+    return "[" + (r"\p{M}" if marks else "") + "".join(spelled) + "]"
