@@ -137,6 +137,19 @@ class Tokenizer:
         templates = {} if source is None else {"default": source}
         return Tokenizer(self._backend, replace(self._settings, templates=templates, raw=raw), self._where)
 
+    def state(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        content: dict[str, Any] = json.loads(self._backend.to_str())
+        return content
+
+    def with_state(self, state: Mapping[str, Any], ids: Mapping[int, int]) -> Tokenizer:
+        """The same roles and templates over another tokenizer.json; `ids` says what became of the ids."""
+        text = json.dumps(state)
+        backend = guarded(lambda: tokenizers.Tokenizer.from_str(text), "The changed tokenizer is damaged")
+        raw = {key: value for key, value in self._settings.raw.items() if key != "added_tokens_decoder"}
+        stops = tuple(ids[number] for number in self._settings.stops if number in ids)
+        return Tokenizer(backend, replace(self._settings, added={}, stops=stops, raw=raw))
+
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (and the stop ids into generation_config.json) to `folder`.
 
@@ -193,7 +206,7 @@ class Tokenizer:
         `dropout` is for BPE vocabularies (0: as `encode`, 1: bytes), `alpha` for Unigram ones (0: all ways are equal).
         The ids decode to what `encode`'s decode to; special tokens in `text` are text.
         """
-        return sample(self._whole, checked_text(text), dropout, alpha, seed)
+        return sample(self.whole, checked_text(text), dropout, alpha, seed)
 
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
@@ -247,7 +260,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change when any text could get other ids, and not otherwise between runs and machines."""
-        state = json.loads(self._backend.to_str())
+        state = self.state()
         for inert in ("version", "truncation", "padding"):
             state.pop(inert, None)
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
@@ -346,7 +359,8 @@ class Tokenizer:
         return Engine(self._backend)  # text that may name any special token
 
     @cached_property
-    def _whole(self) -> Whole:
+    def whole(self) -> Whole:
+        """How a text is split into words, and the algorithm that cuts them; no text is a special token there."""
         return Whole(self._sealed.twin)
 
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
