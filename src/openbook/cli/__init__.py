@@ -43,6 +43,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         ),
         "data inspect": _verb("data_inspect", _LOOK, "PATH…", "what is in text, prepared tokens or a corpus"),
         "data plan": _verb("data_plan", _LOOK, "--size 10TB", "how long a corpus takes, on which machines"),
+        "data audit": _verb(
+            "data_audit", _MAKE, "TEXT…", "who and what a corpus talks about, and weights that balance it"
+        ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
         "generate": _verb("generate", _USE, "DIR", "continue prompts"),
