@@ -37,7 +37,10 @@ _MAKE, _USE, _LOOK = "Make a model", "Use a model", "Look inside"
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "tokenizer train": _verb("tokenizer_train", _MAKE, "TEXT… --out DIR", "learn a tokenizer from text"),
-        "tokenizer count": _verb("tokenizer_count", _MAKE, "DIR TEXT…", "count tokens, bytes and bytes per token"),
+        "tokenizer count": _verb("tokenizer_count", _MAKE, "DIR TEXT…", "count tokens and bytes, and what they cost"),
+        "tokenizer compare": _verb(
+            "tokenizer_compare", _MAKE, "DIR… --text TEXT…", "tokenizers side by side: a table and a picture"
+        ),
         "data prepare": _verb(
             "data_prepare", _MAKE, "RECIPE|TEXT… --out DIR", "clean text and turn it into shards of tokens"
         ),

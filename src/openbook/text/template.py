@@ -48,6 +48,7 @@ _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _LONGEST = 1_000_000  # characters of a template
 _DEEPEST = 128  # objects and lists within each other, in a message or a variable
 _PRIVATE = range(0xE000, 0xF8FF)
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which messages carry it
 
 
 class ChatTemplate:
@@ -73,12 +74,29 @@ class ChatTemplate:
             raise refusal(error, name) from error
         self._marked = bool(re.search(r"\{%[-+]?\s*generation\b", source))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        *,
+        continue_final_message: bool | str = False,
+    ) -> str:
         """The rendered conversation, special tokens of the template under their secret names, others as plain text.
 
+        With `continue_final_message` it ends where the last message ends, or the field of it that is named so.
         InputError when the template does not accept the messages, TokenizerError when the template itself is at fault.
         """
-        return self._sealed.expose(self._render(_checked(messages), _plain(variables)))
+        checked, plain = _checked(messages), _plain(variables)
+        if not continue_final_message:
+            return self._sealed.expose(self._render(checked, plain))
+        field = "content" if continue_final_message is True else continue_final_message
+        mark = self._sealed.invent("continue")
+        said = continued(checked[-1], field, f"{mark} ")  # the space shows whether the template trims
+        text = self._sealed.expose(self._render(checked, plain))
+        before, found, after = text.rpartition(mark)
+        if not found or said.strip() not in text:
+            raise InputError(f"{self._name} does not write the `{field}` of the last message: it cannot be continued.")
+        return before if after.startswith(" ") else before.rstrip()
 
     def render_learned(
         self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
@@ -218,7 +236,31 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 f"got {message!r:.100}."
             )
     plain: list[dict[str, Any]] = _plain(list(messages))
-    return plain
+    return [_as_templates_read(message) for message in plain]
+
+
+def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` as transformers hands it to a template: without what is None, reasoning under all its names."""
+    given = {key: value for key, value in message.items() if value is not None}
+    thought = next((given[name] for name in REASONING if name in given), None)
+    return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
+
+
+def continued(message: dict[str, Any], field: str, mark: str) -> str:
+    """Put `mark` after the text of `field` in `message`, or after the last text among its parts; that text.
+
+    InputError where there is no text.
+    """
+    value = message.get(field)
+    names = [name for name in REASONING if message.get(name) == value] if field in REASONING else [field]
+    if isinstance(value, str):
+        message.update({name: value + mark for name in names})
+        return value
+    for part in reversed(value) if isinstance(value, list) else ():
+        if isinstance(part, dict) and isinstance(text := part.get("text"), str):
+            part["text"] = text + mark
+            return text
+    raise InputError(f"The last message has no `{field}` that is text: there is nothing to continue.")
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -5,13 +5,14 @@ A mark is what later stages compare instead of the text: digests, signatures, ha
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openbook.data.corpus.contaminated import Counter
 from openbook.data.corpus.marks import Marker
 from openbook.data.corpus.plan import Part
 from openbook.data.corpus.recipe import Cleaning, Corpus, Source
@@ -42,18 +43,19 @@ def clean_part(job: Job) -> int:
         return 0
     ledger, bad = Ledger(), _Listed()
     steps = [step for step in steps_of(job.source.cleaning or job.recipe.cleaning) if step.name not in job.source.skip]
-    marker = Marker(job.recipe.duplicates)
-    about: Counter[str] = Counter()
+    marker, runs = Marker(job.recipe.duplicates), Counter(job.folder)
+    about: collections.Counter[str] = collections.Counter()
     left = 0
     with Lines(stem.with_suffix(".jsonl")) as lines:
         for documents in _groups(_through(job, steps, ledger, bad)):
             marker.add(documents)
+            runs.add(documents)
             for document in documents:
                 lines.add(record_of(document, job.source.name))
                 left += size(document.text)
                 about[f"language {document.meta.get('language', '')}"] += 1
                 about[f"length {size(document.text).bit_length()}"] += 1
-    write_arrays(stem.with_suffix(".npz"), marker.arrays())
+    write_arrays(stem.with_suffix(".npz"), marker.arrays() | runs.arrays())
     write_ledger(stem.with_suffix(".json"), ledger, {"bad": bad.to_tree(), "about": dict(about)})
     return left
 

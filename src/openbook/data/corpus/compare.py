@@ -6,7 +6,7 @@ memory is a digest for each document, and the hashes of one range of values; sig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.data.corpus.marks import EQUAL, KEPT, NEAR
+from openbook.data.corpus.marks import EQUAL, KEPT, NEAR, PARAGRAPHS, PASSAGES
 from openbook.data.corpus.plan import Part
 from openbook.data.corpus.recipe import Duplicates
 from openbook.data.corpus.work import read_arrays, write_arrays
 from openbook.data.dedupe.exact import first_of
 from openbook.data.dedupe.near import clusters
-from openbook.data.dedupe.paragraphs import repeated
+from openbook.data.dedupe.repeats import NEVER, repeated
 from openbook.files import read_json, write_json
 
 FOUND = "found.json"
+
+Fates = NDArray[np.uint8]
 
 
 def compare(folder: Path, parts: Sequence[Part], wanted: Duplicates) -> dict[str, Any]:
@@ -49,13 +51,16 @@ def compare(folder: Path, parts: Sequence[Part], wanted: Duplicates) -> dict[str
         later = heads != np.arange(len(heads))
         fate[here[later]], of[here[later]] = NEAR, here[heads[later]]
         largest = int(np.bincount(heads).max(initial=0))
-    goes = _paragraphs(folder, marks, fate, wanted)
+    goes = {}
+    for name, above in ((PARAGRAPHS, wanted.boilerplate or 0), (PASSAGES, 0)):
+        if (wanted.paragraphs if name == PARAGRAPHS else wanted.overlap) is not None:
+            goes[name] = _repeated(folder, marks, fate, name, above)
     _write(folder, marks, fate, of, goes)
     counts = {
-        "documents": marks.documents, "bytes": marks.bytes, "equal": int((fate == EQUAL).sum()),
-        "near": int((fate == NEAR).sum()), "largest_cluster": largest,
-        "paragraphs": len(goes) if goes is not None else 0,
-        "repeated_paragraphs": int(goes.sum()) if goes is not None else 0,
+        "documents": marks.documents, "bytes": marks.bytes, "equal documents": int((fate == EQUAL).sum()),
+        "near duplicates": int((fate == NEAR).sum()), "largest cluster": largest,
+        **{name: len(gone) for name, gone in goes.items()},
+        **{f"repeated {name}": int(gone.sum()) for name, gone in goes.items()},
     }  # fmt: skip
     write_json(done, counts)
     return counts
@@ -98,27 +103,26 @@ class _Marks:
             at += len(rows)
 
 
-def _paragraphs(folder: Path, marks: _Marks, fate: NDArray[np.uint8], wanted: Duplicates) -> NDArray[np.bool_] | None:
-    """Which paragraphs of all documents go; those of documents that go themselves do not count."""
-    if wanted.paragraphs is None:
-        return None
-    counts = marks.gathered("paragraphs", (), np.int64)
+def _repeated(folder: Path, marks: _Marks, fate: Fates, name: str, above: int) -> NDArray[np.bool_]:
+    """Which paragraphs or passages of all documents go; those of documents that go themselves do not count."""
+    counts = marks.gathered(f"{name} of each", (), np.int64)
     total = int(counts.sum())
     with _file(folder / "choice" / "hashes.bin", (total,), np.uint64) as hashes:
         at = 0
-        for place, array in marks.each("hashes"):
+        for place, array in marks.each(name):
             gone = np.repeat(fate[place] != KEPT, counts[place])
-            hashes[at : at + len(array)] = np.where(gone, np.uint64(0), array)
+            hashes[at : at + len(array)] = np.where(gone, np.uint64(NEVER), array)
             at += len(array)
-        return repeated(hashes, above=wanted.boilerplate or 0)
+        return repeated(hashes, above=above)
 
 
 def _write(
-    folder: Path, marks: _Marks, fate: NDArray[np.uint8], of: NDArray[np.int64], goes: NDArray[np.bool_] | None
+    folder: Path, marks: _Marks, fate: Fates, of: NDArray[np.int64], goes: Mapping[str, NDArray[np.bool_]]
 ) -> None:
+    """The choice of every part; the place of the document that is kept, where another goes for it."""
     lines = marks.gathered("lines", (), np.int64)
     begins = np.cumsum([0, *marks.counts])
-    at = 0
+    at = dict.fromkeys(goes, 0)
     for number, part in enumerate(marks.parts):
         here = slice(int(begins[number]), int(begins[number + 1]))
         places = []
@@ -126,10 +130,11 @@ def _write(
             owner = int(np.searchsorted(begins, kept, side="right")) - 1
             places.append("" if one == KEPT else f"{marks.parts[owner].block.path}:{lines[kept]}")
         choice: dict[str, NDArray[Any]] = {"fate": fate[here], "of": np.array(places, np.str_)}
-        if goes is not None:
-            counts = read_arrays(marks.paths[number])["paragraphs"]
-            choice |= {"paragraphs": counts, "goes": goes[at : at + int(counts.sum())]}
-            at += int(counts.sum())
+        known = read_arrays(marks.paths[number])
+        for name, gone in goes.items():
+            counts = known[f"{name} of each"]
+            choice |= {name: gone[at[name] : at[name] + int(counts.sum())], f"{name} of each": counts}
+            at[name] += int(counts.sum())
         write_arrays(folder / "choice" / f"{part.name}.npz", choice)
 
 

@@ -128,17 +128,20 @@ def _contamination(report: Mapping[str, Any]) -> str:
     if not found:
         return ""
     rows = [
-        [escape(name), f"{value['items']:,}", f"{value['dirty']:,}", f"{value['dirty'] / max(1, value['items']):.2%}"]
-        for name, value in found["sets"].items()
+        [escape(name), f"{value['items']:,}", f"{value['dirty']:,}", f"{value['part']:.2%}"]
+        for name, value in sorted(found["sets"].items(), key=lambda one: -one[1]["part"])
+        if value["dirty"]
     ]
     table = _table(["evaluation set", "items", "found in the text", "part"], rows)
     samples = [
-        f"<div class=place>{escape(one['item'])} in {escape(one['place'])}</div><pre>{escape(one['text'])}</pre>"
+        f"<div class=place>{escape(one['items'][0]['set'])}, item {one['items'][0]['number']}, in "
+        f"{escape(one['path'])}:{one['line']}</div><pre>{escape(one['text'])}</pre>"
         for one in found["samples"]
     ]
-    return (
-        f"<h2>Evaluation text in the corpus</h2>{table}<details><summary>samples</summary>{''.join(samples)}</details>"
+    head = (
+        f"Evaluation text in the corpus: {len(rows):,} of {len(found['sets']):,} sets, {found['words']} words and more"
     )
+    return f"<h2>{head}</h2>{table}<details><summary>samples</summary>{''.join(samples)}</details>"
 
 
 def _shape(report: Mapping[str, Any]) -> str:

@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openbook import config
 from openbook.data.clean.language import Language
 from openbook.data.clean.repair import Repair
 from openbook.data.clean.rules import C4, Rules
 from openbook.data.dedupe.near import Near
+from openbook.data.dedupe.overlap import Overlap
 from openbook.data.sources.columns import Columns
 from openbook.data.steps import Step
 from openbook.errors import ConfigError, nearest
@@ -80,6 +81,33 @@ class Duplicates:
     """Of paragraphs of at least so many words that stand there again, in any document, the first stays. None: all."""
     boilerplate: int | None = None
     """Instead, only paragraphs that occur more often than this go, and then all of them. None: see `paragraphs`."""
+    overlap: Overlap | None = None
+    """Passages that stand word for word in a document before go, also where the paragraphs differ. It keeps 8 bytes for
+    each word of the corpus in a file (fewer with `every`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contamination:
+    """Evaluation sets whose text must not stand in the corpus."""
+
+    against: tuple[str, ...] = ()
+    """Files and folders of them, under the recipe's `root`."""
+    fields: tuple[str, ...] = ()
+    """Fields of their records to compare. None named: all texts of a record."""
+    words: int = 13
+    """Of a run that is looked for; an item's text with fewer is looked for whole …"""
+    shortest: int = 8
+    """… if it has at least so many."""
+    common: int = 10
+    """A run that more items than this share is the wording of the task, and is passed over."""
+    ignore: int = 10
+    """A run that more documents than this have is a saying, and is passed over."""
+    action: Literal["cut", "remove"] = "cut"
+    """cut: the shared part goes with a margin; remove: the whole document."""
+    margin: int = 200
+    """Characters beside a shared part that go with it."""
+    most: int = 10
+    """A document with more shared parts goes as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +138,7 @@ class Corpus:
     """Folder under which the sources' paths lie."""
     cleaning: Cleaning = field(default_factory=Cleaning)
     duplicates: Duplicates = field(default_factory=Duplicates)
+    contamination: Contamination = field(default_factory=Contamination)
     tokens: Tokens | None = field(default_factory=Tokens)
     """None: the text alone."""
     block_megabytes: int = 32
@@ -135,11 +164,15 @@ class Corpus:
 
     def rooted(self) -> tuple[Source, ...]:
         """The sources with their paths under `root`."""
+        return tuple(replace(source, paths=self._under_root(source.paths)) for source in self.sources)
+
+    def evaluation(self) -> tuple[str, ...]:
+        """The evaluation sets' paths under `root`."""
+        return self._under_root(self.contamination.against)
+
+    def _under_root(self, paths: tuple[str, ...]) -> tuple[str, ...]:
         root = Path(self.root).expanduser()
-        return tuple(
-            replace(source, paths=tuple(path if path == "-" else str(root / path) for path in source.paths))
-            for source in self.sources
-        )
+        return tuple(path if path == "-" else str(root / path) for path in paths)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, besides the files: not where it goes nor where the files lie."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from openbook import config
-from openbook.data.corpus import clean, compare, report, write
+from openbook.data.corpus import clean, compare, contaminated, report, write
 from openbook.data.corpus.executor import Executor, local
 from openbook.data.corpus.plan import Plan, make_plan, take_up
 from openbook.data.corpus.recipe import Corpus
@@ -86,14 +86,17 @@ class _Work:
     def run(self) -> None:
         """All stages."""
         recipe, parts, sources = self.recipe, self.plan.parts, self.recipe.rooted()
+        with self._timed("evaluation sets"):
+            contaminated.prepare_index(self.folder, recipe)
         with self._timed("clean"):
             jobs = [clean.Job(self.folder, part, sources[part.source], recipe) for part in parts]
             self._map("cleaning", clean.clean_part, jobs, [part.block.end - part.block.start for part in parts])
         with self._timed("compare"):
             self.tell(Told("comparing", 0, 1))
             found = compare.compare(self.folder, parts, recipe.duplicates)
+            contaminated.count_sayings(self.folder, parts, recipe.contamination)
         with self._timed("write"):
-            writing = [write.Job(self.folder, part, sources[part.source].name) for part in parts]
+            writing = [write.Job(self.folder, part, sources[part.source].name, recipe) for part in parts]
             sizes = [(self.folder / "clean" / f"{part.name}.jsonl").stat().st_size for part in parts]
             self._map("writing", write.write_part, writing, sizes)
         shards = self._tokenise() if recipe.tokens is not None else {}
@@ -106,6 +109,7 @@ class _Work:
         ]
         shown = dict(self.seconds)
         made = report.report(recipe, self.plan, files, ledgers, found, shards, shown, self.executor.workers)
+        made["contamination"] = contaminated.summed(self.folder, [notes for _, notes in ledgers])
         report.write(self.folder, made)
         write_atomic(self.folder / "recipe.toml", config.to_toml(recipe))
 

@@ -59,7 +59,7 @@ class Rates:
                 "kept": cleaned / max(1, read["bytes"]),
                 "unique": left["bytes"] / max(1, cleaned),
                 "document": read["bytes"] / max(1, read["documents"]),
-                "paragraph": cleaned / max(1, marks["paragraphs"]),
+                "paragraph": cleaned / max(1, marks.get("paragraphs", 0)),
             }
             if report["tokens"]:
                 text |= {

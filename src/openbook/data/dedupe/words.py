@@ -162,3 +162,15 @@ def check_unit(unit: str) -> None:
     """Raises `UsageError` for what is no unit."""
     if unit not in UNITS:
         raise UsageError(f"`unit` is {' or '.join(UNITS)}: got {unit!r}.")
+
+
+def folded(text: str, found: Units, first: int, last: int) -> list[str]:
+    """The units `first` to `last` - 1 of `text` as they are compared: without case and marks that are not seen."""
+    bounds = zip(found.starts[first:last].tolist(), found.ends[first:last].tolist(), strict=True)
+    return [_fold(text[start:end]) for start, end in bounds]
+
+
+def _fold(word: str) -> str:
+    entries = table()
+    codes = (int(entries[code]) if (code := ord(letter)) < TABLE else BETWEEN for letter in word)
+    return "".join(chr(entry & ((1 << 21) - 1)) for entry in codes if entry >> 21 in (PART, ALONE))

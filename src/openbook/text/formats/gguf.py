@@ -1,0 +1,5 @@
+MAGIC = b"GGUF"
+
+
+def read(*a):
+    raise NotImplementedError

@@ -1,0 +1,124 @@
+"""The split patterns of published byte-level tokenizers, as the `pre_tokenizer` of a tokenizer.json, and text to try."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from openbook.text.engine import ALPHABET
+from openbook.text.training import SPLIT
+
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_UPPER_NOT_HAN, _LOWER_NOT_HAN = (kind[:-1] + r"&&[^\p{Han}]]" for kind in (_UPPER, _LOWER))
+_LINES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+PATTERNS = {
+    "ours": [SPLIT],
+    "gpt2": [r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
+    "cl100k": [rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_LINES}"],
+    "possessive": [
+        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s++$|{_LINES}"
+    ],
+    "qwen2": [rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_LINES}"],
+    "o200k": [
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDS}?"
+        rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_LINES}"
+    ],
+    "tekken": [
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+        rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_LINES}"
+    ],
+    "kimi": [
+        rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_NOT_HAN}*{_LOWER_NOT_HAN}+{_ENDS}?"
+        rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_NOT_HAN}+{_LOWER_NOT_HAN}*{_ENDS}?"
+        rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_LINES}"
+    ],
+    "deepseek": [
+        r"\p{N}{1,3}",
+        r"[一-龥぀-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
+        + _LINES,
+    ],
+    "deepseek_coder": ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits", "bytes"],
+    "starcoder": ["digits", "words"],
+    "olmo": ["[0-9][0-9][0-9]", "words"],
+    "bloom": [" ?[^(\\s|[.,!?…。，、।۔،])]+"],
+    "none": [],
+}  # fmt: skip
+
+
+def pre_tokenizer(name: str, *, prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
+    """The steps of a pattern, the last of them to bytes."""
+    steps: list[Any] = []
+    patterns = PATTERNS[name]
+    for pattern in patterns:
+        if pattern == "digits":
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        elif pattern not in ("words", "bytes"):
+            steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex="words" in patterns))
+    return pre_tokenizers.Sequence(steps)
+
+
+PARTS = [
+    "a", "b", "the", " the", "The", "THE", "x", "'s", "'S", "'ſ", "'t", "'ll", "'LL", "'re", "'d", "’s", "n't",
+    " ", "  ", "   ", "\n", "\r\n", "\r", "\n\n", "\t", "\x0b", "\x0c", "\x1c", "\x85", "\u00a0", "\u2003", "\u2028", "\u3000",
+    "\u200b", "\ufeff", "\x00", "\x07", "\x7f", "\u00ad", "1", "12", "123", "1234", "٣", "½", "Ⅷ", "²", "①", "१२", "𝟗",
+    ".", ",", "!", "...", "?!", "-", "—", "/", "//", "$", "€", "+", "<|end|>", "<", "|", ">", "_", "#", "(", ")", "[", "]",
+    "é", "e\u0301", "ñ", "ß", "ẞ", "ı", "İ", "ǅ", "ʰ", "ª", "ﬀ", "ﬆ", "ä", "a\u0308\u0323", "ക്ഷി", "नमस्ते", "สวัสดี", "مرحبا", "שלום",
+    "你好", "中", "日本語", "カタカナ", "ﾊﾝ", "한국어", "\u1112\u1161\u11ab", "가\u11a8", "😀", "👩‍👩‍👧", "🇩🇪", "❤️", "𐐀", "𝒳", "\u0345", "\U000e0001",
+    "\u0378", "\U0010ffff", "\ue000", "\ufffd", "\U0001f1e6", "\u180e", "\U00016d67", "\U00011de0", "K", "Å",
+]  # fmt: skip
+
+
+def texts(seed: int, count: int, parts: int = 40) -> Iterator[str]:
+    """Texts that put unlike things side by side, with runs of one thing, and a few characters from anywhere."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        some = draw.sample(PARTS, draw.choice((3, 8, len(PARTS))))
+        text = ""
+        for _ in range(draw.randrange(1, parts)):
+            kind = draw.random()
+            if kind < 0.85:
+                text += draw.choice(some) * (1 if kind < 0.8 else draw.randrange(2, 70))
+            else:
+                code = draw.randrange(0x110000 if kind < 0.95 else 0x3000)
+                text += "" if 0xD800 <= code < 0xE000 else chr(code)
+        yield text
+
+
+def vocabulary(seed: int, size: int, *, whole: bool = False, missing: int = 0) -> models.BPE:
+    """Byte-level BPE whose merges follow no order of making: parts may have a later rank than what is made of them."""
+    draw = random.Random(seed)
+    sample = "".join("".join(ALPHABET[byte] for byte in text.encode()) for text in texts(seed, 30))
+    merges: dict[tuple[str, str], None] = {}
+    gone = set(draw.sample(ALPHABET, missing))
+
+    def make(token: str) -> None:
+        if len(token) > 1:
+            at = draw.randrange(1, len(token))
+            make(token[:at])
+            make(token[at:])
+            merges[token[:at], token[at:]] = None
+
+    while len(merges) < size:
+        at = draw.randrange(len(sample))
+        token = sample[at : at + draw.randrange(2, 9)]
+        if not gone & set(token):
+            make(token)
+    rules = list(merges)
+    draw.shuffle(rules)
+    names = list(dict.fromkeys([*(char for char in ALPHABET if char not in gone), *map("".join, rules)]))
+    draw.shuffle(names)
+    return models.BPE({name: number for number, name in enumerate(names)}, rules, ignore_merges=whole)
+
+
+def tokenizer(name: str, seed: int, size: int = 300, **options: Any) -> Tokenizer:
+    """A tokenizer with a pattern and a random vocabulary."""
+    made = Tokenizer(vocabulary(seed, size, **options))
+    made.pre_tokenizer = pre_tokenizer(name)
+    return made
