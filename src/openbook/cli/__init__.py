@@ -47,7 +47,14 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "data inspect": _verb("data_inspect", _LOOK, "PATH…", "what is in text, prepared tokens or a corpus"),
         "data plan": _verb("data_plan", _LOOK, "--size 10TB", "how long a corpus takes, on which machines"),
         "data audit": _verb(
-            "data_audit", _MAKE, "TEXT…", "who and what a corpus talks about, and weights that balance it"
+            "data_audit", _LOOK, "TEXT…", "who and what a corpus talks about, and weights that balance it"
+        ),
+        "data classifier": _verb(
+            "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
+        ),
+        "data dedupe": _verb("data_dedupe", _MAKE, "TEXT… --out DIR", "write text without what it has twice"),
+        "data decontaminate": _verb(
+            "data_decontaminate", _MAKE, "TEXT… --against EVAL --out DIR", "write text without evaluation items"
         ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),

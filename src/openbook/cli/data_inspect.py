@@ -57,18 +57,19 @@ def _corpus(config: Config, folder: Path) -> int:
     else:
         print(summary(report, folder))
         spread = _Spread(config.sample)
-        for place, text in _stored(folder) if config.sample else ():
-            spread.add(place, text)
+        for where, text in _stored(folder) if config.sample else ():
+            spread.add(where, text)
         spread.show()
     return 0
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, str]]:
+    from openbook.data.corpus.tally import place
     from openbook.data.corpus.work import read_records
 
     for file in sorted((folder / "text").glob("*/*.jsonl")):
         for document in read_records(file):
-            yield f"{document.path}:{document.line}", document.text
+            yield place(document), document.text
 
 
 def _shards(config: Config, folder: Path) -> int:
@@ -91,6 +92,7 @@ def _shards(config: Config, folder: Path) -> int:
 
 
 def _text(config: Config) -> int:
+    from openbook.data.corpus.tally import place
     from openbook.data.documents import find_files
     from openbook.data.sources.blocks import Bad, Columns, blocks, read_block
 
@@ -105,7 +107,7 @@ def _text(config: Config) -> int:
             lengths.append(size)
             for name, value in document.meta.items():
                 columns.setdefault(name, Counter())[type(value).__name__] += 1
-            spread.add(f"{document.path}:{document.line}", document.text)
+            spread.add(place(document), document.text)
     found: dict[str, Any] = {
         "files": len(files), "documents": len(lengths), "bytes": sum(lengths), "lengths": _quantiles(lengths),
         "columns": {name: dict(kinds) for name, kinds in columns.items()},

@@ -24,7 +24,8 @@ from openbook.data.sources.blocks import read, unreadable
 from openbook.data.sources.columns import Columns
 from openbook.data.sources.document import Bad, Document, Listing
 from openbook.data.sources.paths import Paths, find_files
-from openbook.data.sources.stream import LONGEST_DOCUMENT, LONGEST_LINE, SEPARATOR, Block, Options
+from openbook.data.sources.stream import LONGEST_DOCUMENT, LONGEST_LINE, SEPARATOR, Options
+from openbook.data.sources.window import ENDLESS, STANDARD_INPUT, Block
 
 __all__ = ["SEPARATOR", "Bad", "Columns", "Document", "Paths", "documents", "find_files", "read_documents"]
 
@@ -68,6 +69,9 @@ def read_documents(
         longest_line=LONGEST_LINE,
         longest_document=LONGEST_DOCUMENT,
     )
+    if path == STANDARD_INPUT:
+        yield from read(Block(path, 0, ENDLESS, ENDLESS), options)
+        return
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -89,14 +89,15 @@ void units(const uint8_t* text, int64_t bytes, Table table, int64_t single, Emit
     single ? characters(text, bytes, table, emit) : words(text, bytes, table, emit);
 }
 
-// out [count - n + 1]: the hash of each run of n units; n <= count.
-void ngrams(const uint64_t* in, int64_t count, int64_t n, uint64_t* out) {
+// emit(place, hash) for each run of n units.
+template <class Emit>
+void ngrams(const uint64_t* in, int64_t count, int64_t n, Emit emit) {
     uint64_t top = 1, sum = 0;  // UNIT^n
     for (int64_t i = 0; i < n; i++) top *= UNIT;
     for (int64_t i = 0; i < count; i++) {
         sum = sum * UNIT + in[i];
         if (i >= n) sum -= top * in[i - n];
-        if (i >= n - 1) out[i - n + 1] = mix(sum);
+        if (i >= n - 1) emit(i - n + 1, mix(sum));
     }
 }
 
@@ -164,23 +165,23 @@ int64_t openbook_minhash_units(const uint8_t* text, int64_t bytes, const uint32_
     return count;
 }
 
-void openbook_minhash_ngrams(const uint64_t* in, int64_t count, int64_t n, uint64_t* out) { ngrams(in, count, n, out); }
+void openbook_minhash_ngrams(const uint64_t* in, int64_t count, int64_t n, uint64_t* out) {
+    ngrams(in, count, n, [&](int64_t place, uint64_t gram) { out[place] = gram; });
+}
 
 // out [texts,P]; bounds [texts+1]: where each text lies in `text`.
 int openbook_minhash_signatures(const uint8_t* text, const int64_t* bounds, int64_t texts, const uint32_t* table,
                                 int64_t size, int64_t single, int64_t n, const uint32_t* a, const uint32_t* b,
                                 int64_t P, uint32_t* out) {
     return guarded([&] {
-        std::vector<uint64_t> hashes, grams;
+        std::vector<uint64_t> hashes;
         std::vector<uint32_t> x;
         for (int64_t t = 0; t < texts; t++) {
             hashes.clear(), x.clear();
             units(text + bounds[t], bounds[t + 1] - bounds[t], Table{table, size}, single,
                   [&](uint64_t hash, int64_t, int64_t) { hashes.push_back(hash); });
             const int64_t count = (int64_t)hashes.size(), run = std::min(n, count);
-            grams.resize(count ? count - run + 1 : 0);
-            if (count) ngrams(hashes.data(), count, run, grams.data());
-            for (const uint64_t gram : grams) x.push_back(mix((uint32_t)(gram >> 32)));
+            ngrams(hashes.data(), count, run, [&](int64_t, uint64_t gram) { x.push_back(mix((uint32_t)(gram >> 32))); });
             least(x.data(), (int64_t)x.size(), a, b, P, out + t * P);
         }
     });
@@ -222,14 +223,21 @@ void openbook_minhash_unite(int64_t* parents, const int64_t* left, const int64_t
     for (int64_t i = 0; i < count; i++) unite(parents, left[i], right[i]);
 }
 
-// out [count]: where each hash stands in the sorted `index`, or -1. Those whose upper bits are t stand from starts[t]
-// to starts[t + 1].
-void openbook_minhash_find(const uint64_t* hashes, int64_t count, const uint64_t* index, const int64_t* starts,
-                           int64_t shift, int64_t* out) {
-    for (int64_t i = 0; i < count; i++) {
-        const uint64_t top = hashes[i] >> shift;
-        const uint64_t *end = index + starts[top + 1], *at = std::lower_bound(index + starts[top], end, hashes[i]);
-        out[i] = at < end && *at == hashes[i] ? at - index : -1;
-    }
+// The n-grams of `in` [count] that stand in the sorted `index`: the first `room` of them, as their places in both;
+// answers how many there are. `filter`: a bit for each value of the upper `64 - coarse` bits, set where one begins so;
+// those whose upper bits are t stand from starts[t] to starts[t + 1].
+int64_t openbook_minhash_search(const uint64_t* in, int64_t count, int64_t n, const uint64_t* index,
+                                const uint8_t* filter, int64_t coarse, const int64_t* starts, int64_t shift,
+                                int64_t* places, int64_t* numbers, int64_t room) {
+    int64_t found = 0;
+    ngrams(in, count, n, [&](int64_t place, uint64_t gram) {
+        const uint64_t bit = gram >> coarse, top = gram >> shift;
+        if (!(filter[bit >> 3] >> (bit & 7) & 1)) return;
+        const uint64_t *end = index + starts[top + 1], *at = std::lower_bound(index + starts[top], end, gram);
+        if (at == end || *at != gram) return;
+        if (found < room) places[found] = place, numbers[found] = at - index;
+        found++;
+    });
+    return found;
 }
 }

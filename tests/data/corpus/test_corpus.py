@@ -260,7 +260,10 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     text.mkdir()
     evil = "<script>alert(1)</script></pre>" * 60
     (text / "evil.jsonl").write_text(json.dumps({"text": evil}) + "\n" + json.dumps({"text": prose(1)}) + "\n")
-    build(recipe(tmp_path, sources=[{"name": "a", "paths": [str(text)]}], tokens="None"), executor=Here())
+    build(
+        recipe(tmp_path, sources=[{"name": "a", "paths": [str(text)]}], contamination={}, tokens="None"),
+        executor=Here(),
+    )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "alert(1)" in page
     assert "<script" not in page

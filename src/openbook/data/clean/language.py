@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from openbook.data.clean.excerpt import excerpt
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
 from openbook.errors import ConfigError, MissingExtra, nearest
@@ -25,7 +26,7 @@ class Language:
     """Languages whose documents stay: `en`, `de`. None given: all stay, and are only described."""
     threshold: float = 0.5
     """The least score, from 0 to 1, at which a document counts as being in a language of `keep`."""
-    sample: int = 2048
+    sample: int = 1024
     """Characters that are read of a long document: half from its beginning, half from its middle."""
 
     def __post_init__(self) -> None:
@@ -48,11 +49,7 @@ class Language:
         if unknown := set(self.keep).difference(identifier.labels):
             name = min(unknown)
             raise ConfigError(f"No language {name!r} can be identified.{nearest(name, identifier.labels)}")
-        if len(text) > self.sample:
-            half = (self.sample + 1) // 2
-            middle = max(half, (len(text) - half) // 2)
-            text = f"{text[:half]}\n{text[middle : middle + half]}"
-        language, score = identifier.classify(text)
+        language, score = identifier.classify(excerpt(text, self.sample))
         return str(language), float(score)
 
 

@@ -54,7 +54,8 @@ class Repair:
     zero_width: bool = True
     """Soft hyphens, zero-width spaces and byte-order marks inside the text go; joiners stay."""
     normal_form: Literal["NFC", "NFKC", "none"] = "NFC"
-    """Unicode's normal form. NFKC also changes what a text says (`²` becomes `2`)."""
+    """Unicode's normal form, without what stands beyond 30 marks on one letter (UAX 15's stream-safe text): putting
+    marks in order takes time with the square of their number. NFKC also changes what a text says: `²` becomes `2`."""
 
     def __call__(self, document: Document, /) -> Document | Removed:
         text = self.repair(document.text)
@@ -72,7 +73,10 @@ class Repair:
         single = _single(self.line_ends, self.controls, self.zero_width)
         if not faults.isdisjoint(single):
             text = text.translate(str.maketrans(single))
-        if self.normal_form != "none" and not unicodedata.is_normalized(self.normal_form, text):
+        if self.normal_form == "none":
+            return text
+        text = _few_marks(text, faults)
+        if not unicodedata.is_normalized(self.normal_form, text):
             text = unicodedata.normalize(self.normal_form, text)
         return text
 
@@ -101,6 +105,11 @@ def characters(text: str) -> set[str]:
 
 def _plain_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _few_marks(text: str, found: set[str]) -> str:
+    marks = "".join(character for character in found if unicodedata.combining(character))
+    return re.sub(f"([{marks}]{{30}})[{marks}]+", r"\1", text) if marks else text
 
 
 @functools.cache

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from openbook.data.corpus.marks import EQUAL, KEPT, NEAR, PARAGRAPHS, PASSAGES
 from openbook.data.corpus.plan import Part
 from openbook.data.corpus.recipe import Duplicates
+from openbook.data.corpus.tally import place
 from openbook.data.corpus.work import read_arrays, write_arrays
 from openbook.data.dedupe.exact import first_of
 from openbook.data.dedupe.near import clusters
 from openbook.data.dedupe.repeats import NEVER, repeated
+from openbook.data.documents import Document
 from openbook.files import read_json, write_json
 
 FOUND = "found.json"
@@ -90,15 +92,15 @@ class _Marks:
     def gathered(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
         """One array of all documents."""
         whole: NDArray[Any] = np.empty((self.documents, *shape), dtype)
-        for place, array in self.each(name):
-            whole[place] = array
+        for here, array in self.each(name):
+            whole[here] = array
         return whole
 
     def gather(self, name: str, chosen: NDArray[np.bool_], into: NDArray[Any]) -> None:
         """The rows of the chosen documents."""
         at = 0
-        for place, array in self.each(name):
-            rows = array[chosen[place]]
+        for here, array in self.each(name):
+            rows = array[chosen[here]]
             into[at : at + len(rows)] = rows
             at += len(rows)
 
@@ -109,8 +111,8 @@ def _repeated(folder: Path, marks: _Marks, fate: Fates, name: str, above: int) -
     total = int(counts.sum())
     with _file(folder / "choice" / "hashes.bin", (total,), np.uint64) as hashes:
         at = 0
-        for place, array in marks.each(name):
-            gone = np.repeat(fate[place] != KEPT, counts[place])
+        for here, array in marks.each(name):
+            gone = np.repeat(fate[here] != KEPT, counts[here])
             hashes[at : at + len(array)] = np.where(gone, np.uint64(NEVER), array)
             at += len(array)
         return repeated(hashes, above=above)
@@ -120,7 +122,7 @@ def _write(
     folder: Path, marks: _Marks, fate: Fates, of: NDArray[np.int64], goes: Mapping[str, NDArray[np.bool_]]
 ) -> None:
     """The choice of every part; the place of the document that is kept, where another goes for it."""
-    lines = marks.gathered("lines", (), np.int64)
+    stands = marks.gathered("places", (2,), np.int64)
     begins = np.cumsum([0, *marks.counts])
     at = dict.fromkeys(goes, 0)
     for number, part in enumerate(marks.parts):
@@ -128,7 +130,9 @@ def _write(
         places = []
         for one, kept in zip(fate[here].tolist(), of[here].tolist(), strict=True):
             owner = int(np.searchsorted(begins, kept, side="right")) - 1
-            places.append("" if one == KEPT else f"{marks.parts[owner].block.path}:{lines[kept]}")
+            line, byte = stands[kept].tolist()
+            where = Document("", marks.parts[owner].block.path, line, 0, at=byte)
+            places.append("" if one == KEPT else place(where))
         choice: dict[str, NDArray[Any]] = {"fate": fate[here], "of": np.array(places, np.str_)}
         known = read_arrays(marks.paths[number])
         for name, gone in goes.items():

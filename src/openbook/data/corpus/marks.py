@@ -31,7 +31,7 @@ Arrays = Mapping[str, NDArray[Any]]
 class Marker:
     """The marks of one part's documents, in order.
 
-    bytes, lines [N]    exact [N,2]    near [N,P]
+    bytes [N]    places [N,2]: line and byte    exact [N,2]    near [N,P]
     paragraphs, passages: hashes of all documents, and `… of each` [N], how many each has
     """
 
@@ -51,7 +51,7 @@ class Marker:
         texts = [document.text for document in documents]
         made: dict[str, NDArray[Any]] = {
             "bytes": np.array([size(text) for text in texts], np.int64),
-            "lines": np.array([document.line for document in documents], np.int64),
+            "places": np.array([[document.line, document.at] for document in documents], np.int64).reshape(-1, 2),
         }
         if self.wanted.exact:
             made["exact"] = digests(texts)

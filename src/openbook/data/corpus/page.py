@@ -83,7 +83,7 @@ def _sources(report: Mapping[str, Any]) -> str:
         cells = [escape(name), escape(source["licence"]), amount(read["bytes"]), amount(left["bytes"])]
         rows.append([*cells, f"{left['documents']:,}", tokens, f"{source['weight']:g}", _bar(share, 0)])
     head = ["source", "licence", "read", "kept", "documents", "tokens", "weight", "share of the text"]
-    return "<h2>By source</h2>" + _table(head, rows, bars={7})
+    return "<h2>By source</h2>" + _table(head, rows, bars={7}, texts={1})
 
 
 def _reasons(ledger: Ledger) -> str:

@@ -65,15 +65,28 @@ def report(
     }  # fmt: skip
 
 
-def write(folder: Path, made: Mapping[str, Any]) -> None:
-    """report.json, report.html, card.md and, where something could not be read, bad.jsonl."""
+def write(folder: Path, made: Mapping[str, Any], out: Path) -> None:
+    """report.json, report.html, card.md; bad.jsonl where something could not be read; training.toml where there are
+    tokens. `out`: where the folder will be."""
     bad = made["bad"]["listed"]
     if bad:
         write_atomic(folder / "bad.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in bad))
     short = {**made, "bad": {**made["bad"], "listed": bad[:LISTED]}}
+    if made["tokens"]:
+        write_atomic(folder / "training.toml", training(made, out))
     write_atomic(folder / "report.html", page(short))
     write_atomic(folder / "card.md", card(short))
     write_json(folder / NAME, short)
+
+
+def training(made: Mapping[str, Any], out: Path) -> str:
+    """The part of a training recipe that reads this corpus, each source by its tokens and its weight."""
+    lines = ["# What a training recipe needs to read this corpus: put it into one, beside [model] and [train]."]
+    for name, source in made["sources"].items():
+        if source["tokens"] and source["weight"] > 0:
+            lines += ["[[data.sources]]", f"name = {json.dumps(name)}", f"path = {json.dumps(f'{out}/shards/{name}')}"]
+            lines += [f"weight = {source['weight'] * source['tokens'] / made['tokens']:.6g}", ""]
+    return "\n".join([*lines, "[tokenizer]", f"path = {json.dumps(f'{out}/tokenizer')}", ""])
 
 
 def card(made: Mapping[str, Any]) -> str:

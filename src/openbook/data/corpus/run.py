@@ -110,7 +110,7 @@ class _Work:
         shown = dict(self.seconds)
         made = report.report(recipe, self.plan, files, ledgers, found, shards, shown, self.executor.workers)
         made["contamination"] = contaminated.summed(self.folder, [notes for _, notes in ledgers])
-        report.write(self.folder, made)
+        report.write(self.folder, made, Path(recipe.out))
         write_atomic(self.folder / "recipe.toml", config.to_toml(recipe))
 
     def _map(self, stage: str, function: Callable[[J], Any], jobs: Sequence[J], sizes: Sequence[int]) -> dict[Any, Any]:

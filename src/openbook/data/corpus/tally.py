@@ -22,7 +22,7 @@ class Sample:
     """A document that a step changed or removed, as far as it is shown."""
 
     key: str  # the hash that chose it
-    place: str  # FILE:LINE
+    place: str  # as `place` says it
     text: str
     after: str = ""  # what the step made of it, when it was kept
     detail: str = ""
@@ -128,8 +128,8 @@ def size(text: str) -> int:
 
 
 def place(document: Document) -> str:
-    """Where a document came from, for people."""
-    return f"{document.path}:{document.line}"
+    """Where a document came from, for people: FILE:LINE, or FILE@BYTE where a block begins within the file."""
+    return f"{document.path}:{document.line}" if document.line else f"{document.path}@{document.at}"
 
 
 def difference(before: str, after: str) -> tuple[str, str]:

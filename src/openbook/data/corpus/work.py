@@ -62,7 +62,7 @@ class Lines:
 
 def record_of(document: Document, source: str) -> dict[str, Any]:
     """A document of the corpus as it stands in a file: its text, where it came from, what else is known of it."""
-    place = {"source": source, "file": str(document.path), "line": document.line}
+    place = {"source": source, "file": str(document.path), "line": document.line, "at": document.at}
     return {"text": document.text, **place, "meta": dict(document.meta)}
 
 
@@ -72,7 +72,7 @@ def read_records(path: Path) -> Iterator[Document]:
         with path.open("rb") as file:
             for line in file:
                 value = json.loads(line)
-                yield Document(value["text"], Path(value["file"]), value["line"], 0, value["meta"])
+                yield Document(value["text"], Path(value["file"]), value["line"], 0, value["meta"], value["at"])
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -3,17 +3,17 @@
     evaluation files ──n-grams of words──▶ Index (a folder: sorted hashes, and which items have them)
     document ──its n-grams, found in the index, compared word for word──▶ Found: the shared parts, the items
 
-After Brown et al. 2020 (GPT-3, appendix C): n = 13 words without case and punctuation; what many documents share is no
-contamination (`ignore`); of a document the shared part goes with a margin of 200 characters, or the document goes if
-too little of it is left. An item's text shorter than n words is looked for as a whole, unless it is shorter than
-`shortest`. N-grams that more than `common` items share are the wording of the task, not its content.
+After Brown et al. 2020 (GPT-3, appendix C): n = 13 words without case and punctuation; a phrase that many documents
+share is no contamination (`ignore`); of a document the shared part goes with a margin of 200 characters, or all of it
+if too little is left. An item's text shorter than n words is looked for as a whole, unless it is shorter than
+`shortest`. N-grams that more than `common` different texts share are the wording of the task, not its content.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,23 +83,25 @@ class Index:
         if not 1 <= shortest <= n:
             raise UsageError(f"`shortest` is from 1 to n: got shortest={shortest}, n={n}.")
         about: dict[str, dict[str, int]] = {}
-        hashes, entries, lengths, number = [_NO_HASHES], [np.zeros(0, ENTRY)], set(), 0
+        hashes, wholes, entries, lengths, number = [_NO_HASHES], [_NO_HASHES], [np.zeros(0, ENTRY)], set[int](), 0
         with atomic_folder(folder) as part:
             lines = [0]
             with (part / "items.jsonl").open("wb") as file:
                 for evaluation in sets:
                     counts = about.setdefault(evaluation.name, {"items": 0, "too_short": 0})
                     for item in evaluation.items(fields):
-                        grams, places, used = _grams_of(item, number, n, shortest)
-                        hashes.append(grams)
-                        entries.append(places)
-                        lengths |= used
+                        before = len(hashes)
+                        for grams, whole, length, where in _grams_of(item, number, n, shortest):
+                            hashes.append(grams)
+                            wholes.append(whole)
+                            entries.append(where)
+                            lengths.add(length)
                         counts["items"] += 1
-                        counts["too_short"] += not used
+                        counts["too_short"] += len(hashes) == before
                         file.write(json.dumps([item.set, item.number, item.texts]).encode() + b"\n")
                         lines.append(file.tell())
                         number += 1
-            _write_arrays(part, np.concatenate(hashes), np.concatenate(entries), common)
+            _write_arrays(part, np.concatenate(hashes), np.concatenate(wholes), np.concatenate(entries), common)
             np.save(part / "lines.npy", np.array(lines, np.int64))
             options = {"n": n, "shortest": shortest, "common": common, "fields": list(fields)}
             write_json(
@@ -124,6 +126,8 @@ class Index:
         parts = []
         for first, last in spans.merge(starts, starts + lengths).tolist():
             low, high = np.searchsorted(starts, [first, last])
+            if last - first < 2 * self.n and self.ignored[grams[low:high]].all():
+                continue
             items = {int(i) for gram in grams[low:high].tolist() for i in self._entries(gram)["item"]}
             ((start, end),) = spans.of_windows(np.array([first]), last - first, found, text).tolist()
             parts.append(Found(start, end, tuple(sorted(items))))
@@ -134,7 +138,7 @@ class Index:
         return np.unique(self._hits(text, units(text))[2])
 
     def ignore(self, grams: NDArray[np.bool_]) -> Index:
-        """The same index, which does not see the n-grams that are marked [K]."""
+        """The same index, which passes over phrases: parts under 2n words whose n-grams are all marked, [K]."""
         other = Index(self.folder)
         other.ignored = self.ignored | grams
         return other
@@ -143,12 +147,10 @@ class Index:
         """The n-grams of `text` that are in the index, in order: the first word, the words, the number there."""
         starts, lengths, grams = [_NONE], [_NONE], [_NONE]
         for length in self.lengths:
-            at = self.lookup.find(ngrams(found.hashes, length))
-            hit = np.flatnonzero(at >= 0)
-            hit = hit[~self.ignored[at[hit]]]
-            starts.append(hit)
-            lengths.append(np.full(len(hit), length))
-            grams.append(at[hit])
+            places, numbers = self.lookup.search(found.hashes, length)
+            starts.append(places)
+            lengths.append(np.full(len(places), length))
+            grams.append(numbers)
         hits = np.stack([np.concatenate(column) for column in (starts, lengths, grams)])
         hits = hits[:, np.lexsort(hits[1::-1])]
         first, last, number = hits[:, self._equal(text, found, hits)]
@@ -199,36 +201,33 @@ def _mapped(path: Path) -> NDArray[Any]:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _grams_of(item: Item, number: int, n: int, shortest: int) -> tuple[Hashes, NDArray[Any], set[int]]:
-    """The n-grams of an item, where they stand, and of how many words they are."""
-    hashes, entries, used = [_NO_HASHES], [np.zeros(0, ENTRY)], set()
+def _grams_of(item: Item, number: int, n: int, shortest: int) -> Iterator[tuple[Hashes, Hashes, int, NDArray[Any]]]:
+    """Of each text that is long enough: its n-grams, the hash of all of it beside each, n, and where they stand."""
     for place, text in enumerate(item.texts):
         words = units(text).hashes
-        if len(words) < shortest:
-            continue
-        length = min(n, len(words))
-        grams = ngrams(words, length)
-        where = np.zeros(len(grams), ENTRY)
-        where["item"], where["text"], where["word"] = number, place, np.arange(len(grams))
-        hashes.append(grams)
-        entries.append(where)
-        used.add(length)
-    return np.concatenate(hashes), np.concatenate(entries), used
+        if len(words) >= shortest:
+            length = min(n, len(words))
+            grams = ngrams(words, length)
+            where = np.zeros(len(grams), ENTRY)
+            where["item"], where["text"], where["word"] = number, place, np.arange(len(grams))
+            yield grams, np.repeat(ngrams(words, len(words)), len(grams)), length, where
 
 
-def _write_arrays(folder: Path, hashes: Hashes, entries: NDArray[Any], common: int) -> None:
+def _write_arrays(folder: Path, hashes: Hashes, wholes: Hashes, entries: NDArray[Any], common: int) -> None:
     """Sorted n-grams without repeats, and behind each the items that have it, each once."""
-    order = np.lexsort((entries["item"], hashes))
+    both = np.unique(np.stack([hashes, wholes], 1), axis=0)  # an n-gram and a text, however many items have that text
+    grams, texts = np.unique(both[:, 0], return_counts=True)
+    grams = grams[texts <= common]
+    kept = np.isin(hashes, grams)
+    hashes, entries = hashes[kept], entries[kept]
+    order = np.lexsort((entries["word"], entries["item"], hashes))
     hashes, entries = hashes[order], entries[order]
     new = np.ones(len(hashes), bool)
     new[1:] = (hashes[1:] != hashes[:-1]) | (entries["item"][1:] != entries["item"][:-1])
-    hashes, entries = hashes[new], entries[new]
-    grams, counts = np.unique(hashes, return_counts=True)
-    kept = counts <= common
-    entries, grams, counts = entries[np.repeat(kept, counts)], grams[kept], counts[kept]
+    counts = np.unique(hashes[new], return_counts=True)[1]
     np.save(folder / "grams.npy", grams)
     np.save(folder / "begins.npy", np.cumsum(np.append(0, counts), dtype=np.int64))
-    np.save(folder / "entries.npy", entries)
+    np.save(folder / "entries.npy", entries[new])
 
 
 @dataclass(frozen=True)

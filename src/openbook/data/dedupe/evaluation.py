@@ -136,6 +136,6 @@ def _texts(record: Any, fields: Sequence[str], seen: set[str]) -> Iterator[str]:
         elif isinstance(value, list):
             waiting += reversed(value)
         elif isinstance(value, dict):
-            seen |= value.keys()
+            seen.update(value)
             chosen = [part for key, part in value.items() if not fields or key in fields or isinstance(part, dict)]
             waiting += reversed(chosen)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.data.dedupe.column import release
 from openbook.data.dedupe.words import UNIT, Hashes, Ints, check_unit, library, mix, ngrams, table, units
 from openbook.errors import UsageError
 
@@ -163,11 +164,13 @@ def jaccard(left: str, right: str, near: Near) -> float:
 # ----------------------------------------------------------------------------------------------------------- clusters
 
 
-def clusters(signatures: Signatures, near: Near, texts: Sequence[str] | None = None) -> Ints:
+def clusters(
+    signatures: Signatures, near: Near, texts: Sequence[str] | None = None, *, among: Ints | None = None
+) -> Ints:
     """Of each document the smallest index of its cluster, [N]: itself where it is the first or alone.
 
     A cluster is what candidate pairs that pass connect. With `texts` a candidate passes by its real similarity and not
-    by its estimate.
+    by its estimate. `among`: the documents that take part, ascending; the others are alone.
     """
     if signatures.ndim != 2 or signatures.shape[1] != near.permutations:
         raise UsageError(f"signatures of {near.permutations} numbers were expected: got {signatures.shape}.")
@@ -175,12 +178,14 @@ def clusters(signatures: Signatures, near: Near, texts: Sequence[str] | None = N
     parents = np.arange(len(signatures), dtype=np.int64)
     with _band_keys(signatures, near) as keys:
         full = _full(signatures)
+        full = full if among is None else np.intersect1d(full, among, assume_unique=True)
         for band in keys:
             order = full[np.argsort(band[full], kind="stable")]
             if texts is None:
                 join(band, order, signatures, near, parents)
             else:
                 _join_by_text(band, order, signatures, near, texts, parents)
+            release(signatures)
     return _flatten(parents)
 
 

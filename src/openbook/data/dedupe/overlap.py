@@ -1,8 +1,9 @@
 """Which parts of a text stand in others, word for word: what two documents of very different length share.
 
-A window of `words` words is repeated if an equal one stands before it in the corpus; the words that repeated windows
-cover are the repeated part of a document. With `every` = w > 1 only some windows are kept, in every w neighbours at
-least that with the least hash (winnowing: Schleimer, Wilkerson, Aiken 2003): 2 / (w + 1) of the memory; a repetition of
+A window of `words` words is repeated if an equal one stands in an earlier document; the words that repeated windows
+cover are the repeated part of a document. (What a document repeats of itself, a refrain or a letter quoted again, is
+its own affair: `first_within`.) With `every` = w > 1 only some windows are kept, of every w neighbours at least that
+with the least hash (winnowing: Schleimer, Wilkerson, Aiken 2003): 2 / (w + 1) of the memory; a repetition of
 `words` + w - 1 words or more is still found, short of up to w - 1 words at each of its ends.
 
 Exact substrings of 50 tokens and more are what Lee et al. 2022 (*Deduplicating training data makes language models
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from openbook.data.dedupe import spans
 from openbook.data.dedupe.lookup import Lookup
+from openbook.data.dedupe.repeats import NEVER
 from openbook.data.dedupe.repeats import repeated as repeated
 from openbook.data.dedupe.words import Hashes, Ints, Units, ngrams, units
 from openbook.errors import UsageError
@@ -63,6 +65,14 @@ def windows(found: Units, overlap: Overlap) -> tuple[Hashes, Ints]:
     return hashes[places], places
 
 
+def first_within(hashes: Hashes) -> Hashes:
+    """The hashes of a document's windows, with `NEVER` for all but the first of equals."""
+    once = np.full(len(hashes), NEVER, np.uint64)
+    first = np.unique(hashes, return_index=True)[1]
+    once[first] = hashes[first]
+    return once
+
+
 def covered(text: str, found: Units, places: Ints, overlap: Overlap) -> tuple[Ints, float]:
     """The parts of `text` (characters, [K,2]) under the windows that begin at the words `places`; their share of it."""
     runs = spans.merge(places, places + overlap.words)
@@ -100,8 +110,7 @@ class Within:
 
     def look(self, text: str) -> None:
         """Read a document of the corpus."""
-        at = self._lookup.find(ngrams(units(text).hashes, self.overlap.words))
-        self.seen[at[at >= 0]] = True
+        self.seen[self._lookup.search(units(text).hashes, self.overlap.words)[1]] = True
 
     def look_all(self, texts: Iterable[str]) -> Within:
         """Read a corpus."""

@@ -11,16 +11,17 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from openbook.data.dedupe.column import release
 from openbook.data.dedupe.words import Hashes, Ints
 
 NEVER = 0  # a hash that stands for nothing, and so repeats nothing
 BLOCK = 1 << 22  # hashes read at once
 
 
-def repeated(hashes: Hashes, *, above: int = 0, together: int = 1 << 25) -> NDArray[np.bool_]:
+def repeated(hashes: Hashes, *, above: int = 0, together: int = 1 << 24) -> NDArray[np.bool_]:
     """Which occurrences go, [T]: all but the first of each hash; with `above`, all of those that occur more often.
 
-    `together`: about how many hashes are in memory, at 24 bytes each.
+    `together`: about how many hashes are in memory, at 32 bytes each.
     """
     goes = np.zeros(len(hashes), bool)
     parts = -(-len(hashes) // together)
@@ -38,6 +39,7 @@ def _within(hashes: Hashes, low: int, high: int) -> Ints:
         block = np.asarray(hashes[at : at + BLOCK])
         chosen = (block >= np.uint64(low)) & (block <= np.uint64(high)) & (block != NEVER)
         found.append(np.flatnonzero(chosen) + at)
+    release(hashes)
     return np.concatenate(found)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from openbook.data.dedupe.words import Ints, Units
+
+WORD = 32  # characters: what is longer is no word that is cut through
 
 
 def merge(starts: Ints, ends: Ints) -> Ints:
@@ -34,17 +38,18 @@ def of_windows(places: Ints, length: int, units: Units, text: str) -> Ints:
 
 
 def widen(spans: Ints, margin: int, text: str) -> Ints:
-    """The parts with `margin` characters more on both sides, to the ends of words; joined where they meet."""
+    """The parts with `margin` characters more on both sides, and to the ends of words; joined where they meet."""
     if not margin or not len(spans):
         return spans
     wide = []
     for start, end in spans.tolist():
         start, end = max(0, start - margin), min(len(text), end + margin)
-        while start > 0 and not text[start - 1].isspace():
-            start -= 1
-        while end < len(text) and not text[end].isspace():
-            end += 1
-        wide.append((start, end))
+        before = re.search(r"\S*\Z", text[max(0, start - WORD) : start])
+        behind = re.match(r"\S*", text[end : end + WORD])
+        # a word that is cut through goes whole; not what was written without spaces
+        whole = [len(match[0]) if match and len(match[0]) < WORD else 0 for match in (before, behind)]
+        into = start < len(text) and not text[start].isspace(), end > 0 and not text[end - 1].isspace()
+        wide.append((start - whole[0] * into[0], end + whole[1] * into[1]))
     both = np.array(wide, np.int64)
     return merge(both[:, 0], both[:, 1])
 

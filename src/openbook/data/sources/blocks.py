@@ -7,20 +7,30 @@ cannot be parted (packed files, archives, web pages, a text without separators) 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
+from openbook.data.sources import parquet
 from openbook.data.sources.columns import Columns
 from openbook.data.sources.document import Bad, Document, Listing, Refused
-from openbook.data.sources.kinds import LINES, READERS, kind, packing
-from openbook.data.sources.stream import NOT_TEXT, SEPARATOR, Block, Options, Source
-from openbook.data.sources.unpack import marked
+from openbook.data.sources.kinds import LINES, TEXT, kind, packing, reader
+from openbook.data.sources.stream import SEPARATOR, Options, Source
+from openbook.data.sources.unpack import PACKED, marked
+from openbook.data.sources.window import ENDLESS, STANDARD_INPUT, Block
 from openbook.errors import DataError
 from openbook.files import explain_os_error
 
 __all__ = ["Bad", "Block", "Columns", "blocks", "read_block"]
 
+NOT_TEXT = {
+    **{magic: f"packed (by gzip, Zstandard, bzip2 or xz): name it {suffix}" for magic, suffix in PACKED.items()},
+    b"%PDF-": "a PDF document: extract its text first",
+    b"PK\x03\x04": "a zip archive (or an Office document): extract its text first",
+    b"PAR1": "a Parquet table: name it .parquet",
+}
 SCAN = 1 << 16  # bytes of a line that are looked at at once
 
 
@@ -32,7 +42,7 @@ def blocks(
     found: list[Block] = []
     for path in files:
         try:
-            ends = _cuts(path, size, separator)
+            ends = _cuts(path, size, separator) if path != STANDARD_INPUT else [ENDLESS]
         except OSError as error:
             unreadable(error, path, bad)
             continue
@@ -59,10 +69,10 @@ def read(block: Block, options: Options) -> Iterator[Document]:
     """`read_block`, by options."""
     found = False
     try:
-        with block.path.open("rb", buffering=0) as raw:
+        with _opened(block) as raw:
             source = Source(block, options, raw)
             if _is_text(source):
-                for document in READERS[kind(block.path)](source):
+                for document in reader(source)(source):
                     found = True
                     yield document
                 source.settle()
@@ -74,12 +84,18 @@ def read(block: Block, options: Options) -> Iterator[Document]:
         unreadable(error, block.path, options.bad)
 
 
+def _opened(block: Block) -> AbstractContextManager[BinaryIO]:
+    if block.size == ENDLESS:
+        return nullcontext(sys.stdin.buffer)
+    return block.path.open("rb", buffering=0)
+
+
 def _is_text(source: Source) -> bool:
     """Whether a source begins like something that can be read; what it is instead is told."""
     if source.block.end == source.block.start == 0:
         source.refuse(Refused("empty", "it is empty (0 bytes): remove it or fill it."))
         return False
-    what = next((what for magic, what in NOT_TEXT.items() if source.start.startswith(magic)), None)
+    what = next((what for magic, what in NOT_TEXT.items() if source.begins.startswith(magic)), None)
     if what and not source.block.start and kind(source.path) != ".parquet":
         source.refuse(Refused("not text", f"it is not UTF-8 text but {what}."))
         return False
@@ -102,9 +118,11 @@ def _cuts(path: Path, size: int, separator: str) -> list[int]:
         ends: list[int] = []
         last, what = 0, kind(path)
         file.seek(0)
-        if packing(path) or what not in (*LINES, ".txt") or marked(file.read(4)):
+        if what == ".parquet":
+            return [*_after_each(size, parquet.starts(path)), total]
+        if packing(path) or what not in (*LINES, *TEXT) or marked(file.read(4)):
             return [total]
-        ending = separator.encode() if what == ".txt" else b""
+        ending = separator.encode() if what in TEXT else b""
         while total - last > size + size // 2 and (ending or what in LINES):
             file.seek(last + size - 1)
             last = _next_end(file, ending)
@@ -112,6 +130,15 @@ def _cuts(path: Path, size: int, separator: str) -> list[int]:
                 break
             ends.append(last)
     return [*ends, total]
+
+
+def _after_each(size: int, places: list[int]) -> list[int]:
+    """Those of `places`, but the first, that are `size` or more after one another."""
+    found = [0]
+    for place in places[1:]:
+        if place - found[-1] >= size:
+            found.append(place)
+    return found[1:]
 
 
 def _next_end(file: BinaryIO, ending: bytes) -> int:

@@ -39,10 +39,14 @@ class Columns:
         _template(self.text)
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The columns that the text is made of, as they are asked for: some with `?`."""
+        return tuple(name for _, name in _template(self.text) if name) or (str(self.text),)
+
+    @property
     def named(self) -> tuple[str, ...]:
-        """The columns that the text is made of."""
-        parts = _template(self.text) or [("", str(self.text))]
-        return tuple(name.removesuffix("?") for _, name in parts if name)
+        """Their names."""
+        return tuple(name.removesuffix("?") for name in self.asked)
 
     def text_of(self, record: Mapping[str, Any]) -> str:
         """The text of a record. Raises `Refused`."""
@@ -56,6 +60,10 @@ class Columns:
         if not isinstance(text, str):
             raise _not_text(str(self.text), text)
         return text
+
+    def kept(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of what a page says of itself."""
+        return {key: value for key, value in said.items() if self.keep is None or key in self.keep}
 
     def meta_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of a record beside its text."""

@@ -40,6 +40,15 @@ class Bad:
 Listing = Callable[[Bad], None]
 
 
+def whole_characters(text: str) -> None:
+    """Raises `Refused` for a text with half a character, which UTF-8 cannot say."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        why = f"the text has half a character: \\u{ord(text[error.start]):04x} alone."
+        raise Refused("half a character", why) from error
+
+
 class Refused(Exception):
     """A record that is no document. Never leaves this folder: it becomes a `Bad` or a `DataError`."""
 

@@ -6,27 +6,23 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from openbook.data.sources.document import Document, Refused
+from openbook.data.sources.document import Document, Refused, whole_characters
 from openbook.data.sources.stream import Source
 
 
 def read(source: Source) -> Iterator[Document]:
     """The records of a block, one a line."""
-    columns = source.columns
     for number, at, line in source.records(source.options.longest_line):
         end = source.position(at + len(line))
         try:
             content = source.decode(line)
             del line
-            record = parse(content)
-            text = columns.text_of(record)
-            if "\\u" in content:  # the one way half a character comes into valid UTF-8
-                whole_characters(text)
+            for document in source.document(parse(content), number, at, end):
+                if "\\u" in content:  # the one way half a character comes into valid UTF-8
+                    whole_characters(document.text)
+                yield document
         except Refused as refused:
             source.refuse(refused, number, at)
-            continue
-        if text and not text.isspace():
-            yield Document(text, source.path, number, end, columns.meta_of(record), at)
 
 
 def parse(content: str) -> dict[str, Any]:
@@ -37,16 +33,12 @@ def parse(content: str) -> dict[str, Any]:
         place = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
         why = f"not a JSON object ({place}). Every line of a .jsonl file is one object."
         raise Refused("not JSON", why) from error
+    return is_object(record)
+
+
+def is_object(record: Any) -> dict[str, Any]:
+    """`record`, if it is one. Raises `Refused`."""
     if not isinstance(record, dict):
         why = f"a JSON {type(record).__name__} where an object with the text should be."
         raise Refused("not an object", why)
     return record
-
-
-def whole_characters(text: str) -> None:
-    """Raises `Refused` for a text with half a character, which UTF-8 cannot say."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        why = f"the text has half a character: \\u{ord(text[error.start]):04x} alone."
-        raise Refused("half a character", why) from error

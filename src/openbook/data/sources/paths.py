@@ -15,11 +15,11 @@ from pathlib import Path
 from openbook.data.sources.document import Bad, Listing
 from openbook.data.sources.kinds import FOLDER, in_folder
 from openbook.data.sources.stream import tell
+from openbook.data.sources.window import STANDARD_INPUT
 from openbook.errors import DataError, nearest
 from openbook.files import explain_os_error
 
 Paths = str | Path | Iterable[str | Path]
-STANDARD_INPUT = Path("-")
 
 
 def find_files(paths: Paths, *, bad: Listing | None = None, standard_input: bool = False) -> list[Path]:

@@ -1,6 +1,6 @@
 """One opened block of a file: its bytes, unpacked and in UTF-8, line by line, and the place to tell what is bad.
 
-    disk ──Window──▶ bytes start … end ──unpack──▶ chunks ──transcode──▶ Source.stream
+    disk ──Window──▶ bytes start … end ──unpack──▶ chunks ──transcode──▶ Source.chunks, pieces, lines, records
 
 Nothing here grows with the file. A cut or damaged file gives what came before the damage; the damage is told at the
 end. A file that grows is read to the size it had when it was listed.
@@ -11,45 +11,30 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from openbook.data.sources.columns import Columns
-from openbook.data.sources.document import Bad, Listing, Refused
-from openbook.data.sources.unpack import RATIO, RATIO_FROM, UNPACK, Chunks, Damaged, marked, plain, transcoded
+from openbook.data.sources.document import Bad, Document, Listing, Refused
+from openbook.data.sources.unpack import (
+    CHUNK,
+    PACKED,
+    RATIO,
+    RATIO_FROM,
+    UNPACK,
+    Chunks,
+    marked,
+    plain,
+    transcoded,
+)
+from openbook.data.sources.window import ENDLESS, Block, Damaged, Window
 from openbook.errors import DataError, OpenbookWarning
-from openbook.files import explain_os_error
 
 SEPARATOR = "<|endoftext|>"
-LONGEST_DOCUMENT = 1 << 26  # characters of plain text, beyond which it is cut at a line end
+LONGEST_DOCUMENT = 1 << 26  # bytes of plain text, beyond which it is cut at a line end
 LONGEST_LINE = 1 << 26  # bytes of one record: a JSON line, a web page, a row
-NOT_TEXT = {
-    b"\x1f\x8b": "a gzip archive: name it .gz",
-    b"(\xb5/\xfd": "a Zstandard archive: name it .zst",
-    b"BZh": "a bzip2 archive: name it .bz2",
-    b"\xfd7zXZ\0": "an xz archive: name it .xz",
-    b"%PDF-": "a PDF document: extract its text first",
-    b"PK\x03\x04": "a zip archive (or an Office document): extract its text first",
-    b"PAR1": "a Parquet table: name it .parquet",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Bytes `start` to `end` of a file on disk that had `size` bytes: it begins and ends between documents."""
-
-    path: Path
-    start: int
-    end: int
-    size: int
-
-    @property
-    def whole(self) -> bool:
-        return self.start == 0 and self.end == self.size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,110 +49,89 @@ class Options:
     longest_document: int = LONGEST_DOCUMENT
 
 
-class Window(io.RawIOBase):
-    """The bytes of a block as they lie on the disk."""
-
-    def __init__(self, file: BinaryIO, block: Block) -> None:
-        super().__init__()
-        self.file, self.block, self.at = file, block, block.start
-        if block.start:
-            file.seek(block.start)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        want = min(len(buffer), self.block.end - self.at)
-        data = self.file.read(want) if want > 0 else b""
-        if want > 0 and not data:
-            why = f"it became shorter while it was read: {self.block.end} bytes were there, now {self.at} are."
-            raise Damaged("changed while read", why)
-        buffer[: len(data)] = data
-        self.at += len(data)
-        return len(data)
-
-
-class _Chunked(io.RawIOBase):
-    """Chunks as a stream. What ends them early is kept in `fault`, so that all that came before can be read."""
-
-    def __init__(self, chunks: Chunks, window: Window) -> None:
-        super().__init__()
-        self.chunks, self.window = chunks, window
-        self.ready = memoryview(b"")
-        self.given = 0
-        self.fault: Damaged | OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        try:
-            while not self.ready:
-                chunk = next(self.chunks, None)
-                if chunk is None:
-                    return 0
-                self.ready = memoryview(chunk)
-        except (Damaged, OSError) as error:
-            self.fault, self.chunks = error, iter(())
-            return 0
-        count = min(len(buffer), len(self.ready))
-        buffer[:count] = self.ready[:count]
-        self.ready = self.ready[count:]
-        self.given += count
-        if self.given > RATIO_FROM and self.given > RATIO * (self.window.at - self.window.block.start):
-            why = f"it unpacks to more than {RATIO} times its size, which no text does. It is read no further."
-            self.fault, self.chunks, self.ready = Damaged("unpacks without end", why), iter(()), memoryview(b"")
-        return count
-
-
 class Source:
-    """What a reader is handed. `stream`: the unpacked bytes; `raw`: the file, for kinds that unpack by themselves."""
+    """What a reader is handed. `chunks`: the unpacked bytes; `raw`: the file, for kinds that unpack by themselves."""
 
     def __init__(self, block: Block, options: Options, raw: BinaryIO) -> None:
         self.block, self.options, self.raw = block, options, raw
         self.path, self.columns = block.path, options.columns
         self.refused = 0  # how much was told to be bad
-        self.cut = False  # the stream ended before the file should
+        self.cut = False  # the bytes ended before the file should
+        self._fault: Damaged | OSError | None = None
         self._settled = False
         self._window = Window(raw, block)
-        unpack = UNPACK.get(block.path.suffix.lower())
-        chunks = unpack(io.BufferedReader(self._window, 1 << 17)) if unpack else plain(self._window)
-        try:
-            first = next(chunks, b"")
-        except Damaged as error:
-            first, chunks = b"", _failing(error)
-        encoding = "" if block.start else marked(first[:4])
+        packed = io.BufferedReader(self._window, 1 << 17)
+        if block.size == ENDLESS:
+            begins = packed.peek(8)
+            unpack = next((UNPACK[name] for magic, name in PACKED.items() if begins.startswith(magic)), None)
+            chunks = unpack(packed) if unpack else plain(packed.read)
+        else:
+            unpack = UNPACK.get(block.path.suffix.lower())
+            chunks = unpack(packed) if unpack else plain(self._window.read)
+        chunks = self._guarded(chunks)
+        first = next(chunks, b"")
+        encoding = "" if block.start else marked(first)
         chunks = chain([first], chunks)
-        self._chunked = _Chunked(transcoded(chunks, encoding) if encoding else chunks, self._window)
-        self.stream = io.BufferedReader(self._chunked, 1 << 20)
-        self.start = first[:8]
-        self.exact = not unpack and not encoding  # bytes of the stream are bytes of the file
+        self.chunks = self._guarded(transcoded(chunks, encoding)) if encoding else chunks
+        self.begins = first[:64]
+        self.exact = not unpack and not encoding  # bytes that are given are bytes of the file
+
+    def _guarded(self, chunks: Chunks) -> Chunks:
+        """The chunks as far as they can be had. What ends them early is kept, and told when all before is read."""
+        given = 0
+        try:
+            for chunk in chunks:
+                yield chunk
+                given += len(chunk)
+                if given > RATIO_FROM and given > RATIO * (self._window.at - self.block.start):
+                    why = f"it unpacks to more than {RATIO} times its size, which no text does. The rest is not read."
+                    raise Damaged("unpacks without end", why)
+        except (Damaged, OSError) as error:
+            self._fault = error
 
     def position(self, at: int) -> int:
         """Bytes of the file on disk that are read when the stream is at byte `at`."""
         return at if self.exact else self._window.at
 
-    def lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """(line, byte where it begins, its bytes), none longer than `limit`: a longer one comes in parts.
+    def pieces(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """(line, byte where it begins, bytes) of whole lines, some at once; a line beyond `limit` comes in parts.
 
-        Lines are counted from 1, and are 0 in a block that does not begin with the file.
+        A part is `limit` bytes and has no line end. Lines are counted from 1, and are 0 in a block that does not begin
+        with the file.
         """
         at, counts = self.block.start, not self.block.start
-        number, whole = 0, True
-        readline = self.stream.readline
-        while line := readline(limit):
-            here, at = at, at + len(line)
-            if not here:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            number += whole and counts
-            whole = line.endswith(b"\n")
-            if not whole and len(line) < limit:
-                self.settle()
-            yield number, here, line
+        number = int(counts)
+        held: list[bytes] = []  # the begin of a line
+        size = 0
+        for chunk in _sliced(self.chunks, min(limit, CHUNK)):
+            while _beyond(chunk, limit - size):
+                piece, chunk = b"".join([*held, chunk[: limit - size]]), chunk[limit - size :]
+                held, size = [], 0
+                yield number, at, piece
+                at += limit
+            if last := chunk.rfind(b"\n") + 1:
+                piece = b"".join([*held, chunk[:last]]) if held else chunk[:last]
+                held, size = [], 0
+                yield number, at, piece
+                at, number = at + len(piece), number + piece.count(b"\n") * counts
+            if last < len(chunk):
+                held.append(chunk[last:])
+                size += len(chunk) - last
         self.settle()
+        if held:
+            yield number, at, b"".join(held)
 
-    def records(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """Whole lines that hold something, as in `lines`; one that is too long or has a zero byte is refused."""
+    def lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """As `pieces`, one line at once."""
+        for number, at, piece in self.pieces(limit):
+            one = piece.find(b"\n") in (-1, len(piece) - 1)
+            for line in (piece,) if one else io.BytesIO(piece):
+                yield number, at, line if at else unmarked(line)
+                at += len(line)
+                number += number > 0
+
+    def whole_lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """As `lines`, but a line that is too long or has a zero byte is refused, and comes as an empty one."""
         lines = self.lines(limit)
         for number, at, line in lines:
             if len(line) >= limit and not line.endswith(b"\n"):
@@ -176,11 +140,16 @@ class Source:
                         break
                 why = f"longer than {limit / (1 << 20):g} MiB; make it several records."
                 self.refuse(Refused("too long", why), number, at)
-            elif self.cut and not line.endswith(b"\n"):
-                return  # the rest of a record whose end is lost, which was told
+                line = b"\n"
             elif (zero := line.find(b"\0")) >= 0:
                 self.refuse(self.zero_byte(at + zero, line), number, at)
-            elif not line.isspace():
+                line = b"\n"
+            yield number, at, line
+
+    def records(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """As `whole_lines`, those that hold something, and not the rest of a record whose end was cut off."""
+        for number, at, line in self.whole_lines(limit):
+            if not line.isspace() and (line.endswith(b"\n") or not self.cut):
                 yield number, at, line
 
     def zero_byte(self, at: int, around: bytes) -> Refused:
@@ -189,6 +158,18 @@ class Source:
             if len(zeros) > 1 and zeros.count(0) > len(zeros) // 2:
                 hint = f"It looks like {name} without a byte-order mark: `iconv -f {name} -t UTF-8`."
         return Refused("zero byte", f"binary, not text: it has a zero byte at byte {at}. {hint}")
+
+    def whole(self, limit: int) -> bytes:
+        """All bytes at once. Raises `Refused` beyond `limit`."""
+        parts: list[bytes] = []
+        size = 0
+        for chunk in self.chunks:
+            parts.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise Refused("too long", f"longer than {limit / (1 << 20):g} MiB, the most for one document.")
+        self.settle()
+        return b"".join(parts)
 
     def decode(self, line: bytes) -> str:
         """A line as a string, by the first encoding of the options that fits. Raises `Refused`."""
@@ -211,6 +192,12 @@ class Source:
         )
         raise Refused("not UTF-8", why, first.start + 1)
 
+    def document(self, record: Mapping[str, Any], line: int, at: int, end: int) -> Iterator[Document]:
+        """The document that a record is: none where its text is blank. Raises `Refused`."""
+        text = self.columns.text_of(record)
+        if text and not text.isspace():
+            yield Document(text, self.path, line, end, self.columns.meta_of(record), at)
+
     def refuse(self, what: Refused, line: int = 0, at: int = 0) -> None:
         """Tell of something that is no document: an error, or an entry of the list if one is kept."""
         self.refused += 1
@@ -224,16 +211,38 @@ class Source:
         if self._settled:
             return
         self._settled = True
-        fault = self._chunked.fault
+        fault = self._fault
         self.cut = fault is not None
         if isinstance(fault, Damaged):
             self.refuse(Refused(fault.reason, fault.why))
         elif fault is not None:
             raise fault
-        now = os.fstat(self.raw.fileno()).st_size if self.block.size else 0
-        if self.block.end == self.block.size < now:
+        if self.block.end < self.block.size or self.block.size == ENDLESS:
+            return
+        now = os.fstat(self.raw.fileno()).st_size
+        if now > self.block.size:
             why = f"it grew from {self.block.size} to {now} bytes while it was read. What was added is left out."
             tell(Bad(self.path, "changed while read", why, note=True), self.options.bad)
+
+
+def _sliced(chunks: Chunks, size: int) -> Chunks:
+    """The same bytes in chunks of at most `size`."""
+    for chunk in chunks:
+        if len(chunk) <= size:
+            yield chunk
+        else:
+            yield from (chunk[at : at + size] for at in range(0, len(chunk), size))
+
+
+def _beyond(chunk: bytes, room: int) -> bool:
+    """Whether the first line of a chunk does not end where there is room for it."""
+    end = chunk.find(b"\n", 0, room) + 1
+    return not end and len(chunk) >= room
+
+
+def unmarked(line: bytes) -> bytes:
+    """The begin of a file without UTF-8's byte-order mark."""
+    return line.removeprefix(b"\xef\xbb\xbf")
 
 
 def tell(bad: Bad, listing: Listing | None) -> None:
@@ -242,18 +251,3 @@ def tell(bad: Bad, listing: Listing | None) -> None:
         warnings.warn(str(bad), OpenbookWarning, stacklevel=3)
     else:
         listing(bad)
-
-
-def _failing(error: Damaged) -> Chunks:
-    yield b""
-    raise error
-
-
-@contextmanager
-def opened(block: Block, options: Options) -> Iterator[Source]:
-    """The block's source. What the system says against opening or reading becomes an `OpenbookError`."""
-    try:
-        with block.path.open("rb", buffering=0) as raw:
-            yield Source(block, options, raw)
-    except OSError as error:
-        raise explain_os_error(error, block.path, "read") from error

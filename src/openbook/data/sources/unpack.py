@@ -11,26 +11,19 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from openbook.data.sources.window import Damaged
 from openbook.errors import MissingExtra
 
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 18  # bytes
 ZSTD_CHUNK = 1 << 12  # packed bytes at once: one block of Zstandard may grow 32,768-fold, this many then to 128 MiB
 RATIO, RATIO_FROM = 500, 1 << 28  # no text packs so well: beyond 256 MiB, 500 times the packed size is no text
 
 Chunks = Iterator[bytes]
 
 
-class Damaged(Exception):
-    """A file is cut or damaged, from the place on that was reached."""
-
-    def __init__(self, reason: str, why: str) -> None:
-        super().__init__(why)
-        self.reason, self.why = reason, why
-
-
-def plain(raw: io.RawIOBase) -> Chunks:
+def plain(read: Callable[[int], bytes]) -> Chunks:
     """The bytes as they are."""
-    return iter(lambda: raw.read(CHUNK) or b"", b"")
+    return iter(lambda: read(CHUNK), b"")
 
 
 def gzipped(raw: BinaryIO) -> Chunks:
@@ -95,6 +88,8 @@ UNPACK: dict[str, Callable[[BinaryIO], Chunks]] = {
     ".xz": xzipped,
 }
 
+PACKED = {b"\x1f\x8b": ".gz", b"(\xb5/\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}  # how they begin
+
 MARKS = {  # byte-order marks, the longer first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -117,3 +112,33 @@ def transcoded(chunks: Chunks, encoding: str) -> Chunks:
         yield decoder.decode(b"", final=True).encode("utf-8")
     except UnicodeDecodeError as error:
         raise Damaged("not UTF-16", f"its byte-order mark says {encoding.upper()}, but {error.reason}.") from error
+
+
+class Chunked(io.RawIOBase):
+    """Chunks as a file that is read from its begin to its end, for readers that ask for one."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        super().__init__()
+        self.chunks, self.ready = chunks, memoryview(b"")
+        self.given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return 0
+            self.ready = memoryview(chunk)
+        count = min(len(buffer), len(self.ready))
+        buffer[:count] = self.ready[:count]
+        self.ready = self.ready[count:]
+        self.given += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Tells the place, which is all that some ask of it."""
+        if (offset, whence) not in ((0, io.SEEK_CUR), (self.given, io.SEEK_SET)):
+            raise io.UnsupportedOperation("it is read in order only")
+        return self.given
