@@ -46,6 +46,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         ),
         "data inspect": _verb("data_inspect", _LOOK, "PATH…", "what is in text, prepared tokens or a corpus"),
         "data plan": _verb("data_plan", _LOOK, "--size 10TB", "how long a corpus takes, on which machines"),
+        "data audit": _verb(
+            "data_audit", _LOOK, "TEXT…", "who and what a corpus talks about, and weights that balance it"
+        ),
         "data classifier": _verb(
             "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
         ),

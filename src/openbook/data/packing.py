@@ -53,7 +53,7 @@ class Layout(Protocol):
     @property
     def targets(self) -> int: ...  # how many tokens are predicted in all rows together
     def mean_lengths(self) -> NDArray[np.float64]: ...  # [R] tokens of the texts in each row, on average
-    def parts(self, rows: Ints) -> tuple[Ints, Ints]: ...  # where what these rows hold begins and ends in the sequence
+    def parts(self, rows: Ints) -> tuple[Ints, Ints, Ints]: ...  # stretches of the sequence: begin, end, row of each
     def fill(self, sequence: Sequence, rows: Ints) -> Rows: ...
 
 
@@ -84,10 +84,10 @@ class BestFit:
     def mean_lengths(self) -> NDArray[np.float64]:
         return np.asarray(np.add.reduceat(self.lengths, self.first[:-1]) / np.diff(self.first))
 
-    def parts(self, rows: Ints) -> tuple[Ints, Ints]:
+    def parts(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
         counts = self.first[rows + 1] - self.first[rows]
         part = np.repeat(self.first[rows], counts) + _count_up(counts)
-        return self.starts[part], self.starts[part] + self.lengths[part]
+        return self.starts[part], self.starts[part] + self.lengths[part], np.repeat(rows, counts)
 
     def fill(self, sequence: Sequence, rows: Ints) -> Rows:
         shape = (len(rows), self.block)
@@ -138,9 +138,9 @@ class Stream:
         )
         return np.asarray(self.block / (last - first + 1))
 
-    def parts(self, rows: Ints) -> tuple[Ints, Ints]:
+    def parts(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
         starts = rows * self.block
-        return starts, np.minimum(starts + self.block, self.tokens)
+        return starts, np.minimum(starts + self.block, self.tokens - 1), rows
 
     def fill(self, sequence: Sequence, rows: Ints) -> Rows:
         last = self.tokens - 1 - self.block  # where the last full row begins
