@@ -23,7 +23,9 @@ WIDTH = 1000  # of padding and indentation
 PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
 
 
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_NOTHING: dict[str, str] = {}
+_VIEWS = (type(_NOTHING.keys()), type(_NOTHING.values()), type(_NOTHING.items()))
+_HOLDERS = (list, tuple, set, frozenset, *_VIEWS)
 
 
 class Overrun(Exception):
@@ -58,7 +60,7 @@ class Budget:
             for key, member in value.items():
                 self._weigh(key, depth + 1)
                 self._weigh(member, depth + 1)
-        elif isinstance(value, list | tuple | set | frozenset) or isinstance(value, _VIEWS):
+        elif isinstance(value, _HOLDERS):
             self.spend(MEMBER * (len(value) + 1))
             for member in value:
                 self._weigh(member, depth + 1)
