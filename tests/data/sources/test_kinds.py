@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import io
 import json
@@ -123,11 +124,12 @@ def test_parquet(tmp_path: Path) -> None:
         "html": ["x" * 3000] * 7,
         "meta": [{"licence": "CC0", "deep": {"text": f"deep {i}"}} for i in rows],
         "name": [f"n{i}" for i in rows],
+        "seen": [datetime.datetime(2020, 1, 2, 3, 4, 5)] * 7,
     }
     path = put(tmp_path / "a.parquet", parquet(table))
     found = list(read_documents(path))
     assert [(d.text, d.line, dict(d.meta)) for d in found] == [
-        (f"text {i}", i + 1, {"n": i, "name": f"n{i}"}) for i in rows
+        (f"text {i}", i + 1, {"n": i, "name": f"n{i}", "seen": "2020-01-02T03:04:05"}) for i in rows
     ]
     assert found[-1].end == path.stat().st_size
     columns = Columns(text="{meta.deep.text}, {n}", keep=("meta.licence", "nowhere"), id="name")
