@@ -72,7 +72,7 @@ def _sources(config: Config) -> Iterator[tuple[str, Iterator[str]]]:
 
 def _standard_input() -> Iterator[str]:
     """Plain text from standard input, by the rules of files: documents end at the separator, line ends are plain."""
-    from openbook.data.documents import LONGEST_DOCUMENT, SEPARATOR
+    from openbook.data.sources.stream import LONGEST_DOCUMENT, SEPARATOR
 
     sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]  # a text stream of the system
     parts: list[str] = []
