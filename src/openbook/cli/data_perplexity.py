@@ -43,7 +43,5 @@ def main(args: Sequence[str], prog: str) -> int:
     if config.json:
         print(json.dumps({"out": str(config.out), "percentiles": usual}, indent=2))
     else:
-        print(
-            f"{config.out}: perplexity per byte of half of the good text below {usual['50']}, of 99% below {usual['99']}"
-        )
+        print(f"{config.out}: half of the good text is below {usual['50']} per byte, 99% of it below {usual['99']}")
     return 0

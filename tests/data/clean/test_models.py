@@ -204,7 +204,7 @@ def test_the_verb_writes_a_model_of_perplexity(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "good.txt").write_text("\n<|endoftext|>\n".join(GOOD))
     out = tmp_path / "p.npz"
     assert main(["data", "perplexity", str(tmp_path / "good.txt"), "--out", str(out), "--order", "4"]) == 0
-    assert "half of the good text below" in capsys.readouterr().out
+    assert "half of the good text is below" in capsys.readouterr().out
     model = Grams.load(out)
     assert len(model.tables) == 4
     assert model.perplexity(GOOD[0]) < model.at_percentile(100) < model.perplexity(BAD[0])
