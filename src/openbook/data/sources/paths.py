@@ -131,8 +131,8 @@ def _in_folder(folder: Path, bad: Listing | None) -> list[Path]:
 
 def _walk(folder: Path, bad: Listing | None) -> Iterator[Path]:
     """All files under a folder, at every depth and through links, each folder once; hidden ones are passed over."""
-    status = os.stat(folder)
-    seen = {(status.st_dev, status.st_ino)}
+    real = folder.resolve()
+    seen = {_identity(place) for place in (real, *real.parents)}  # a link to where this lies is a loop
 
     def failed(error: OSError) -> None:
         place = Path(error.filename or folder)
@@ -144,12 +144,18 @@ def _walk(folder: Path, bad: Listing | None) -> Iterator[Path]:
         inside = []
         for name in sorted(folders):
             try:
-                status = os.stat(os.path.join(place, name))
+                identity = _identity(Path(place, name))
             except OSError as error:
                 failed(error)
                 continue
-            if not name.startswith(".") and (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
+            if not name.startswith(".") and identity not in seen:
+                seen.add(identity)
                 inside.append(name)
         folders[:] = inside
         yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file or folder is, by whatever name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
