@@ -65,6 +65,11 @@ def test_html_is_its_main_text(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_html_of_nothing_but_boxes_is_read_too(tmp_path: Path) -> None:
+    pytest.importorskip("resiliparse")
+    assert texts(put(tmp_path / "a.html", b"<div>" * 50_000 + b"deep")) == ["deep"]
+
+
 @pytest.mark.parametrize(
     ("said", "encoding"),
     [
