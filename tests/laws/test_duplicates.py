@@ -94,17 +94,18 @@ def test_clusters(threshold: float) -> None:
 def test_search(units: list[int], others: set[int], n: int) -> None:
     hashes = words.mix(np.array(units, np.uint64))
     index = np.unique(np.append(words.ngrams(hashes, n)[::2], np.array(sorted(others), np.uint64)))
-    found = lookup.Lookup(index).search(hashes, n)
-    assert equal(found, lookup.search_reference(hashes, n, index))
-    assert len(found[0]) >= len(range(0, len(hashes) - n + 1, 2))
+    found = lookup.Lookup(index, [n, n + 2]).search(hashes)
+    assert np.array_equal(found, lookup.search_reference(hashes, index, np.array([n, n + 2])))
+    assert found.shape[1] >= len(range(0, len(hashes) - n + 1, 2))
 
 
 @needs_native
 def test_more_hits_than_there_was_room_for() -> None:
     hashes = words.mix(np.arange(5000, dtype=np.uint64) % np.uint64(7))
     index = np.unique(words.ngrams(hashes, 3))
-    places, numbers = lookup.Lookup(index).search(hashes, 3)
+    places, lengths, numbers = lookup.Lookup(index, [3]).search(hashes)
     assert np.array_equal(places, np.arange(4998))
+    assert (lengths == 3).all()
     assert np.array_equal(index[numbers], words.ngrams(hashes, 3))
 
 

@@ -223,21 +223,23 @@ void openbook_minhash_unite(int64_t* parents, const int64_t* left, const int64_t
     for (int64_t i = 0; i < count; i++) unite(parents, left[i], right[i]);
 }
 
-// The n-grams of `in` [count] that stand in the sorted `index`: the first `room` of them, as their places in both;
-// answers how many there are. `filter`: a bit for each value of the upper `64 - coarse` bits, set where one begins so;
-// those whose upper bits are t stand from starts[t] to starts[t + 1].
-int64_t openbook_minhash_search(const uint64_t* in, int64_t count, int64_t n, const uint64_t* index,
-                                const uint8_t* filter, int64_t coarse, const int64_t* starts, int64_t shift,
-                                int64_t* places, int64_t* numbers, int64_t room) {
+// The n-grams of `in` [count], of each of `lengths` [kinds], that stand in the sorted `index`: the first `room` of them,
+// their places in `in`, their lengths and their places in the index; answers how many there are. `filter`: a bit for
+// each value of the upper 64 - `coarse` bits, set where one begins so; those whose upper bits are t stand from starts[t]
+// to starts[t + 1].
+int64_t openbook_minhash_search(const uint64_t* in, int64_t count, const int64_t* lengths, int64_t kinds,
+                                const uint64_t* index, const uint8_t* filter, int64_t coarse, const int64_t* starts,
+                                int64_t shift, int64_t* hits, int64_t room) {  // hits [3,room]
     int64_t found = 0;
-    ngrams(in, count, n, [&](int64_t place, uint64_t gram) {
-        const uint64_t bit = gram >> coarse, top = gram >> shift;
-        if (!(filter[bit >> 3] >> (bit & 7) & 1)) return;
-        const uint64_t *end = index + starts[top + 1], *at = std::lower_bound(index + starts[top], end, gram);
-        if (at == end || *at != gram) return;
-        if (found < room) places[found] = place, numbers[found] = at - index;
-        found++;
-    });
+    for (int64_t k = 0; k < kinds; k++)
+        ngrams(in, count, lengths[k], [&](int64_t place, uint64_t gram) {
+            const uint64_t bit = gram >> coarse, top = gram >> shift;
+            if (!(filter[bit >> 3] >> (bit & 7) & 1)) return;
+            const uint64_t *end = index + starts[top + 1], *at = std::lower_bound(index + starts[top], end, gram);
+            if (at == end || *at != gram) return;
+            if (found < room) hits[found] = place, hits[room + found] = lengths[k], hits[2 * room + found] = at - index;
+            found++;
+        });
     return found;
 }
 }

@@ -35,7 +35,7 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
         "bands": ("annnnann", None),
         "join": ("aanannna", None),
         "unite": ("aaan", None),
-        "search": ("annaananaan", ctypes.c_int64),
+        "search": ("ananaananan", ctypes.c_int64),
     }
     types = {"a": ctypes.c_void_p, "n": ctypes.c_int64}
     for name, (arguments, answer) in functions.items():

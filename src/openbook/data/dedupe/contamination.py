@@ -57,7 +57,7 @@ class Index:
         self.lengths: list[int] = about["lengths"]
         self.sets: dict[str, dict[str, int]] = about["sets"]
         try:
-            self.lookup = Lookup(_mapped(folder / "grams.npy"))
+            self.lookup = Lookup(_mapped(folder / "grams.npy"), self.lengths)
             self.begins: Ints = _mapped(folder / "begins.npy")  # [K+1] where the entries of each n-gram begin
             self.entries: NDArray[Any] = _mapped(folder / "entries.npy")
             self.lines: Ints = _mapped(folder / "lines.npy")  # where each item begins in items.jsonl
@@ -145,13 +145,9 @@ class Index:
 
     def _hits(self, text: str, found: Units) -> tuple[Ints, Ints, Ints]:
         """The n-grams of `text` that are in the index, in order: the first word, the words, the number there."""
-        starts, lengths, grams = [_NONE], [_NONE], [_NONE]
-        for length in self.lengths:
-            places, numbers = self.lookup.search(found.hashes, length)
-            starts.append(places)
-            lengths.append(np.full(len(places), length))
-            grams.append(numbers)
-        hits = np.stack([np.concatenate(column) for column in (starts, lengths, grams)])
+        hits = self.lookup.search(found.hashes)
+        if not hits.shape[1]:
+            return _NONE, _NONE, _NONE
         hits = hits[:, np.lexsort(hits[1::-1])]
         first, last, number = hits[:, self._equal(text, found, hits)]
         return first, last, number

@@ -105,12 +105,12 @@ class Within:
         )
         self._places = [places for _, places in kept]
         self._bounds = np.cumsum([0, *map(len, self._places)])
-        self._lookup = Lookup(hashes)
+        self._lookup = Lookup(hashes, [overlap.words])
         self.seen: NDArray[np.bool_] = np.zeros(len(hashes), bool)
 
     def look(self, text: str) -> None:
         """Read a document of the corpus."""
-        self.seen[self._lookup.search(units(text).hashes, self.overlap.words)[1]] = True
+        self.seen[self._lookup.search(units(text).hashes)[2]] = True
 
     def look_all(self, texts: Iterable[str]) -> Within:
         """Read a corpus."""
