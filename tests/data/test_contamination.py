@@ -60,6 +60,14 @@ def test_what_is_shared_is_found_whatever_its_dress(tmp_path: Path) -> None:
     assert found.sets == {"quiz": {"items": 2, "too_short": 0}}
 
 
+def test_a_question_too_short_to_be_known_is_found_with_its_answer(tmp_path: Path) -> None:
+    record = {"query": "Cats purr when", "choices": ["they are left alone", "they are fed and warm"], "gold": 1}
+    found = index(tmp_path, [{"query": "Dogs bark", "choices": ["at cats"]}, record])
+    text = f"{prose('a', 9)} cats purr when they are fed and warm. {prose('b', 9)} Cats purr when left alone"
+    assert shared(found, text) == [("cats purr when they are fed and warm.", [2])]
+    assert found.sets["quiz"] == {"items": 2, "too_short": 1}
+
+
 def test_parts_of_a_long_item_that_overlap_are_one(tmp_path: Path) -> None:
     found = index(tmp_path, [{"text": prose("x", 100)}, {"text": prose("x", 30)}])
     text = f"{prose('x', 60)} . {prose('x', 13)}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -190,11 +191,13 @@ def clusters(
 
 
 class _band_keys:
-    """The keys of all bands, [bands,N]: in memory, or in a file that nobody else sees."""
+    """The keys of all bands, [bands,N]: in memory, or in a file under TMPDIR that nobody else sees."""
 
     def __init__(self, signatures: Signatures, near: Near) -> None:
         self.file = tempfile.TemporaryFile() if len(signatures) * near.bands * 8 > IN_MEMORY else None  # noqa: SIM115
         shape = (near.bands, len(signatures))
+        if self.file is not None and hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
+            os.posix_fallocate(self.file.fileno(), 0, 8 * shape[0] * shape[1])
         self.keys: Hashes = np.memmap(self.file, np.uint64, "w+", 0, shape) if self.file else np.empty(shape, np.uint64)
         for at in range(0, len(signatures), BLOCK):
             band_keys(np.ascontiguousarray(signatures[at : at + BLOCK]), near, self.keys, at)
