@@ -187,6 +187,19 @@ int openbook_minhash_signatures(const uint8_t* text, const int64_t* bounds, int6
     });
 }
 
+// out [sets,P] of sets of hashes; bounds [sets+1]: where each lies in `hashes`.
+int openbook_minhash_sketch(const uint32_t* hashes, const int64_t* bounds, int64_t sets, const uint32_t* a,
+                            const uint32_t* b, int64_t P, uint32_t* out) {
+    return guarded([&] {
+        std::vector<uint32_t> x;
+        for (int64_t s = 0; s < sets; s++) {
+            x.clear();
+            for (int64_t i = bounds[s]; i < bounds[s + 1]; i++) x.push_back(mix(hashes[i]));
+            least(x.data(), (int64_t)x.size(), a, b, P, out + s * P);
+        }
+    });
+}
+
 // keys [bands,stride]: of each of `rows` signatures [P] the hash of its rows in each band, written from column `at` on.
 void openbook_minhash_bands(const uint32_t* signatures, int64_t rows, int64_t P, int64_t bands, int64_t each,
                             uint64_t* keys, int64_t stride, int64_t at) {

@@ -32,6 +32,7 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
         "units": ("anannaaa", ctypes.c_int64),
         "ngrams": ("anna", None),
         "signatures": ("aanannnaana", ctypes.c_int),
+        "sketch": ("aanaana", ctypes.c_int),
         "bands": ("annnnann", None),
         "join": ("aanannna", None),
         "unite": ("aaan", None),
