@@ -11,15 +11,8 @@ from openbook.text.split import compile_pattern, compile_steps
 from tests.text.probe_characters import EVERY, members, probe
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "category",
-        pytest.param("space", marks=pytest.mark.slow),
-        pytest.param("Han", marks=pytest.mark.slow),
-        pytest.param("numeric", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["category", "space", "Han", "numeric"])
 def test_the_table_is_what_the_library_says(name: str) -> None:
     assert np.array_equal(probe(name), characters.values(name))
 
