@@ -25,8 +25,11 @@ from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
 from openbook.text.algorithms.sampling import sample
 from openbook.text.algorithms.whole import Whole
-from openbook.text.backend import declare, guarded, model_unk, place
+from openbook.text.backend import around, check_fits, declare, guarded, model_unk, place
+from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
+from openbook.text.formats import Asked
+from openbook.text.formats import read as read_foreign
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
@@ -65,15 +68,30 @@ class Tokenizer:
         self.mask: int | None = role.get("mask")
         self.sep: int | None = role.get("sep")
         self.cls: int | None = role.get("cls")
-        self.prefix, self.suffix = self._around()
+        self.prefix, self.suffix = around(backend)
         self.decoding = Decoding(backend.decoder)
         self._compiled: dict[str, ChatTemplate] = {}
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a Hugging Face folder with a tokenizer.json, or that file alone. TokenizerError: it cannot be used."""
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        pattern: str | None = None,
+        specials: Mapping[str, int] | None = None,
+        lowercase: bool | None = None,
+    ) -> Tokenizer:
+        """Read a Hugging Face folder with a tokenizer.json, or that file alone, or a vocabulary in an older layout.
+
+        The other layouts are in `formats/`: tiktoken's ranks, vocab.json and merges.txt, vocab.txt, SentencePiece,
+        tekken.json, GGUF. Where such a file does not say it: `pattern`, the regular expression that splits text;
+        `specials`, content → id; `lowercase`, whether a vocab.txt is for lower case. TokenizerError: it cannot be used.
+        """
+        asked = Asked(pattern=pattern, specials=specials, lowercase=lowercase)
+        if foreign := read_foreign(Path(path).expanduser(), asked):
+            return cls(*foreign)
         file = tokenizer_file(path)
         try:
             text = file.read_text(encoding="utf-8")
@@ -173,6 +191,13 @@ class Tokenizer:
             return [before + self._plain(text, allow_specials) + after for text in checked]
         return [before + ids + after for ids in self._sealed.encode_batch(checked)]
 
+    def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, Places]:
+        """The ids that `encode_batch` gives, of all `texts` one after the other, and where those of each begin.
+
+        [number of ids] uint32 and [number of texts + 1] int64, the last of which is the number of ids.
+        """
+        return self._sealed.encode_arrays([checked_text(text) for text in texts])
+
     def sample(
         self, text: str, *, dropout: float | None = None, alpha: float | None = None, seed: int = 0
     ) -> list[int]:
@@ -256,32 +281,40 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
         """Ids of a conversation in this tokenizer's chat template, ready for the assistant's next turn.
 
-        messages    objects with `role` and `content`, and what else the template reads
-        tools       JSON schemas of functions; the template named "tool_use" is used where there is one
-        variables   what else the template reads, such as enable_thinking=False
+        messages                 objects with `role` and `content`, and what else the template reads
+        continue_final_message   instead of the next turn's beginning: end within the last message, after its content,
+                                 or after the field named so
+        tools                    JSON schemas of functions; the template named "tool_use" is used where there is one
+        variables                what else the template reads, such as enable_thinking=False
 
         Whatever the messages contain, only the template writes special tokens. InputError when the template refuses
         the messages; TokenizerError when there is no template or it is damaged or hostile.
         """
-        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._sealed.encode(self._template(tools).render(messages, variables))
+        begins = add_generation_prompt and not continue_final_message
+        variables |= {"add_generation_prompt": begins, "tools": tools}
+        template = self._template(tools)
+        return self._sealed.encode(template.render(messages, variables, continue_final_message=continue_final_message))
 
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The text that `chat` encodes, for people to read: in it special tokens look like any text with their name."""
-        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._sealed.conceal(self._template(tools).render(messages, variables))
+        begins = add_generation_prompt and not continue_final_message
+        variables |= {"add_generation_prompt": begins, "tools": tools}
+        template = self._template(tools)
+        return self._sealed.conceal(template.render(messages, variables, continue_final_message=continue_final_message))
 
     def chat_ids(
         self,
@@ -305,7 +338,7 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no chat template: its model continues text. Encode text with "
                 "`encode`, or give it a template with `with_chat_template`."
             )
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
+        name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
         if name not in self.templates:
             known = nearest(name, self.templates)
             raise TokenizerError(f"This tokenizer{place(self._where)} has no default chat template.{known}")
@@ -322,6 +355,10 @@ class Tokenizer:
         return Sealed(self._backend, self.specials)
 
     @cached_property
+    def _open(self) -> Engine:
+        return Engine(self._backend)  # text that may name any special token
+
+    @cached_property
     def whole(self) -> Whole:
         """How a text is split into words, and the algorithm that cuts them; no text is a special token there."""
         return Whole(self._sealed.twin)
@@ -329,8 +366,7 @@ class Tokenizer:
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
         text = checked_text(text)
         if allow_specials is True:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-            return ids
+            return self._open.encode(text)
         sealed = self._sealed
         if allow_specials:
             allowed = {allow_specials} if isinstance(allow_specials, str) else set(allow_specials)
@@ -347,23 +383,3 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no {role} token: do not ask for `{role}=True`."
             )
         return [self.bos] if bos and self.bos is not None else [], [self.eos] if eos and self.eos is not None else []
-
-    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids put before and after a text by `prompt`."""
-        for probe in ("a", "A", "1", ".", "的"):
-            encoding = self._backend.encode(probe)
-            if 0 in encoding.special_tokens_mask:
-                inner = encoding.special_tokens_mask
-                first, last = inner.index(0), len(inner) - inner[::-1].index(0)
-                return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
-        return (), ()
-
-
-def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
-    """Raise TokenizerError when a tokenizer has ids for which a model has no row in its embedding."""
-    if tokenizer_vocab > model_vocab:
-        raise TokenizerError(
-            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has "
-            f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
-            f"{tokenizer_vocab} or more."
-        )

@@ -9,6 +9,7 @@ unigram    see pieces.py, as sentencepiece makes them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -17,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from openbook.errors import TokenizerError, nearest
 from openbook.text import pieces
+from openbook.text.engine import train_merges
 from openbook.text.folder import Added
 from openbook.text.sealed import checked_text
 
@@ -40,6 +42,8 @@ SPLIT = (
     r"|\s+(?!\S)"
     r"|\s+"
 )
+
+FREQUENT = 2  # how often a pair must come to become a token
 
 _ROLE_NAMES = {
     "bos": ("bos", "s", "startoftext", "beginoftext"),
@@ -112,19 +116,29 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        min_frequency=2,
-        special_tokens=list(specials),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     counted = _Counted(texts)
-    backend.train_from_iterator(counted, trainer)
+    _train(backend, counted, vocab, specials)
     counted.check()
     roles = roles_of(specials)
     put_around(backend, roles.get("bos"), roles.get("eos") if closed else None)
     return backend
+
+
+def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], vocab: int, specials: Sequence[str]) -> None:
+    """Give `backend` the vocabulary and merges of `texts`: by our own trainer or, without a compiler, the library's."""
+    trained = train_merges(texts, json.loads(backend.to_str())["pre_tokenizer"], vocab, FREQUENT, specials)
+    if trained is not None:
+        backend.model = models.BPE(*trained)
+        backend.add_special_tokens(list(specials))
+        return
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=FREQUENT,
+        special_tokens=list(specials),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
 
 
 def put_around(backend: tokenizers.Tokenizer, first: Added | None, last: Added | None) -> None:
