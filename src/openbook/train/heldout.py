@@ -1,14 +1,11 @@
-"""How well a model does on text it does not learn from: the plain loss, and bits per byte.
+"""How well a model does on text it does not learn from: the plain loss, and perplexity per token and per byte.
 
-    bits per byte = Σ nll / ln 2 / bytes of the text that the targets spell
-
-Bits per byte compares models with different tokenizers. Sums first, over all batches and ranks; one division at the
-end.
+Only what is per byte compares models with different tokenizers: see `text/perplexity.py`. Sums first, over all batches
+and ranks; one division at the end.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +15,7 @@ import torch
 
 from openbook.data.batch import Batch
 from openbook.nn.model import LanguageModel
+from openbook.text.perplexity import Perplexity
 from openbook.train import ranks
 from openbook.train.objectives import Language, Objective
 
@@ -30,12 +28,24 @@ class Texts(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-@torch.no_grad()
 def evaluate(model: LanguageModel, objective: Objective, heldout: Texts) -> dict[str, float]:
-    """`loss` in nats per counted thing, without smoothing and penalties; every term by name; bits per byte.
+    """`loss` in nats per counted thing, without smoothing and penalties; every term by name; for language over text
+    whose bytes are known, perplexity per token and per byte, and bits per byte.
 
     Every rank walks over all batches and measures its share of them.
     """
+    return _means(*_sums(model, objective, heldout), heldout.bytes)
+
+
+def perplexity(model: LanguageModel, heldout: Texts, tokenizer: str = "") -> Perplexity:
+    """Of all that `heldout` wants to be foreseen, in the tokens of the `tokenizer` with this fingerprint."""
+    totals, _ = _sums(model, Language(), heldout)
+    return _perplexity(totals, heldout.bytes, tokenizer)
+
+
+@torch.no_grad()
+def _sums(model: LanguageModel, objective: Objective, heldout: Texts) -> tuple[dict[str, float], dict[str, float]]:
+    """Totals and counts of all terms and of what they show, by `total NAME` …; the weights of the terms."""
     was_training = model.training
     model.eval()
     if isinstance(objective, Language):
@@ -53,7 +63,7 @@ def evaluate(model: LanguageModel, objective: Objective, heldout: Texts) -> dict
             for key, value in term.shown.items():
                 totals[f"shown {name} {key}"] += value.item()
     model.train(was_training)
-    return _means(*ranks.sum_unlike(totals, weights), heldout.bytes)
+    return ranks.sum_unlike(totals, weights)
 
 
 def _means(totals: dict[str, float], weights: dict[str, float], size: int) -> dict[str, float]:
@@ -64,6 +74,11 @@ def _means(totals: dict[str, float], weights: dict[str, float], size: int) -> di
         found["loss"] += weight * found[name]
         start = f"shown {name} "
         found |= {key.removeprefix(start): value / share for key, value in totals.items() if key.startswith(start)}
-    if size and "shown language nll" in totals:
-        found["bits_per_byte"] = totals["shown language nll"] / math.log(2) / size
+    if size and totals.get("shown language nll") is not None and totals["count language"] >= 1:
+        found |= _perplexity(totals, size).plain()
     return found
+
+
+def _perplexity(totals: dict[str, float], size: int, tokenizer: str = "") -> Perplexity:
+    nats, tokens = totals["shown language nll"], round(totals["count language"])
+    return Perplexity(nats=nats, tokens=tokens, bytes=size, tokenizer=tokenizer)
