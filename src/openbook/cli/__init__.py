@@ -42,7 +42,19 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "tokenizer_compare", _MAKE, "DIR… --text TEXT…", "tokenizers side by side: a table and a picture"
         ),
         "data prepare": _verb(
-            "data_prepare", _MAKE, "TEXT… --out DIR", "turn text into memory-mapped shards of tokens"
+            "data_prepare", _MAKE, "RECIPE|TEXT… --out DIR", "clean text and turn it into shards of tokens"
+        ),
+        "data inspect": _verb("data_inspect", _LOOK, "PATH…", "what is in text, prepared tokens or a corpus"),
+        "data plan": _verb("data_plan", _LOOK, "--size 10TB", "how long a corpus takes, on which machines"),
+        "data audit": _verb(
+            "data_audit", _LOOK, "TEXT…", "who and what a corpus talks about, and weights that balance it"
+        ),
+        "data classifier": _verb(
+            "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
+        ),
+        "data dedupe": _verb("data_dedupe", _MAKE, "TEXT… --out DIR", "write text without what it has twice"),
+        "data decontaminate": _verb(
+            "data_decontaminate", _MAKE, "TEXT… --against EVAL --out DIR", "write text without evaluation items"
         ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),
