@@ -100,7 +100,8 @@ def _merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
 def _check_alphabet(vocab: Mapping[str, int], merges: list[tuple[str, str]], path: Path) -> None:
     """TokenizerError when the tokens are not bytes; a warning when some bytes have no token."""
     alphabet = set(byte_level.CHARACTERS)
-    if not merges or not all(alphabet.issuperset(left + right) for left, right in merges):
+    bytewise = all(alphabet.issuperset(left + right) and not right.endswith("</w>") for left, right in merges)
+    if not merges or not bytewise:
         raise TokenizerError(
             f"'{path}' is not a byte-level vocabulary, and its layout is not read here. Load it with the library that "
             "made it and save a tokenizer.json."

@@ -116,7 +116,8 @@ def decoder(spaces: Spaces, byte_fallback: bool) -> State | None:
     steps += [{"type": "ByteFallback"}] if byte_fallback else []
     steps.append({"type": "Fuse"})
     if (spaces.dummy or spaces.collapse) and spaces.escape:
-        ends = {"start": 0, "stop": 1} if spaces.suffix else {"start": 1, "stop": 0}
+        count = 1 << 10 if spaces.collapse else 1  # where spaces collapse, none is left in front
+        ends = {"start": 0, "stop": 1} if spaces.suffix else {"start": count, "stop": 0}
         steps.append({"type": "Strip", "content": " ", **ends})
     return sequence("decoders", steps)
 

@@ -136,8 +136,8 @@ def _renumbered(model: Model, beside: Settings, path: Path) -> Model:
     moved = [token.content for number, token in beside.added.items() if named.get(token.content, number) != number]
     if moved or (path.name == "sentencepiece.bpe.model" and not beside.added):
         raise TokenizerError(
-            f"The ids of the pieces in '{path}' are not the model's own, and the files do not say which they are. Take the "
-            "tokenizer.json, or give the model file under another name if its own ids are meant."
+            f"The ids of the pieces in '{path}' are not the model's own, and the files do not say which they are. Take "
+            "the tokenizer.json, or give the model file under another name if its own ids are meant."
         )
     return model
 
