@@ -1,4 +1,4 @@
-"""Vocabularies of every published layout, made small: trained on a few sentences, and written as their tools write them."""
+"""Vocabularies of every published layout, made small: trained on a few sentences, written as their tools do it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,21 @@ from openbook.text.formats.byte_level import CHARACTERS
 from tests.text.kinds import ODD, SENTENCES
 
 PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s+"
-WORDS = ["the", " river", "<0x41>", "<s>", "</s>", "▁▁▁", "          ", "hello", "<unk>", "ｶﾞ", "한", "ậ", "e\u0323\u0302"]
+WORDS = [
+    "the",
+    " river",
+    "<0x41>",
+    "<s>",
+    "</s>",
+    "▁▁▁",
+    "          ",
+    "hello",
+    "<unk>",
+    "ｶﾞ",
+    "한",
+    "ậ",
+    "e\u0323\u0302",
+]
 POOLS = [
     "abcdefghij the ing ABC '",
     "    ▁",
@@ -26,7 +40,7 @@ POOLS = [
     "你好世界こんにちは한국어",
     "🙂👩\u200d👩🇮🇹\ufe0f",
     "\x00\x01\x1c\x1f\x7f\ufeff\u200b",
-    "!?.,;:-_/\\\"#$%<>[]",
+    '!?.,;:-_/\\"#$%<>[]',
     "नमस्तेقرأ",
 ]
 
@@ -170,7 +184,7 @@ def gguf_of_pieces(model: bytes, kind: str) -> dict[str, Any]:
 def write_all(root: Path) -> dict[str, Path]:
     """One of each layout under `root`; what `Tokenizer.load` is given for it."""
     table = ranks()
-    for name in ("gpt2", "roberta", "bert", "spm", "spm_unigram", "tekken"):
+    for name in ("gpt2", "roberta", "bert", "spm", "spm_unigram", "spm_table", "tekken"):
         (root / name).mkdir(parents=True, exist_ok=True)
     bpe_files(root / "gpt2")
     bpe_files(root / "roberta", ("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
@@ -180,11 +194,15 @@ def write_all(root: Path) -> dict[str, Path]:
     (root / "bert" / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n", encoding="utf-8")
     (root / "spm" / "tokenizer.model").write_bytes(sentencepiece())
     (root / "spm_unigram" / "spiece.model").write_bytes(sentencepiece(model_type="unigram"))
+    rules = root / "rules.tsv"
+    rules.write_text("00BD\t31 2F 32\nFF41\t61\nAD\t\n3000\t20\n")
+    table_of_its_own = sentencepiece(normalization_rule_tsv=str(rules), normalization_rule_name="")
+    (root / "spm_table" / "x.model").write_bytes(table_of_its_own)
     (root / "tekken" / "tekken.json").write_text(json.dumps(tekken(table)), encoding="utf-8")
     (root / "gpt2.gguf").write_bytes(gguf(gguf_of_merges(table)))
     (root / "llama.gguf").write_bytes(gguf(gguf_of_pieces(sentencepiece(), "llama")))
     (root / "ranks.tiktoken").write_bytes(rank_file(table))
-    folders = {name: root / name for name in ("gpt2", "roberta", "bert", "spm", "spm_unigram", "tekken")}
+    folders = {name: root / name for name in ("gpt2", "roberta", "bert", "spm", "spm_unigram", "spm_table", "tekken")}
     return folders | {name: root / name for name in ("gpt2.gguf", "llama.gguf", "ranks.tiktoken")}
 
 

@@ -100,7 +100,9 @@ def test_one_pair_for_each_token_is_enough() -> None:
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
 
-    priority = {text: float(number) for number, text in enumerate(["ab", "bc", "aa", "abc", "bca", "aab", "aabc", "cc"])}
+    priority = {
+        text: float(number) for number, text in enumerate(["ab", "bc", "aa", "abc", "bca", "aab", "aabc", "cc"])
+    }
     pairs = merges.last_pairs(priority, priority, "here")
     vocab = {text: number for number, text in enumerate(["a", "b", "c", *priority])}
     backend = Backend(models.BPE(vocab, merges.in_order(pairs, priority, "here")))
@@ -190,7 +192,7 @@ class TestFiles:
         assert Tokenizer.load(tmp_path)
         (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
         (tmp_path / "merges.txt").write_text("\n".join([*lines, *map(" ".join, more)]), encoding="utf-8")
-        with pytest.raises(TokenizerError, match="not made with GPT-2's split pattern.*`pattern=`"):
+        with pytest.raises(TokenizerError, match=r"not made with GPT-2's split pattern.*`pattern=`"):
             Tokenizer.load(tmp_path)
         assert Tokenizer.load(tmp_path, pattern=r"\p{L}+|[^\p{L}]+").encode(".\n") == [1000]
 
@@ -219,7 +221,9 @@ class TestFiles:
 
 
 class TestWordPieces:
-    @pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"do_lower_case": True}])
+    @pytest.mark.parametrize(
+        "config", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"do_lower_case": True}]
+    )
     def test_against_transformers(self, config: dict[str, Any], tmp_path: Path) -> None:
         from transformers import BertTokenizer
 

@@ -90,7 +90,12 @@ def test_a_small_table_of_characters(tmp_path: Path) -> None:
     data = layouts.sentencepiece(normalization_rule_tsv=str(tmp_path / "rules.tsv"), normalization_rule_name="")
     (tmp_path / "x.model").write_bytes(data)
     ours, theirs = Tokenizer.load(tmp_path / "x.model"), SentencePieceProcessor(model_proto=data)
-    for text in [*layouts.texts(2, 100, ["½", "ａ", "\xad", "\u3000", "ﬁ"]), "½\u0301", "ﬁ\u0301\u0323x", "a\xad\u0301"]:
+    for text in [
+        *layouts.texts(2, 100, ["½", "ａ", "\xad", "\u3000", "ﬁ"]),
+        "½\u0301",
+        "ﬁ\u0301\u0323x",
+        "a\xad\u0301",
+    ]:
         assert ours.encode(text) == theirs.encode(text), text
 
 
@@ -137,7 +142,15 @@ class TestNumbering:
         theirs = spm.SentencePieceProcessor(model_proto=data)
         names = {0: "<s>", 1: "<pad>", 2: "</s>", 3: "<unk>", len(theirs) + 1: "<mask>"}
         added = {str(number): {"content": name, "special": True} for number, name in names.items()}
-        roles = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+        roles = {
+            "bos": "<s>",
+            "eos": "</s>",
+            "cls": "<s>",
+            "sep": "</s>",
+            "pad": "<pad>",
+            "unk": "<unk>",
+            "mask": "<mask>",
+        }
         config = {f"{role}_token": name for role, name in roles.items()} | {"added_tokens_decoder": added}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         ours = Tokenizer.load(tmp_path)
@@ -180,7 +193,11 @@ def test_word_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_wire() -> None:
-    assert list(wire.fields(b"\x08\x96\x01\x12\x02hi\x1d\x00\x00\x80\x3f")) == [(1, 150), (2, b"hi"), (3, b"\0\0\x80\x3f")]
+    assert list(wire.fields(b"\x08\x96\x01\x12\x02hi\x1d\x00\x00\x80\x3f")) == [
+        (1, 150),
+        (2, b"hi"),
+        (3, b"\0\0\x80\x3f"),
+    ]
 
 
 def test_a_damaged_table_of_characters() -> None:

@@ -129,6 +129,8 @@ def _leaves(units: np.ndarray) -> list[tuple[bytes, int]]:
     found: list[tuple[bytes, int]] = []
     level, keys = np.zeros(1, dtype=np.int64), [b""]
     for _ in range(_LONGEST):
+        if int((bases[level] | 0xFF).max()) >= len(units):
+            raise ValueError("a place in it lies beyond the end")  # of the backend, which would look there
         starts, ends = (np.searchsorted(parents, bases[level], side=side) for side in ("left", "right"))
         if int((ends - starts).sum()) + len(found) > _KEYS:
             break
