@@ -31,7 +31,7 @@ from openbook.generate.requests import Token
 from openbook.generate.sampling import Sampling
 from openbook.nn.model import LanguageModel
 from openbook.text import Tokenizer
-from openbook.text.sealed import LONG
+from openbook.text.engine import LONG
 
 
 class Local:

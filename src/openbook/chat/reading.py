@@ -18,7 +18,7 @@ from openbook.generate.encode import Pooling
 from openbook.generate.live import Live
 from openbook.nn.heads import ClassHead
 from openbook.nn.model import LanguageModel
-from openbook.text.sealed import LONG
+from openbook.text.engine import LONG
 from openbook.text.tokenizer import Tokenizer
 
 T = TypeVar("T")

@@ -14,52 +14,38 @@ book too has a part that can be held out. The pieces that are trained on are joi
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 
 from openbook.data.documents import SEPARATOR, Paths, find_files, read_documents
+from openbook.data.encoding import Encoded, Encoder, Piece, encode
 from openbook.data.shards import (
     BEGINS,
     ENDS,
     FORMAT,
     MANIFEST,
-    PIECE,
     VERSION,
     Shards,
     fingerprint,
     names,
+    origins_name,
     read_manifest,
     sha256,
 )
+from openbook.data.writing import ShardWriter
 from openbook.errors import DataError, OpenbookError, OpenbookWarning, UsageError
 from openbook.files import explain_os_error, read_json, sync_folder, write_json
 
 PROGRESS = "progress.json"
 BATCH = 1 << 20  # characters that are encoded at once
-
-
-class Encoder(Protocol):
-    """What is asked of a tokenizer here; `openbook.text.tokenizer.Tokenizer` is one."""
-
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def bos(self) -> int | None: ...
-    @property
-    def eos(self) -> int | None: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]: ...
-    def token_bytes(self, number: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +57,6 @@ class Progress:
     documents: int
     tokens: int
     file: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    place: tuple[int, int, int]  # file, document in it, piece in that
-    flags: int
-    read: int  # bytes of all files read so far
 
 
 def prepare(
@@ -157,7 +135,7 @@ class _Work:
     def run(self) -> Shards:
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
-            with _alone(self.staging, self.out):
+            with alone(self.staging, self.out):
                 self._recall()
                 self._write_shards()
                 self._finish()
@@ -170,20 +148,23 @@ class _Work:
         saved = _recorded(self.staging)
         if saved is not None and _comparable(saved["task"]) == _comparable(self.task):
             self.shards, self.totals, self.next = saved["shards"], saved["totals"], tuple(saved["next"])
-        known = {PROGRESS, *(name for number in range(len(self.shards)) for name in names(number))}
+        done = range(len(self.shards))
+        known = {PROGRESS, *(name for number in done for name in (*names(number), origins_name(number)))}
         for file in self.staging.iterdir():
             if file.name not in known:
                 file.unlink()
 
     def _write_shards(self) -> None:
-        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+        shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
         try:
             for batch in _batches(self._pieces()):
-                for piece, ids in zip(batch, self._encode(batch), strict=True):
-                    self._add(shard, piece, ids)
+                encoded = encode(batch, self.tokenizer, self.task["dtype"])
+                start = 0
+                while start < len(batch):
+                    start = self._add(shard, encoded, start)
                     if shard.tokens >= self.task["shard_tokens"]:
                         self._close(shard)
-                        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+                        shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
                 self._report(batch[-1])
             if shard.tokens:
                 self._close(shard)
@@ -193,14 +174,25 @@ class _Work:
         if not self.totals["tokens"]:
             raise DataError(f"The tokenizer made no tokens of the text under '{self.files[0]}'.")
 
-    def _add(self, shard: _Shard, piece: _Piece, ids: list[int]) -> None:
-        size = len(piece.text.encode("utf-8"))
-        shard.add(ids, _record(piece, ids, self.tokenizer))
-        added = {"documents": int(bool(piece.flags & ENDS)), "pieces": 1, "tokens": len(ids), "bytes": size}
+    def _add(self, shard: ShardWriter, encoded: Encoded, start: int) -> int:
+        """Pieces from `start` on, until the shard is full; returns the first that is not in it."""
+        ends = encoded.ends
+        full = ends[start] + self.task["shard_tokens"] - shard.tokens
+        stop = min(int(np.searchsorted(ends, full)), len(encoded.pieces))
+        origins = [(*piece.place[:2], piece.line) for piece in encoded.pieces[start:stop]]
+        shard.add(encoded.ids[ends[start] : ends[stop]], encoded.records[start:stop], origins)
+        added = {
+            "documents": sum(bool(piece.flags & ENDS) for piece in encoded.pieces[start:stop]),
+            "pieces": stop - start,
+            "tokens": int(ends[stop] - ends[start]),
+            "bytes": int(encoded.records["bytes"][start:stop].sum(dtype=np.int64)),
+        }
         self.totals = {key: self.totals[key] + value for key, value in added.items()}
-        self.next = (piece.place[0], piece.place[1], piece.place[2] + 1)
+        file, document, part = encoded.pieces[stop - 1].place
+        self.next = (file, document, part + 1)
+        return stop
 
-    def _pieces(self) -> Iterator[_Piece]:
+    def _pieces(self) -> Iterator[Piece]:
         """All pieces from `self.next` on, in order."""
         start = self.next
         total = 0
@@ -213,22 +205,15 @@ class _Work:
                     for part, text in enumerate(texts):
                         if (number, place, part) >= start:
                             flags = BEGINS * (part == 0) | ENDS * (part == len(texts) - 1)
-                            yield _Piece(text, (number, place, part), flags, total + document.end)
+                            yield Piece(text, (number, place, part), document.line, flags, total + document.end)
             total += self.task["sources"][number]["bytes"]
 
-    def _encode(self, batch: list[_Piece]) -> Iterator[list[int]]:
-        bos, eos = self.tokenizer.bos, self.tokenizer.eos
-        for piece, ids in zip(batch, self.tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-            before = [bos] if bos is not None and piece.flags & BEGINS else []
-            after = [eos] if eos is not None and piece.flags & ENDS else []
-            yield before + ids + after
-
-    def _close(self, shard: _Shard) -> None:
+    def _close(self, shard: ShardWriter) -> None:
         self.shards.append(shard.close())
         saved = {"task": self.task, "shards": self.shards, "totals": self.totals, "next": self.next}
         write_json(self.staging / PROGRESS, saved)
 
-    def _report(self, piece: _Piece) -> None:
+    def _report(self, piece: Piece) -> None:
         if self.tell is not None:
             total = sum(source["bytes"] for source in self.task["sources"])
             documents, tokens = self.totals["documents"], self.totals["tokens"]
@@ -249,43 +234,6 @@ class _Work:
         shutil.rmtree(old, ignore_errors=True)
 
 
-class _Shard:
-    """One shard while it is written: ids go to the disk as they come, under a name that is not yet the shard's."""
-
-    def __init__(self, folder: Path, number: int, dtype: str) -> None:
-        self.folder, self.number, self.dtype = folder, number, np.dtype(dtype)
-        self.records: list[tuple[int, int, int, int, int]] = []
-        self.tokens = 0
-        self.part = folder / f"tokens-{number:05d}.part"
-        self.file: BinaryIO = self.part.open("wb")
-        self.sha = hashlib.sha256()
-
-    def add(self, ids: list[int], record: tuple[int, int, int, int, int]) -> None:
-        data = np.array(ids, dtype=self.dtype).tobytes()
-        self.file.write(data)
-        self.sha.update(data)
-        self.tokens += len(ids)
-        self.records.append(record)
-
-    def close(self) -> dict[str, Any]:
-        """Make the shard durable and say what the manifest should know of it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        tokens_name, pieces_name = names(self.number)
-        pieces = np.array(self.records, dtype=PIECE).tobytes()
-        with (self.folder / pieces_name).open("wb") as file:
-            file.write(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.part, self.folder / tokens_name)
-        sync_folder(self.folder)
-        return {
-            "tokens": self.tokens, "tokens_sha256": self.sha.hexdigest(),
-            "pieces": len(self.records), "pieces_sha256": hashlib.sha256(pieces).hexdigest(),
-        }  # fmt: skip
-
-
 def cut(text: str, size: int) -> list[str]:
     """Part `text` into pieces of at most `size` characters: behind a blank line, a line end, or before a space."""
     pieces = []
@@ -301,9 +249,9 @@ def cut(text: str, size: int) -> list[str]:
     return [*pieces, text[at:]]
 
 
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
     """Groups of pieces that are worth encoding together."""
-    batch: list[_Piece] = []
+    batch: list[Piece] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
@@ -313,14 +261,6 @@ def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _record(piece: _Piece, ids: list[int], tokenizer: Encoder) -> tuple[int, int, int, int, int]:
-    data = piece.text.encode("utf-8")
-    value = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-    first = bool(piece.flags & BEGINS) and tokenizer.bos is not None
-    lead = 0 if first or not ids else min(len(tokenizer.token_bytes(ids[0])), len(data))
-    return value, len(ids), len(data), lead, piece.flags
 
 
 def _cutting(sources: list[dict[str, Any]]) -> dict[str, int]:
@@ -380,7 +320,7 @@ def _recorded(staging: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _alone(staging: Path, out: Path) -> Iterator[None]:
+def alone(staging: Path, out: Path) -> Iterator[None]:
     """Hold the staging folder against a second process that prepares the same target."""
     handle = os.open(staging, os.O_RDONLY)
     try:

@@ -22,6 +22,7 @@ from typing import Any
 import tokenizers
 
 from openbook.errors import InputError, TokenizerError
+from openbook.text.engine import Engine, Ids, Places
 
 
 def checked_text(value: str) -> str:
@@ -37,9 +38,6 @@ def checked_text(value: str) -> str:
                 f"{error.start}): it has no UTF-8 form. Repair the text where it was read, or replace that character."
             ) from error
     return value
-
-
-LONG = 1 << 13  # characters
 
 
 class Sealed:
@@ -58,6 +56,7 @@ class Sealed:
         self._plain = self._shown | {name: content for content, name in self.names.items()}
         self._invented = re.compile(rf"\.{self._secret}\.\w+\.")
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_rename(state, self.names)))
+        self._engine = Engine(self._tokenizer)
         for content, name in self.names.items():
             if self._tokenizer.token_to_id(name) != specials[content]:
                 raise TokenizerError(
@@ -65,6 +64,11 @@ class Sealed:
                     f"{specials[content]} but loads as {self._tokenizer.token_to_id(name)}. Save it again with the "
                     "library that wrote it."
                 )
+
+    @property
+    def twin(self) -> tokenizers.Tokenizer:
+        """The same vocabulary and pipeline, in which the special tokens have their secret names."""
+        return self._tokenizer
 
     def invent(self, label: str) -> str:
         """A name for `label` that no text contains."""
@@ -92,10 +96,7 @@ class Sealed:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing added before or after."""
-        if len(text) > LONG:  # as a batch it lets other threads of this process run meanwhile
-            return self.encode_batch([text])[0]
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._engine.encode(text)
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of `text`, and for each the characters of `text` it came from, as (start, end)."""
@@ -104,7 +105,11 @@ class Sealed:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of many texts, in parallel."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._engine.encode_batch(texts)
+
+    def encode_arrays(self, texts: list[str]) -> tuple[Ids, Places]:
+        """Ids of many texts one after the other, and where each begins and the last ends."""
+        return self._engine.encode_arrays(texts)
 
 
 def _longest_first(contents: Collection[str]) -> re.Pattern[str]:
