@@ -60,7 +60,7 @@ def _read(file: Path, beside: Settings, asked: Asked) -> Found | None:
     with file.open("rb") as handle:
         head = handle.read(1 << 12)
     if head.startswith(gguf.MAGIC):
-        return gguf.read(file, beside)
+        return gguf.read(file)
     if ranks.is_ranks(head):
         return ranks.read(file, asked)
     if pair := bpe_files.pair_of(file):

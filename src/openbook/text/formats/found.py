@@ -100,9 +100,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file of bearable size; TokenizerError."""
     try:
         if (size := path.stat().st_size) > LARGEST:
-            raise TokenizerError(
-                f"'{path}' holds {size >> 20} MB: that is no vocabulary (at most {LARGEST >> 20} MB). Give another file."
-            )
+            raise TokenizerError(f"'{path}' holds {size >> 20} MB: that is no vocabulary (at most {LARGEST >> 20} MB).")
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(str(explain_os_error(error, path, "read"))) from error
