@@ -1,9 +1,12 @@
-"""The split patterns of published byte-level tokenizers, as the `pre_tokenizer` of a tokenizer.json, and text to try."""
+"""The split patterns of published byte-level tokenizers, vocabularies that follow no order, and texts to try."""
 
 from __future__ import annotations
 
+import base64
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -21,7 +24,8 @@ PATTERNS = {
     "gpt2": [r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
     "cl100k": [rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_LINES}"],
     "possessive": [
-        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s++$|{_LINES}"
+        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|\p{{N}}{{1,3}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s++$|{_LINES}"
     ],
     "qwen2": [rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_LINES}"],
     "o200k": [
@@ -65,13 +69,16 @@ def pre_tokenizer(name: str, *, prefix_space: bool = False) -> pre_tokenizers.Pr
 
 
 PARTS = [
-    "a", "b", "the", " the", "The", "THE", "x", "'s", "'S", "'ſ", "'t", "'ll", "'LL", "'re", "'d", "’s", "n't",
-    " ", "  ", "   ", "\n", "\r\n", "\r", "\n\n", "\t", "\x0b", "\x0c", "\x1c", "\x85", "\u00a0", "\u2003", "\u2028", "\u3000",
-    "\u200b", "\ufeff", "\x00", "\x07", "\x7f", "\u00ad", "1", "12", "123", "1234", "٣", "½", "Ⅷ", "²", "①", "१२", "𝟗",
-    ".", ",", "!", "...", "?!", "-", "—", "/", "//", "$", "€", "+", "<|end|>", "<", "|", ">", "_", "#", "(", ")", "[", "]",
-    "é", "e\u0301", "ñ", "ß", "ẞ", "ı", "İ", "ǅ", "ʰ", "ª", "ﬀ", "ﬆ", "ä", "a\u0308\u0323", "ക്ഷി", "नमस्ते", "สวัสดี", "مرحبا", "שלום",
-    "你好", "中", "日本語", "カタカナ", "ﾊﾝ", "한국어", "\u1112\u1161\u11ab", "가\u11a8", "😀", "👩‍👩‍👧", "🇩🇪", "❤️", "𐐀", "𝒳", "\u0345", "\U000e0001",
-    "\u0378", "\U0010ffff", "\ue000", "\ufffd", "\U0001f1e6", "\u180e", "\U00016d67", "\U00011de0", "K", "Å",
+    "a", "b", "the", " the", "The", "THE", "x", "'s", "'S", "'ſ", "'t", "'ll", "'LL", "'re", "'d", "’s",
+    "n't", " ", "  ", "   ", "\n", "\r\n", "\r", "\n\n", "\t", "\x0b", "\x0c", "\x1c", "\x85", "\xa0",
+    "\u2003", "\u2028", "\u3000", "\u200b", "\ufeff", "\x00", "\x07", "\x7f", "\xad", "1", "12", "123",
+    "1234", "٣", "½", "Ⅷ", "²", "①", "१२", "𝟗", ".", ",", "!", "...", "?!", "-", "—", "/", "//", "$", "€",
+    "+", "<|end|>", "<", "|", ">", "_", "#", "(", ")", "[", "]", "é", "e\u0301", "ñ", "ß", "ẞ", "ı", "İ", "ǅ",
+    "ʰ", "ª", "ﬀ", "ﬆ", "ä", "a\u0308\u0323", "\u0d15\u0d4d\u0d37\u0d3f",
+    "\u0928\u092e\u0938\u094d\u0924\u0947", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", "مرحبا", "שלום", "你好",
+    "中", "日本語", "カタカナ", "ﾊﾝ", "한국어", "한", "각", "😀", "\U0001f469\u200d\U0001f469\u200d\U0001f467", "🇩🇪",
+    "\u2764\ufe0f", "𐐀", "𝒳", "\u0345", "\U000e0001", "\u0378", "\U0010ffff", "\ue000", "�", "🇦", "\u180e",
+    "\U00016d67", "\U00011de0", "K", "Å",
 ]  # fmt: skip
 
 
@@ -94,7 +101,7 @@ def texts(seed: int, count: int, parts: int = 40) -> Iterator[str]:
 def vocabulary(seed: int, size: int, *, whole: bool = False, missing: int = 0) -> models.BPE:
     """Byte-level BPE whose merges follow no order of making: parts may have a later rank than what is made of them."""
     draw = random.Random(seed)
-    sample = "".join("".join(ALPHABET[byte] for byte in text.encode()) for text in texts(seed, 30))
+    sample = "".join("".join(ALPHABET[byte] for byte in text.encode()) for text in texts(seed, 60))
     merges: dict[tuple[str, str], None] = {}
     gone = set(draw.sample(ALPHABET, missing))
 
@@ -110,6 +117,9 @@ def vocabulary(seed: int, size: int, *, whole: bool = False, missing: int = 0) -
         token = sample[at : at + draw.randrange(2, 9)]
         if not gone & set(token):
             make(token)
+    for left, right in pairwise(sample):  # so that every border between words shows
+        if not gone & {left, right}:
+            merges[left, right] = None
     rules = list(merges)
     draw.shuffle(rules)
     names = list(dict.fromkeys([*(char for char in ALPHABET if char not in gone), *map("".join, rules)]))
@@ -122,3 +132,20 @@ def tokenizer(name: str, seed: int, size: int = 300, **options: Any) -> Tokenize
     made = Tokenizer(vocabulary(seed, size, **options))
     made.pre_tokenizer = pre_tokenizer(name)
     return made
+
+
+def from_ranks(path: Path, specials: Mapping[str, int]) -> models.BPE:
+    """The model of a rank file of tiktoken: a token is merged from the two parts that lower ranks make of it."""
+    rows = (line.split() for line in path.read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[at : at + 1] for at in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+            at = min(range(len(joined)), key=joined.__getitem__)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append(("".join(ALPHABET[byte] for byte in parts[0]), "".join(ALPHABET[byte] for byte in parts[1])))
+    vocab = {"".join(ALPHABET[byte] for byte in token): rank for token, rank in ranks.items()}
+    return models.BPE(vocab | specials, merges)

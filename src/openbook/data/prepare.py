@@ -14,17 +14,19 @@ book too has a part that can be held out. The pieces that are trained on are joi
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from openbook.data.documents import SEPARATOR, Paths, find_files, read_documents
+from openbook.data.encoding import Encoded, Encoder, Piece, encode
 from openbook.data.shards import (
     BEGINS,
     ENDS,
@@ -46,21 +48,6 @@ PROGRESS = "progress.json"
 BATCH = 1 << 20  # characters that are encoded at once
 
 
-class Encoder(Protocol):
-    """What is asked of a tokenizer here; `openbook.text.tokenizer.Tokenizer` is one."""
-
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def bos(self) -> int | None: ...
-    @property
-    def eos(self) -> int | None: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]: ...
-    def token_bytes(self, number: int, /) -> bytes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far the preparation is."""
@@ -70,15 +57,6 @@ class Progress:
     documents: int
     tokens: int
     file: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    place: tuple[int, int, int]  # file, document in it, piece in that
-    line: int  # where the document begins
-    flags: int
-    read: int  # bytes of all files read so far
 
 
 def prepare(
@@ -180,8 +158,10 @@ class _Work:
         shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
         try:
             for batch in _batches(self._pieces()):
-                for piece, ids in zip(batch, self._encode(batch), strict=True):
-                    self._add(shard, piece, ids)
+                encoded = encode(batch, self.tokenizer, self.task["dtype"])
+                start = 0
+                while start < len(batch):
+                    start = self._add(shard, encoded, start)
                     if shard.tokens >= self.task["shard_tokens"]:
                         self._close(shard)
                         shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
@@ -194,14 +174,25 @@ class _Work:
         if not self.totals["tokens"]:
             raise DataError(f"The tokenizer made no tokens of the text under '{self.files[0]}'.")
 
-    def _add(self, shard: ShardWriter, piece: _Piece, ids: list[int]) -> None:
-        size = len(piece.text.encode("utf-8"))
-        shard.add(ids, _record(piece, ids, self.tokenizer), (*piece.place[:2], piece.line))
-        added = {"documents": int(bool(piece.flags & ENDS)), "pieces": 1, "tokens": len(ids), "bytes": size}
+    def _add(self, shard: ShardWriter, encoded: Encoded, start: int) -> int:
+        """Pieces from `start` on, until the shard is full; returns the first that is not in it."""
+        ends = encoded.ends
+        full = ends[start] + self.task["shard_tokens"] - shard.tokens
+        stop = min(int(np.searchsorted(ends, full)), len(encoded.pieces))
+        origins = [(*piece.place[:2], piece.line) for piece in encoded.pieces[start:stop]]
+        shard.add(encoded.ids[ends[start] : ends[stop]], encoded.records[start:stop], origins)
+        added = {
+            "documents": sum(bool(piece.flags & ENDS) for piece in encoded.pieces[start:stop]),
+            "pieces": stop - start,
+            "tokens": int(ends[stop] - ends[start]),
+            "bytes": int(encoded.records["bytes"][start:stop].sum(dtype=np.int64)),
+        }
         self.totals = {key: self.totals[key] + value for key, value in added.items()}
-        self.next = (piece.place[0], piece.place[1], piece.place[2] + 1)
+        file, document, part = encoded.pieces[stop - 1].place
+        self.next = (file, document, part + 1)
+        return stop
 
-    def _pieces(self) -> Iterator[_Piece]:
+    def _pieces(self) -> Iterator[Piece]:
         """All pieces from `self.next` on, in order."""
         start = self.next
         total = 0
@@ -214,22 +205,15 @@ class _Work:
                     for part, text in enumerate(texts):
                         if (number, place, part) >= start:
                             flags = BEGINS * (part == 0) | ENDS * (part == len(texts) - 1)
-                            yield _Piece(text, (number, place, part), document.line, flags, total + document.end)
+                            yield Piece(text, (number, place, part), document.line, flags, total + document.end)
             total += self.task["sources"][number]["bytes"]
-
-    def _encode(self, batch: list[_Piece]) -> Iterator[list[int]]:
-        bos, eos = self.tokenizer.bos, self.tokenizer.eos
-        for piece, ids in zip(batch, self.tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-            before = [bos] if bos is not None and piece.flags & BEGINS else []
-            after = [eos] if eos is not None and piece.flags & ENDS else []
-            yield before + ids + after
 
     def _close(self, shard: ShardWriter) -> None:
         self.shards.append(shard.close())
         saved = {"task": self.task, "shards": self.shards, "totals": self.totals, "next": self.next}
         write_json(self.staging / PROGRESS, saved)
 
-    def _report(self, piece: _Piece) -> None:
+    def _report(self, piece: Piece) -> None:
         if self.tell is not None:
             total = sum(source["bytes"] for source in self.task["sources"])
             documents, tokens = self.totals["documents"], self.totals["tokens"]
@@ -265,9 +249,9 @@ def cut(text: str, size: int) -> list[str]:
     return [*pieces, text[at:]]
 
 
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
     """Groups of pieces that are worth encoding together."""
-    batch: list[_Piece] = []
+    batch: list[Piece] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
@@ -277,14 +261,6 @@ def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _record(piece: _Piece, ids: list[int], tokenizer: Encoder) -> tuple[int, int, int, int, int]:
-    data = piece.text.encode("utf-8")
-    value = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-    first = bool(piece.flags & BEGINS) and tokenizer.bos is not None
-    lead = 0 if first or not ids else min(len(tokenizer.token_bytes(ids[0])), len(data))
-    return value, len(ids), len(data), lead, piece.flags
 
 
 def _cutting(sources: list[dict[str, Any]]) -> dict[str, int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.data.shards import ORIGIN, PIECE, names, origins_name
+from openbook.data.shards import ORIGIN, names, origins_name
 from openbook.files import sync_folder
 
 
@@ -19,21 +20,21 @@ class ShardWriter:
 
     def __init__(self, folder: Path, number: int, dtype: str) -> None:
         self.folder, self.number, self.dtype = folder, number, np.dtype(dtype)
-        self.records: list[tuple[int, int, int, int, int]] = []
+        self.records: list[NDArray[Any]] = []
         self.origins: list[tuple[int, int, int]] = []
         self.tokens = 0
         self.part = folder / f"tokens-{number:05d}.part"
         self.file: BinaryIO = self.part.open("wb")
         self.sha = hashlib.sha256()
 
-    def add(self, ids: list[int], record: tuple[int, int, int, int, int], origin: tuple[int, int, int]) -> None:
-        """One more piece: its ids, its `PIECE` record, its `ORIGIN` record."""
-        data = np.array(ids, dtype=self.dtype).tobytes()
+    def add(self, ids: NDArray[Any], records: NDArray[Any], origins: Sequence[tuple[int, int, int]]) -> None:
+        """More pieces: their ids, one behind the other, their `PIECE` and their `ORIGIN` records."""
+        data = ids.tobytes()
         self.file.write(data)
         self.sha.update(data)
         self.tokens += len(ids)
-        self.records.append(record)
-        self.origins.append(origin)
+        self.records.append(records)
+        self.origins += origins
 
     def close(self) -> dict[str, Any]:
         """Make the shard durable and say what the manifest should know of it."""
@@ -41,13 +42,14 @@ class ShardWriter:
         os.fsync(self.file.fileno())
         self.file.close()
         tokens_name, pieces_name = names(self.number)
-        pieces = self._write(pieces_name, np.array(self.records, dtype=PIECE))
+        records = np.concatenate(self.records)
+        pieces = self._write(pieces_name, records)
         origins = self._write(origins_name(self.number), np.array(self.origins, dtype=ORIGIN))
         os.replace(self.part, self.folder / tokens_name)
         sync_folder(self.folder)
         return {
             "tokens": self.tokens, "tokens_sha256": self.sha.hexdigest(),
-            "pieces": len(self.records), "pieces_sha256": pieces, "origins_sha256": origins,
+            "pieces": len(records), "pieces_sha256": pieces, "origins_sha256": origins,
         }  # fmt: skip
 
     def _write(self, name: str, records: NDArray[Any]) -> str:

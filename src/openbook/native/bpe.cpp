@@ -4,8 +4,7 @@
 // without its lock, and what they give does not depend on the number of threads.
 
 #include <atomic>
-#include <memory>
-#include <thread>
+#include <new>
 
 #include "bpe_merge.h"
 #include "bpe_split.h"
@@ -88,10 +87,9 @@ class Encoder {
   public:
     explicit Encoder(const Setup& s)
         : steps(s.steps, s.steps + s.steps_count),
-          vocabulary{{s.merges_count, s.left, s.right, s.made}, {s.words_count, s.words, s.words_ends, s.words_ids},
-                     bool(s.whole_words), {}},
+          vocabulary({s.merges_count, s.left, s.right, s.made}, {s.words_count, s.words, s.words_ends, s.words_ids},
+                     s.whole_words, s.bytes),
           prefix_space(s.prefix_space) {
-        std::copy(s.bytes, s.bytes + 256, vocabulary.bytes);
         for (int64_t i = 0; i < s.added_count; i++) {
             const Byte kind = s.added_kinds[i];
             names[kind & 1].add(s.added + (i ? s.added_ends[i - 1] : 0), s.added + s.added_ends[i],
@@ -108,7 +106,11 @@ class Encoder {
     int64_t encode(const Byte* text, int64_t size, Memory& memory, uint32_t* out) const {
         if (size >= int64_t(1) << 31 || (!refused.empty() && holds_refused(text, text + size))) return -1;
         Task task{*this, memory, text + size, out, effort_for(size)};
-        return task.named(0, text, text + size) ? task.out - out : -1;
+        try {
+            return task.named(0, text, text + size) ? task.out - out : -1;
+        } catch (const std::bad_alloc&) {
+            return -1;
+        }
     }
 
     Memory* borrow() {

@@ -12,6 +12,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from tokenizers import pre_tokenizers
 from openbook import runtime
 from openbook.native import bpe
 from openbook.text import characters
-from openbook.text.split import Unsupported, compile_steps
+from openbook.text.pattern import Unsupported
+from openbook.text.split import compile_steps
 
 Ids = NDArray[np.uint32]
 Places = NDArray[np.int64]
@@ -47,32 +49,26 @@ class Engine:
         """Ids of many texts, in parallel."""
         if self._native is None:
             return self._theirs(texts)
-        ids, ends = self.encode_arrays(texts)
-        whole, places = ids.tolist(), ends.tolist()
-        return [whole[start:end] for start, end in zip(places, places[1:], strict=False)]
+        return [row.tolist() for block in blocks(texts) for row in self._rows(block)]
 
     def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, Places]:
         """Ids of many texts one after the other, and where each begins and the last ends: [number of texts + 1]."""
-        parts: list[Ids] = []
-        counts = [np.zeros(1, np.int64)]
+        parts = [np.zeros(0, np.uint32)]
+        sizes = [0]
         for block in blocks(texts):
-            ids, sizes = self._block(block)
-            parts.append(ids)
-            counts.append(sizes)
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint32), np.cumsum(np.concatenate(counts))
+            rows = self._rows(block)
+            parts.append(np.concatenate(rows))
+            sizes += map(len, rows)
+        return np.concatenate(parts), np.cumsum(sizes, dtype=np.int64)
 
-    def _block(self, texts: list[str]) -> tuple[Ids, Places]:
-        """Ids of some texts, and how many there are of each."""
-        if self._native is None:
-            return _row(self._theirs(texts))
-        ids, counts = self._native.encode_many([text.encode() for text in texts], runtime.default_threads())
-        left = np.flatnonzero(counts < 0)
-        if not len(left):
-            return ids, counts
-        theirs, sizes = _row(self._theirs([texts[number] for number in left]))
-        behind = np.cumsum(np.maximum(counts, 0))[left]  # where in `ids` the missing ones belong
-        counts[left] = sizes
-        return np.insert(ids, np.repeat(behind, sizes), theirs), counts
+    def _rows(self, texts: list[str]) -> list[Ids]:
+        """Ids of each text; what the native engine does not handle is given to the library."""
+        native, rows = self._native, list[Ids | None]([None] * len(texts))
+        if native is not None:
+            rows = native.encode_many([text.encode() for text in texts], runtime.default_threads())
+        left = [number for number, row in enumerate(rows) if row is None]
+        theirs = iter(self._theirs([texts[number] for number in left]) if left else [])
+        return [np.array(next(theirs), np.uint32) if row is None else row for row in rows]
 
     def _theirs(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) == 1 and len(texts[0]) <= LONG:
@@ -137,6 +133,12 @@ def train_merges(
     return {spelling: number for number, spelling in enumerate(spellings)}, list(ranks)
 
 
+def in_a_row(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
+    """Lists of ids as `encode_arrays` gives them."""
+    places = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(rows), np.uint32, int(places[-1])), places
+
+
 def blocks(texts: Iterable[str]) -> Iterator[list[str]]:
     """Groups of texts that are worth handing over together."""
     block: list[str] = []
@@ -164,7 +166,7 @@ def _alphabet() -> list[str]:
 
 
 ALPHABET = _alphabet()
-_BYTES = dict.fromkeys(range(256), 65535) | {ord(char): byte for byte, char in enumerate(ALPHABET)}
+_BYTES = dict.fromkeys(range(256), 0xFFFF) | {ord(char): byte for byte, char in enumerate(ALPHABET)}
 
 
 def _spelled(token: str) -> bytes | None:
@@ -205,7 +207,7 @@ def _added(backend: tokenizers.Tokenizer, tokens: list[dict[str, Any]], composed
         raise Unsupported("added tokens that are normalised too")
     swallows = [token["single_word"] or token["lstrip"] or token["rstrip"] for token in tokens]
     kinds = [token["normalized"] + 2 * swallow for token, swallow in zip(tokens, swallows, strict=True)]
-    ids = [backend.token_to_id(token["content"]) for token in tokens]
+    ids = [int(backend.token_to_id(token["content"]) or 0) for token in tokens]  # each is in the vocabulary
     return bpe.Added([token["content"].encode() for token in tokens], ids, kinds)
 
 
@@ -236,9 +238,3 @@ def _not_surely_composed() -> NDArray[np.bool_]:
 
 def _stays(char: str) -> bool:
     return unicodedata.category(char) != "Cn" and unicodedata.normalize("NFC", char) == char
-
-
-def _row(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
-    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-    flat = (number for row in rows for number in row)
-    return np.fromiter(flat, np.uint32, int(sizes.sum())), sizes

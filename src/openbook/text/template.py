@@ -45,7 +45,7 @@ CHAT_TEMPLATE = """\
 CHAT_SPECIALS = ("<|bos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_LONGEST = 1_000_000  # characters of a template
+_LONGEST = 100_000  # characters of a template: seconds to compile; published ones have some 20,000 at most
 _DEEPEST = 128  # objects and lists within each other, in a message or a variable
 _PRIVATE = range(0xE000, 0xF8FF)
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which messages carry it
@@ -71,7 +71,10 @@ class ChatTemplate:
         try:
             self._compiled = Sandbox(*marks).compile_metered(source, lambda text: sealed.reveal(text, every))
         except Exception as error:
-            raise refusal(error, name) from error
+            refused = refusal(error, name)
+            if isinstance(refused, InputError):  # there are no messages yet that could be at fault
+                refused = TokenizerError(f"{name} cannot be compiled ({type(error).__name__}: {error}). Correct it.")
+            raise refused from error
         self._marked = bool(re.search(r"\{%[-+]?\s*generation\b", source))
 
     def render(
@@ -157,10 +160,14 @@ class ChatTemplate:
     ) -> str:
         for message, given in zip(messages, original, strict=True):
             message["role"] = given["role"]  # names of roles are checked, and templates compute with them
-        budget = Budget(_size(messages) + _size(variables))
+        budget = Budget(_size(messages) + _size(variables), len(messages))
         given_variables = {"tools": None, "documents": None, "add_generation_prompt": False, **variables}
         try:
             text = self._compiled.render({**self._variables, **given_variables, "messages": messages, BUDGET: budget})
+            if not text.isascii():
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"{self._name} writes half a character (a lone surrogate). Correct it.") from error
         except Exception as error:
             raise refusal(error, self._name) from error
         return text if keep_marks else self._marks.sub("", text)
@@ -254,7 +261,7 @@ def continued(message: dict[str, Any], field: str, mark: str) -> str:
     value = message.get(field)
     names = [name for name in REASONING if message.get(name) == value] if field in REASONING else [field]
     if isinstance(value, str):
-        message.update({name: value + mark for name in names})
+        message.update(dict.fromkeys(names, value + mark))
         return value
     for part in reversed(value) if isinstance(value, list) else ():
         if isinstance(part, dict) and isinstance(text := part.get("text"), str):

@@ -25,7 +25,7 @@ from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
 from openbook.text.algorithms.sampling import sample
 from openbook.text.algorithms.whole import Whole
-from openbook.text.backend import declare, guarded, model_unk, place
+from openbook.text.backend import around, check_fits, declare, guarded, model_unk, place
 from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
 from openbook.text.formats import Asked
@@ -68,7 +68,7 @@ class Tokenizer:
         self.mask: int | None = role.get("mask")
         self.sep: int | None = role.get("sep")
         self.cls: int | None = role.get("cls")
-        self.prefix, self.suffix = self._around()
+        self.prefix, self.suffix = around(backend)
         self.decoding = Decoding(backend.decoder)
         self._compiled: dict[str, ChatTemplate] = {}
 
@@ -137,6 +137,19 @@ class Tokenizer:
         templates = {} if source is None else {"default": source}
         return Tokenizer(self._backend, replace(self._settings, templates=templates, raw=raw), self._where)
 
+    def state(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        content: dict[str, Any] = json.loads(self._backend.to_str())
+        return content
+
+    def with_state(self, state: Mapping[str, Any], ids: Mapping[int, int]) -> Tokenizer:
+        """The same roles and templates over another tokenizer.json; `ids` says what became of the ids."""
+        text = json.dumps(state)
+        backend = guarded(lambda: tokenizers.Tokenizer.from_str(text), "The changed tokenizer is damaged")
+        raw = {key: value for key, value in self._settings.raw.items() if key != "added_tokens_decoder"}
+        stops = tuple(ids[number] for number in self._settings.stops if number in ids)
+        return Tokenizer(backend, replace(self._settings, added={}, stops=stops, raw=raw))
+
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (and the stop ids into generation_config.json) to `folder`.
 
@@ -193,7 +206,7 @@ class Tokenizer:
         `dropout` is for BPE vocabularies (0: as `encode`, 1: bytes), `alpha` for Unigram ones (0: all ways are equal).
         The ids decode to what `encode`'s decode to; special tokens in `text` are text.
         """
-        return sample(self._whole, checked_text(text), dropout, alpha, seed)
+        return sample(self.whole, checked_text(text), dropout, alpha, seed)
 
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
@@ -247,7 +260,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change when any text could get other ids, and not otherwise between runs and machines."""
-        state = json.loads(self._backend.to_str())
+        state = self.state()
         for inert in ("version", "truncation", "padding"):
             state.pop(inert, None)
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
@@ -346,7 +359,8 @@ class Tokenizer:
         return Engine(self._backend)  # text that may name any special token
 
     @cached_property
-    def _whole(self) -> Whole:
+    def whole(self) -> Whole:
+        """How a text is split into words, and the algorithm that cuts them; no text is a special token there."""
         return Whole(self._sealed.twin)
 
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
@@ -369,23 +383,3 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no {role} token: do not ask for `{role}=True`."
             )
         return [self.bos] if bos and self.bos is not None else [], [self.eos] if eos and self.eos is not None else []
-
-    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids put before and after a text by `prompt`."""
-        for probe in ("a", "A", "1", ".", "的"):
-            encoding = self._backend.encode(probe)
-            if 0 in encoding.special_tokens_mask:
-                inner = encoding.special_tokens_mask
-                first, last = inner.index(0), len(inner) - inner[::-1].index(0)
-                return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
-        return (), ()
-
-
-def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
-    """Raise TokenizerError when a tokenizer has ids for which a model has no row in its embedding."""
-    if tokenizer_vocab > model_vocab:
-        raise TokenizerError(
-            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has "
-            f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
-            f"{tokenizer_vocab} or more."
-        )

@@ -93,7 +93,6 @@ def train_backend(
     else:
         backend = pieces.unigram_backend(counted, vocab, specials, unknown, SPLIT)
         first, last = roles.get("bos"), roles.get("eos") if closed else None
-    counted.check()
     put_around(backend, first, last)
     return backend
 
@@ -126,7 +125,7 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
 
 
 def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], vocab: int, specials: Sequence[str]) -> None:
-    """Give `backend` the vocabulary and merges of `texts`, by our own trainer or, without a compiler, the library's."""
+    """Give `backend` the vocabulary and merges of `texts`: by our own trainer or, without a compiler, the library's."""
     trained = train_merges(texts, json.loads(backend.to_str())["pre_tokenizer"], vocab, FREQUENT, specials)
     if trained is not None:
         backend.model = models.BPE(*trained)
@@ -180,4 +179,4 @@ class _Counted:
     def check(self) -> None:
         """TokenizerError when there was no text."""
         if self.characters == 0:
-            raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
+            raise TokenizerError(pieces.NO_TEXT)

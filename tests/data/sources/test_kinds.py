@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import io
 import json
@@ -64,6 +65,11 @@ def test_html_is_its_main_text(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_html_of_nothing_but_boxes_is_read_too(tmp_path: Path) -> None:
+    pytest.importorskip("resiliparse")
+    assert texts(put(tmp_path / "a.html", b"<div>" * 50_000 + b"deep")) == ["deep"]
+
+
 @pytest.mark.parametrize(
     ("said", "encoding"),
     [
@@ -123,11 +129,12 @@ def test_parquet(tmp_path: Path) -> None:
         "html": ["x" * 3000] * 7,
         "meta": [{"licence": "CC0", "deep": {"text": f"deep {i}"}} for i in rows],
         "name": [f"n{i}" for i in rows],
+        "seen": [datetime.datetime(2020, 1, 2, 3, 4, 5)] * 7,
     }
     path = put(tmp_path / "a.parquet", parquet(table))
     found = list(read_documents(path))
     assert [(d.text, d.line, dict(d.meta)) for d in found] == [
-        (f"text {i}", i + 1, {"n": i, "name": f"n{i}"}) for i in rows
+        (f"text {i}", i + 1, {"n": i, "name": f"n{i}", "seen": "2020-01-02T03:04:05"}) for i in rows
     ]
     assert found[-1].end == path.stat().st_size
     columns = Columns(text="{meta.deep.text}, {n}", keep=("meta.licence", "nowhere"), id="name")
@@ -176,7 +183,7 @@ def test_web_archives(tmp_path: Path) -> None:
         (b'\n {"text": "a"}', ["a"]),
         (b"{ no json }\n", ["{ no json }\n"]),
         (b"one\n<|endoftext|>\ntwo", ["one\n", "two"]),
-        (gzip.compress(b'{"text": "a"}\n'), ["a"]),
+        (gzip.compress(b'{"text": "a"}\n', mtime=0), ["a"]),
     ],
 )
 def test_standard_input(content: bytes, gives: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from openbook.data.corpus.executor import Executor, local
 from openbook.data.corpus.plan import Plan, make_plan, take_up
 from openbook.data.corpus.recipe import Corpus
 from openbook.data.corpus.work import read_ledger, read_records
-from openbook.data.prepare import Encoder, Progress, alone, prepare
+from openbook.data.encoding import Encoder
+from openbook.data.prepare import Progress, alone, prepare
 from openbook.data.shards import Shards, sha256
 from openbook.errors import DataError, OpenbookError
 from openbook.files import explain_os_error, read_json, sync_folder, write_atomic, write_json

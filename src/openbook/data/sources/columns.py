@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
@@ -33,32 +32,35 @@ class Columns:
     keep: tuple[str, ...] | None = None
     id: str = ""
 
+    parts: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
+    """(what stands before, column) of a template or of several columns; empty for one column."""
+    asked: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The columns that the text is made of, as they are asked for: some with `?`."""
+    named: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """Their names."""
+
     def __post_init__(self) -> None:
         if not self.text or not all(name for name in self.text):
             raise UsageError("`text` must name the column that holds the text, or several.")
-        _template(self.text)
-
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The columns that the text is made of, as they are asked for: some with `?`."""
-        return tuple(name for _, name in _template(self.text) if name) or (str(self.text),)
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """Their names."""
-        return tuple(name.removesuffix("?") for name in self.asked)
+        parts = _template(self.text)
+        asked = tuple(name for _, name in parts if name) or (str(self.text),)
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "asked", asked)
+        object.__setattr__(self, "named", tuple(name.removesuffix("?") for name in asked))
 
     def text_of(self, record: Mapping[str, Any]) -> str:
         """The text of a record. Raises `Refused`."""
-        parts = _template(self.text)
-        if not parts:
-            text = _find(record, str(self.text))
+        if not self.parts:
+            text = record.get(self.asked[0])
+            if isinstance(text, str):
+                return text
+            text = _find(record, self.asked[0])
         elif isinstance(self.text, tuple):
-            text = self.join.join(part for _, name in parts if (part := _part(record, name)))
+            text = self.join.join(part for _, name in self.parts if (part := _part(record, name)))
         else:
-            text = "".join(before + (_part(record, name) if name else "") for before, name in parts)
+            text = "".join(before + (_part(record, name) if name else "") for before, name in self.parts)
         if not isinstance(text, str):
-            raise _not_text(str(self.text), text)
+            raise _not_text(self.asked[0], text)
         return text
 
     def kept(self, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,8 +70,12 @@ class Columns:
     def meta_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of a record beside its text."""
         if self.keep is None:
-            named = self.named
-            kept = {key: plain(value) for key, value in record.items() if _small(value) and key not in named}
+            named = self.named  # spelt out for speed: this is done for every record
+            kept = {
+                key: value
+                for key, value in record.items()
+                if (len(value) <= SMALL if type(value) is str else _is_number(value)) and key not in named
+            }
         else:
             found = {name: _look(record, name) for name in self.keep}
             kept = {name: plain(value) for name, value in found.items() if value is not _NOTHING}
@@ -78,7 +84,6 @@ class Columns:
         return kept
 
 
-@lru_cache
 def _template(text: str | tuple[str, ...]) -> list[tuple[str, str]]:
     """(what stands before, column) of a template or of several columns; empty for the name of one column."""
     if isinstance(text, tuple):
@@ -115,8 +120,8 @@ def shape(record: Mapping[str, Any]) -> str:
     return ", ".join(shown) + (", …" if len(record) > 12 else "")
 
 
-def _small(value: object) -> bool:
-    return len(value) <= SMALL if isinstance(value, str) else isinstance(value, int | float | datetime.date)
+def _is_number(value: object) -> bool:
+    return type(value) in (int, bool) or (type(value) is float and math.isfinite(value))
 
 
 def _look(record: Mapping[str, Any], name: str) -> Any:

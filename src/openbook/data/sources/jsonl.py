@@ -12,12 +12,15 @@ from openbook.data.sources.stream import Source
 
 def read(source: Source) -> Iterator[Document]:
     """The records of a block, one a line."""
-    for number, at, line in source.records(source.options.longest_line):
+    for number, at, line in source.whole_lines(source.options.longest_line):
+        if line.isspace():
+            continue
         end = source.position(at + len(line))
         try:
             content = source.decode(line)
-            del line
-            for document in source.document(parse(content), number, at, end):
+            del line  # it may be long
+            document = source.document(parse(content), number, at, end)
+            if document is not None:
                 if "\\u" in content:  # the one way half a character comes into valid UTF-8
                     whole_characters(document.text)
                 yield document

@@ -28,7 +28,8 @@ def read(source: Source) -> Iterator[Document]:
         for value in stream.values():
             number += 1
             try:
-                for document in source.document(is_object(value), number, stream.at, source.position(stream.end)):
+                document = source.document(is_object(value), number, stream.at, source.position(stream.end))
+                if document is not None:
                     whole_characters(document.text)
                     yield document
             except Refused as refused:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openbook.data.sources.columns import SMALL, Columns
+from openbook.data.sources.columns import SMALL, Columns, plain
 from openbook.data.sources.document import Document, Refused
 from openbook.data.sources.stream import Source
 from openbook.errors import MissingExtra, nearest
@@ -60,7 +60,9 @@ def _group(
                 try:
                     if isinstance(record, Refused):
                         raise record
-                    yield from source.document(record, before + done, at, at + (end - at) * done // rows)
+                    document = source.document(record, before + done, at, at + (end - at) * done // rows)
+                    if document is not None:
+                        yield document
                 except Refused as refused:
                     source.refuse(refused, before + done, at)
     except (ValueError, OSError) as error:  # Arrow's errors are among them
@@ -72,14 +74,16 @@ def _group(
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | Refused]:
     """The rows of a batch; a row that has bytes for text that are none is given as what is said of it."""
+    dates = [field.name for field in batch.schema if _library()[0].types.is_temporal(field.type)]
     try:
-        yield from batch.to_pylist()
+        for record in batch.to_pylist():
+            yield {**record, **{name: plain(record[name]) for name in dates}} if dates else record
         return
     except UnicodeDecodeError:
         pass
     for row in range(batch.num_rows):
         try:
-            yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+            yield {name: plain(batch.column(name)[row].as_py()) for name in batch.schema.names}
         except UnicodeDecodeError as error:
             yield Refused("not UTF-8", f"a string that is not UTF-8 text: {error.reason}.")
 

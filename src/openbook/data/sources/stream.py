@@ -121,36 +121,31 @@ class Source:
         if held:
             yield number, at, b"".join(held)
 
-    def lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """As `pieces`, one line at once."""
+    def whole_lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
+        """As `pieces`, one line at once. One that is too long, has a zero byte or lacks its end is refused, and
+        comes as an empty one."""
+        within = False  # a line that was refused
         for number, at, piece in self.pieces(limit):
-            one = piece.find(b"\n") in (-1, len(piece) - 1)
-            for line in (piece,) if one else io.BytesIO(piece):
-                yield number, at, line if at else unmarked(line)
-                at += len(line)
+            zeros = b"\0" in piece
+            for line in io.BytesIO(piece):
+                here, at = at, at + len(line)
+                ends = line.endswith(b"\n")
+                if within or (not ends and (len(line) == limit or self.cut)) or (zeros and b"\0" in line):
+                    if not within:
+                        self._refuse_line(number, here, line, limit)
+                        yield number, here, b"\n"
+                    within = not ends
+                else:
+                    yield number, here, line if here else unmarked(line)
                 number += number > 0
 
-    def whole_lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """As `lines`, but a line that is too long or has a zero byte is refused, and comes as an empty one."""
-        lines = self.lines(limit)
-        for number, at, line in lines:
-            if len(line) >= limit and not line.endswith(b"\n"):
-                for _, _, part in lines:
-                    if part.endswith(b"\n") or len(part) < limit:
-                        break
-                why = f"longer than {limit / (1 << 20):g} MiB; make it several records."
-                self.refuse(Refused("too long", why), number, at)
-                line = b"\n"
-            elif (zero := line.find(b"\0")) >= 0:
-                self.refuse(self.zero_byte(at + zero, line), number, at)
-                line = b"\n"
-            yield number, at, line
-
-    def records(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """As `whole_lines`, those that hold something, and not the rest of a record whose end was cut off."""
-        for number, at, line in self.whole_lines(limit):
-            if not line.isspace() and (line.endswith(b"\n") or not self.cut):
-                yield number, at, line
+    def _refuse_line(self, number: int, at: int, line: bytes, limit: int) -> None:
+        if (zero := line.find(b"\0")) >= 0:
+            self.refuse(self.zero_byte(at + zero, line), number, at)
+        elif len(line) == limit:
+            why = f"longer than {limit / (1 << 20):g} MiB; make it several records."
+            self.refuse(Refused("too long", why), number, at)
+        # else its end is lost with the rest of the file, which was told
 
     def zero_byte(self, at: int, around: bytes) -> Refused:
         hint = "Give UTF-8 text."
@@ -192,11 +187,12 @@ class Source:
         )
         raise Refused("not UTF-8", why, first.start + 1)
 
-    def document(self, record: Mapping[str, Any], line: int, at: int, end: int) -> Iterator[Document]:
-        """The document that a record is: none where its text is blank. Raises `Refused`."""
+    def document(self, record: Mapping[str, Any], line: int, at: int, end: int) -> Document | None:
+        """The document that a record is, None where its text is blank. Raises `Refused`."""
         text = self.columns.text_of(record)
-        if text and not text.isspace():
-            yield Document(text, self.path, line, end, self.columns.meta_of(record), at)
+        if not text or text.isspace():
+            return None
+        return Document(text, self.path, line, end, self.columns.meta_of(record), at)
 
     def refuse(self, what: Refused, line: int = 0, at: int = 0) -> None:
         """Tell of something that is no document: an error, or an entry of the list if one is kept."""

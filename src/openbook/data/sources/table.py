@@ -42,7 +42,9 @@ def _read(source: Source, delimiter: str) -> Iterator[Document]:
                 raise Refused("not a row", why)
             named = source.columns.named
             record = {name: value for name, value in zip(header, row, strict=True) if value or name in named}
-            yield from source.document(record, lines.number, lines.at, source.position(lines.end))
+            document = source.document(record, lines.number, lines.at, source.position(lines.end))
+            if document is not None:
+                yield document
         except Refused as refused:
             source.refuse(refused, lines.number, lines.at)
 

@@ -147,10 +147,10 @@ class Bpe:
         """The ids of a word."""
         if self.whole and word in self.ids:
             return [self.ids[word]]
-        return self.merged(word, lambda: False)
+        return self.merged(word, lambda _: False)
 
-    def merged(self, word: str, drops: Callable[[], bool]) -> list[int]:
-        """The ids of a word, where a pair is passed over for one step when `drops()` says so."""
+    def merged(self, word: str, drops: Callable[[Pair], bool]) -> list[int]:
+        """The ids of a word, where a pair is passed over for one step when `drops` says so."""
         text = self.symbols(word)
         end = len(text)
         before, after = list(range(-1, end - 1)), list(range(1, end + 1))  # neighbours of each symbol that is left
@@ -168,7 +168,7 @@ class Bpe:
             right = after[at]
             if right == end or (text[at], text[right]) != pair:
                 continue  # one of the two has been joined with another since
-            if drops():
+            if drops(pair):
                 passed.append(entry)
                 continue
             text[at], text[right] = self.merges[pair][1], GONE

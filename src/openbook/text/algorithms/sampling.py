@@ -49,7 +49,7 @@ def sample(whole: Whole, text: str, dropout: float | None, alpha: float | None, 
             case _ if isinstance(word, int):
                 ids.append(word)
             case Bpe() as bpe if dropout:
-                ids += bpe.merged(word, lambda: draw() < dropout)
+                ids += bpe.merged(word, lambda _: draw() < dropout)
             case Unigram() as unigram if alpha is not None:
                 ids += unigram.numbers(word, unigram.sampled(word, alpha, draw))
             case algorithm:

@@ -273,7 +273,8 @@ def prune(model: Unigram, words: Mapping[str, int], least: int) -> list[tuple[st
             kept.append(entry)
             continue
         before = math.log(used[number]) - math.log(total)
-        grown = math.log(total + used[number] * (len(other) - 1))
+        # The fast path counts all tokens here, where sentencepiece counts len(other): frequent tokens stay more often.
+        grown = math.log(total + used[number] * (len(model.tokens) - 1))
         after = 0.0
         for one in other:
             after += math.log(used[one] + used[number]) - grown

@@ -58,15 +58,18 @@ class WordPiece:
 
     def encode(self, word: str) -> list[int]:
         """The ids of a word; one unknown id where any part of it has no token."""
-        if len(word) > self.longest:
-            return [self.unknown]
+        found, complete = self.matched(word)
+        return found if complete else [self.unknown]
+
+    def matched(self, word: str) -> tuple[list[int], bool]:
+        """The tokens found from the left, and whether they reach the end."""
         found: list[int] = []
         at = 0
-        while at < len(word):
+        while at < len(word) <= self.longest:
             mark = self.mark if at else ""
             end = next((end for end in range(len(word), at, -1) if mark + word[at:end] in self.ids), None)
             if end is None:
-                return [self.unknown]
+                return found, False
             found.append(self.ids[mark + word[at:end]])
             at = end
-        return found
+        return found, len(word) <= self.longest

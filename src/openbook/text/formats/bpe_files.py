@@ -17,7 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level
-from openbook.text.formats.found import Around, Asked, Found, damaged, read_text
+from openbook.text.formats.found import Around, Asked, Found, added_tokens, damaged, read_text
 from openbook.text.training import roles_of
 
 _SIBLINGS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -48,23 +48,17 @@ def read(files: tuple[Path, Path], beside: Settings, asked: Asked) -> Found:
         _check_words(made, files[0])
     specials = _specials(vocab, made, beside, asked)
     roles = roles_of(list(specials))
-    named = {
-        **{role: token.content for role, token in roles.items()},
-        **{r: t.content for r, t in beside.roles.items()},
-    }
+    named = {**{role: token.content for role, token in roles.items()}, **{r: t.content for r, t in beside.roles.items()}}
     around = _encoder(named, specials)
     if around is not None:
-        roles = roles | {
-            "cls": Added(content=next(iter(around.before))),
-            "sep": Added(content=next(iter(around.after))),
-        }
+        roles = roles | {"cls": Added(content=next(iter(around.before))), "sep": Added(content=next(iter(around.after)))}
+    described = [*beside.extra, *beside.roles.values(), *beside.added.values()]
     patterns = (byte_level.WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
     state = byte_level.pipeline(
         vocab | specials,
         merges,
         patterns=patterns,
-        added=specials,
-        described={token.content: token for token in [*beside.extra, *beside.roles.values(), *beside.added.values()]},
+        added=added_tokens(specials, {token.content: token for token in described}),
         prefix_space=beside.raw.get("add_prefix_space") is True,
         around=around,
     )
@@ -76,9 +70,7 @@ def _vocab(path: Path) -> dict[str, int]:
         value: Any = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(value, dict) or not all(
-        type(number) is int and 0 <= number < 1 << 31 for number in value.values()
-    ):
+    if not isinstance(value, dict) or not all(type(number) is int and 0 <= number < 1 << 31 for number in value.values()):
         raise damaged(path, "it must be an object of tokens and their ids")
     if len(set(value.values())) < len(value):
         raise damaged(path, "two tokens have the same id")

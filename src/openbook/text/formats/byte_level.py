@@ -12,8 +12,7 @@ from pathlib import Path
 import tokenizers
 
 from openbook.errors import TokenizerError
-from openbook.text.folder import Added
-from openbook.text.formats.found import Around, State, added_tokens, bpe, sequence, split, state_of
+from openbook.text.formats.found import Around, State, bpe, sequence, split, state_of
 
 
 def _characters() -> list[str]:
@@ -68,15 +67,14 @@ def pipeline(
     *,
     patterns: Sequence[str] = (WORDS,),
     whole_first: bool = False,
-    added: Mapping[str, int] | None = None,
-    described: Mapping[str, Added] | None = None,
+    added: Sequence[State] = (),
     prefix_space: bool = False,
     around: Around | None = None,
 ) -> State:
     """The state of a byte-level vocabulary.
 
     patterns      each splits what the ones before it left
-    added         tokens that are looked for in raw text; they are entries of `vocab` too
+    added         tokens that are looked for in the text before; they are entries of `vocab` too
     prefix_space  a text that does not begin with a space is given one
     """
     plain = patterns == (WORDS,)
@@ -84,7 +82,7 @@ def pipeline(
     steps = [level] if plain else [*map(split, patterns), level]
     return state_of(
         bpe(vocab, merges, whole_first=whole_first),
-        added=added_tokens(added or {}, described),
+        added=added,
         pre_tokenizer=sequence("pretokenizers", steps),
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         around=around,

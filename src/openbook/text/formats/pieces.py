@@ -86,18 +86,16 @@ def byte_pairs(
 
 
 def unigram(pieces: Sequence[Piece], spaces: Spaces, byte_fallback: bool, where: Path) -> Made:
-    """The likeliest segmentation; a user-defined piece gets SentencePiece's bonus."""
+    """The likeliest segmentation; user-defined pieces are cut out of the text before.
+
+    SentencePiece adds up scores in single precision, the backend in double: of segmentations that are equally likely
+    (`a aa` and `aa a`) either may be taken where the sums round differently. No tokenizer.json can say this.
+    """
     normal = {piece.text: piece.score for piece in pieces if piece.kind is Kind.NORMAL}
-    lowest, highest = (min(normal.values()), max(normal.values())) if normal else (0.0, 0.0)
-    users = {p.text: len(p.text.encode()) * highest - 0.1 for p in pieces if p.kind is Kind.USER}
-    closed = all(character in normal for text in normal for character in text)
-    if users and min(users.values()) < lowest and not closed:
-        raise TokenizerError(
-            f"The user-defined pieces of '{where}' would change how unknown characters are weighed. Use a vocabulary in "
-            "which every character is a piece."
-        )
-    scores = {**{piece.text: lowest for piece in pieces}, **normal, **users}
-    steps = []
+    lowest = min(normal.values(), default=0.0)
+    users = [piece.text for piece in pieces if piece.kind is Kind.USER]
+    scores = {**{piece.text: lowest for piece in pieces}, **normal, **dict.fromkeys(users, 0.0)}
+    steps = [split(_any_of(users))] if users else []
     if byte_fallback:  # the name of a byte in a text is text: it is cut where no piece reaches across
         if any("<0" in text for text in [*normal, *users]):
             raise TokenizerError(f"A piece of '{where}' holds '<0', as the names of bytes do. Rename that piece.")
@@ -108,7 +106,7 @@ def unigram(pieces: Sequence[Piece], spaces: Spaces, byte_fallback: bool, where:
         "vocab": [[piece.text, scores[piece.text]] for piece in pieces],
         "byte_fallback": byte_fallback,
     }
-    steps += _words({**normal, **users}, spaces)
+    steps += _words([*normal, *users], spaces)
     return Made(model, sequence("pretokenizers", steps))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level
-from openbook.text.formats.found import Asked, Found, State, damaged, read_bytes
+from openbook.text.formats.found import Asked, Found, State, added_tokens, damaged, read_bytes
 from openbook.text.formats.merges import in_order, last_pairs
 
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -151,4 +151,4 @@ def from_ranks(
     pairs = last_pairs((token for token in ranks if len(token) > 1), ranks, path)
     merges = [(byte_level.spell(left), byte_level.spell(right)) for left, right in in_order(pairs, ranks, path)]
     patterns = (byte_level.translate(pattern, path),)
-    return byte_level.pipeline(vocab, merges, patterns=patterns, whole_first=True, added=specials)
+    return byte_level.pipeline(vocab, merges, patterns=patterns, whole_first=True, added=added_tokens(specials))

@@ -21,7 +21,8 @@ from pathlib import Path
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import wire
-from openbook.text.formats.found import Around, Found, added_tokens, damaged, read_bytes, state_of
+from openbook.text.formats.charsmap import table
+from openbook.text.formats.found import Around, Found, State, added_tokens, damaged, read_bytes, state_of
 from openbook.text.formats.pieces import Kind, Piece, Spaces, byte_pairs, decoder, unigram
 from openbook.text.formats.spaces import normalizer
 
@@ -90,6 +91,12 @@ def build(model: Model, beside: Settings, path: Path) -> Found:
         raise TokenizerError(f"'{path}' is a model of whole words (model_type WORD), which is not read here.")
     if any(piece.kind is Kind.UNUSED for piece in model.pieces):
         raise TokenizerError(f"'{path}' has unused pieces, which no tokenizer.json can say. Train it without them.")
+    if changed := _changed(model, path):
+        raise TokenizerError(
+            f"The user-defined piece {min(changed)!r} in '{path}' is text that the model's own normalisation changes, except "
+            "where it stands for the piece. No tokenizer.json can say that. Train it with the rule `identity`."
+        )
+    users = [piece.text for piece in model.pieces if piece.kind is Kind.USER]
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
     specials = {p.text: ids[p.text] for p in model.pieces if p.kind in (Kind.CONTROL, Kind.UNKNOWN)}
     specials |= {token.content: number for number, token in beside.added.items()}
@@ -104,12 +111,19 @@ def build(model: Model, beside: Settings, path: Path) -> Found:
     state = state_of(
         made.model,
         added=added_tokens(specials, {token.content: token for token in beside.added.values()}),
-        normalizer=normalizer(model.charsmap, model.spaces, path),
+        normalizer=normalizer(model.charsmap, model.spaces, path, users),
         pre_tokenizer=made.pre_tokenizer,
         decoder=decoder(model.spaces, model.byte_fallback),
         around=_around(beside, specials, roles),
     )
     return Found(state=state, settings=Settings(roles=roles))
+
+
+def _changed(model: Model, path: Path) -> set[str]:
+    """The user-defined pieces in which the table of characters changes something."""
+    users = [piece.text for piece in model.pieces if piece.kind is Kind.USER]
+    keys = table(model.charsmap, path) if users and model.charsmap else {}
+    return {text for text in users if any(key in text for key in keys)} if keys else set()
 
 
 def _around(beside: Settings, ids: dict[str, int], roles: dict[str, Added]) -> Around | None:

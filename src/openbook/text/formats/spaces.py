@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 
+from openbook.text.formats.charsmap import steps as characters
 from openbook.text.formats.found import State, sequence, substitute
 from openbook.text.formats.pieces import SPACE, Spaces
 
 
-def normalizer(charsmap: bytes, spaces: Spaces, where: Path) -> State | None:
-    """The steps, in SentencePiece's order."""
-    steps: list[State] = []
-    if charsmap:
-        steps.append({"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode("ascii")})
+def normalizer(charsmap: bytes, spaces: Spaces, where: Path, whole: Sequence[str] = ()) -> State | None:
+    """The steps, in SentencePiece's order; `whole` are the user-defined pieces."""
     mark = SPACE if spaces.escape else " "
+    first: State = {"type": "Prepend", "prepend": mark}
+    before = spaces.dummy and not spaces.suffix
+    steps = [first] if before and not spaces.collapse else []  # a text of characters that vanish has it too
+    steps += characters(charsmap, where, whole) if charsmap else []
     if spaces.collapse:
         steps += [substitute(r"\A +", ""), substitute(" {2,}", " "), substitute(f"[ {mark}]+\\z", "")]
-    if spaces.dummy and not spaces.suffix:
-        steps.append({"type": "Prepend", "prepend": mark})
+        steps += [first] if before else []
     if spaces.dummy and spaces.suffix:
-        steps.append(substitute(r"(?<=.)\z", mark))
+        steps.append(substitute(r"(?<=[\s\S])\z", mark))
     if spaces.escape:
         steps.append(substitute(" ", SPACE, literal=True))
     return sequence("normalizers", steps)
