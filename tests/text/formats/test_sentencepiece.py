@@ -130,6 +130,32 @@ def test_what_stands_around_a_text(tmp_path: Path) -> None:
     assert (tokenizer.prefix, tokenizer.suffix) == ((1,), (2,))
 
 
+def test_t5_counts_its_sentinels_down(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(layouts.sentencepiece(model_type="unigram", byte_fallback=False))
+    plain = Tokenizer.load(tmp_path)
+    names = [f"<extra_id_{number}>" for number in range(4)]
+    config = {"extra_ids": 4, "additional_special_tokens": names, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert [tokenizer.specials[name] for name in names] == [plain.vocab + number for number in (3, 2, 1, 0)]
+    assert tokenizer.suffix == (plain.eos,)
+
+
+def test_tokens_that_were_added(tmp_path: Path) -> None:
+    """added_tokens.json beside a model, as older folders have it."""
+    (tmp_path / "tokenizer.model").write_bytes(layouts.sentencepiece())
+    size = Tokenizer.load(tmp_path).vocab
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": size, "<tool>": size + 1}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad>"}))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.pad, tokenizer.vocab) == (size, size + 2)
+    assert size + 1 in tokenizer.encode("a<tool>")
+    assert size not in tokenizer.encode("a<pad>")
+    (tmp_path / "added_tokens.json").write_text("[]")
+    with pytest.raises(TokenizerError, match="tokens and their ids"):
+        Tokenizer.load(tmp_path)
+
+
 class TestNumbering:
     def test_fairseq(self, tmp_path: Path) -> None:
         """As in XLM-R: ids one higher, with four tokens in front and a mask at the end."""

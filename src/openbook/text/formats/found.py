@@ -19,7 +19,8 @@ from openbook.text.backend import guarded
 from openbook.text.folder import Added, Settings
 
 State = dict[str, Any]
-LARGEST = 1 << 30  # bytes of a vocabulary file; the largest that is published has 20 MB
+LARGEST = 1 << 27  # bytes of a vocabulary file; the largest that is published has 20 MB
+MOST = 1 << 22  # tokens of a vocabulary; the largest that is published has 256 thousand
 
 
 @dataclass(frozen=True, kw_only=True)

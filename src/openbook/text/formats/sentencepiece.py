@@ -22,7 +22,7 @@ from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import wire
 from openbook.text.formats.charsmap import changes
-from openbook.text.formats.found import Around, Found, added_tokens, damaged, read_bytes, state_of
+from openbook.text.formats.found import MOST, Around, Found, added_tokens, damaged, read_bytes, state_of
 from openbook.text.formats.pieces import Kind, Piece, Spaces, byte_pairs, decoder, unigram
 from openbook.text.formats.spaces import normalizer
 
@@ -71,6 +71,8 @@ def parse(data: bytes, path: Path) -> Model:
         for number, value in wire.fields(data):
             if number == 1 and isinstance(value, bytes):
                 model.pieces.append(_piece(value))
+                if len(model.pieces) > MOST:
+                    raise ValueError(f"it has more than {MOST} pieces")
             elif number == 2 and isinstance(value, bytes):
                 model = _trainer(model, value)
             elif number == 3 and isinstance(value, bytes):
@@ -101,6 +103,7 @@ def build(model: Model, beside: Settings, path: Path) -> Found:
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
     specials = {p.text: ids[p.text] for p in model.pieces if p.kind in (Kind.CONTROL, Kind.UNKNOWN)}
     specials |= {token.content: number for number, token in beside.added.items()}
+    specials |= _sentinels(beside, len(ids), path)
     roles = {role: Added(content=name) for role, name in model.names.items() if name in specials}
     unk = next(piece.text for piece in model.pieces if piece.kind is Kind.UNKNOWN)
     roles["unk"] = Added(content=unk)
@@ -145,6 +148,14 @@ def _renumbered(model: Model, beside: Settings, path: Path) -> Model:
 _FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
+def _sentinels(beside: Settings, size: int, path: Path) -> dict[str, int]:
+    """T5's tokens for what is left out of a text: `extra_ids` of them after the pieces, counted down."""
+    count = beside.raw.get("extra_ids") or 0
+    if type(count) is not int or not 0 <= count <= 1 << 12:
+        raise TokenizerError(f"`extra_ids` must be a small number: got {count!r:.40} (beside '{path}'). Correct it.")
+    return {f"<extra_id_{number}>": size + count - 1 - number for number in range(count)}
+
+
 def _around(beside: Settings, ids: dict[str, int], roles: dict[str, Added]) -> Around | None:
     """What the configuration asks to put around a text; the model file itself asks for nothing."""
 
@@ -154,6 +165,8 @@ def _around(beside: Settings, ids: dict[str, int], roles: dict[str, Added]) -> A
         return {named.content: ids[named.content]} if asked and named and named.content in ids else {}
 
     first, last = token("bos"), token("eos")
+    if beside.raw.get("extra_ids") and "eos" in roles:
+        last = {roles["eos"].content: ids[roles["eos"].content]}
     pair = [beside.roles[role].content for role in ("cls", "sep") if role in beside.roles]
     if len(pair) == 2 and not (first or last) and all(name in ids for name in pair):
         first, last = ({name: ids[name]} for name in pair)
