@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 
 from openbook.data.clean import STEPS, personal, statistics
 from openbook.data.clean.classify import Quality, train
-from openbook.data.clean.grams import Perplexity
+from openbook.data.clean.grams import Grams, Perplexity
 from openbook.data.clean.grams import train as train_grams
 from openbook.data.clean.repair import Repair
 from openbook.data.clean.statistics import Statistics, count, count_reference
 from openbook.data.documents import Document
 from openbook.data.steps import Removed, Step
+from openbook.native import grams as native_grams
 from openbook.native import textstats
 
 # ------------------------------------------------------------------------------------------------ repair
@@ -274,6 +276,35 @@ def test_no_step_takes_time_with_the_square_of_the_text(steps: list[Step], name:
     """Of 300,000 characters each step makes an end within a second; one that is quadratic would take an hour."""
     for step in steps:
         assert isinstance(step(document(HOSTILE[name](300_000))), Document | Removed)
+
+
+@pytest.fixture(scope="module")
+def model() -> Grams:
+    source = random.Random(2)
+    return train_grams(["".join(source.choices("abcdé \n", k=400)) for _ in range(20)], order=4)
+
+
+PIECES_OF_BYTES = st.lists(
+    st.one_of(st.sampled_from([b"abcd", b"\xc3\xa9", b"\n", b" "]), st.binary(max_size=4)), max_size=40
+)
+
+
+@pytest.mark.skipif(native_grams.library() is None, reason="no C++ compiler: the reference does the work")
+@given(pieces=PIECES_OF_BYTES)
+@settings(max_examples=100, deadline=None)
+def test_native_chances_are_the_references(model: Grams, pieces: list[bytes]) -> None:
+    data = b"\n\n\n" + b"".join(pieces)
+    assert (model._chances(data) == model._reference(data)).all()
+
+
+@pytest.mark.skipif(native_grams.library() is None, reason="no C++ compiler: the reference does the work")
+def test_weights_that_are_left_out_are_found(model: Grams) -> None:  # the seeded fault
+    data = b"\n\n\nabcd zz abcd"
+    forgetful = replace(model, tables=tuple(replace(table, slots=table.slots.copy()) for table in model.tables))
+    for table in forgetful.tables:
+        table.slots["weight"] = 0
+    assert (model._chances(data) == model._reference(data)).all()
+    assert (model._chances(data) != forgetful._reference(data)).any()
 
 
 def test_a_models_chances_sum_to_one() -> None:

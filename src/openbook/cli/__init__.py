@@ -52,6 +52,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "data classifier": _verb(
             "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
         ),
+        "data perplexity": _verb("data_perplexity", _MAKE, "GOOD --out FILE", "learn how surprising good text is"),
         "data dedupe": _verb("data_dedupe", _MAKE, "TEXT… --out DIR", "write text without what it has twice"),
         "data decontaminate": _verb(
             "data_decontaminate", _MAKE, "TEXT… --against EVAL --out DIR", "write text without evaluation items"

@@ -22,6 +22,7 @@ from openbook.data.clean.stored import load_arrays, save_arrays
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
 from openbook.errors import ConfigError, DataError
+from openbook.native import grams as native
 
 Keys = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.float32]
@@ -59,43 +60,50 @@ class Perplexity:
         return replace(document, meta={**document.meta, "perplexity": round(found, 3)})
 
 
+SLOT = np.dtype([("key", np.uint64), ("chance", np.float32), ("weight", np.float32)])
+EMPTY = 1.0  # the `chance` of an empty slot: no logarithm of a chance is above 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """The n-grams of one length: a hash table in arrays, so that a whole text is looked up at once."""
+    """The n-grams of one length in a hash table of arrays, so that a whole text is looked up at once.
 
-    keys: Keys  # of each slot
-    used: npt.NDArray[np.bool_]
-    chance: Numbers  # log of the last byte's chance after the others
-    weight: Numbers  # log of what is left, after this n-gram as context, for what has not followed it
+    `key`: the n-gram. `chance`: log of the last byte's chance after the others. `weight`: log of what is left, after
+    this n-gram as context, for what has not followed it.
+    """
+
+    slots: npt.NDArray[np.void]  # of SLOT; as many as a power of two
 
     @classmethod
     def of(cls, keys: Keys, chance: Numbers, weight: Numbers) -> _Table:
-        size = 1 << max(4, int(len(keys) * 3).bit_length())
-        slots = np.full(size, -1, np.int64)
+        size = 1 << max(4, (len(keys) * 3 // 2).bit_length())
+        owner = np.full(size, -1, np.int64)
         waiting = np.arange(len(keys))
         step = 0
         while len(waiting):
             at = (_slot(keys[waiting], size) + step) % size
-            free = slots[at] < 0
-            slots[at[free]] = waiting[free]  # of several that want a slot the last one gets it
-            waiting = waiting[slots[at] != waiting]
+            free = owner[at] < 0
+            owner[at[free]] = waiting[free]  # of several that want a slot the last one gets it
+            waiting = waiting[owner[at] != waiting]
             step += 1
-        used = slots >= 0
-        return cls(np.where(used, keys[slots], 0), used, chance[slots], weight[slots])
+        slots = np.zeros(size, SLOT)
+        slots["chance"] = EMPTY
+        used = owner >= 0
+        for name, values in (("key", keys), ("chance", chance), ("weight", weight)):
+            slots[name][used] = values[owner[used]]
+        return cls(slots)
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """The slots of `keys`; -1 where one is not in the table."""
-        size = len(self.keys)
-        at = _slot(keys, size)
-        hit = self.used[at] & (self.keys[at] == keys)
-        found = np.where(hit, at, -1)
-        waiting = np.flatnonzero(~hit & self.used[at])
+        found = np.full(len(keys), -1)
+        at = _slot(keys, len(self.slots))
+        waiting = np.arange(len(keys))
         while len(waiting):
-            at[waiting] = (at[waiting] + 1) % size
-            slots = at[waiting]
-            hit = self.used[slots] & (self.keys[slots] == keys[waiting])
-            found[waiting[hit]] = slots[hit]
-            waiting = waiting[~hit & self.used[slots]]
+            slots = self.slots[at[waiting]]
+            hit = (slots["chance"] <= 0) & (slots["key"] == keys[waiting])
+            found[waiting[hit]] = at[waiting[hit]]
+            waiting = waiting[(slots["chance"] <= 0) & ~hit]
+            at[waiting] = (at[waiting] + 1) % len(self.slots)
         return found
 
 
@@ -124,19 +132,24 @@ class Grams:
 
     def _chances(self, block: bytes) -> Numbers:
         """The log of each byte's chance after those before it; the first ones of a block are context only."""
+        chances = np.zeros(len(block) - len(self.tables) + 1, np.float32)
+        tables = [(table.slots.ctypes.data, len(table.slots).bit_length() - 1) for table in self.tables]
+        return chances if native.chances(block, tables, self.unseen, chances.ctypes.data) else self._reference(block)
+
+    def _reference(self, block: bytes) -> Numbers:
         keys = _keys(block, len(self.tables))
         chances = np.zeros(len(keys), np.float32)
         left = np.arange(len(keys))  # the bytes of which no n-gram was found yet
         for n, table in reversed(list(enumerate(self.tables, 1))):
             found = table.find(_shorter(keys[left], n))
             hit = found >= 0
-            chances[left[hit]] += table.chance[found[hit]]
+            chances[left[hit]] += table.slots["chance"][found[hit]]
             left = left[~hit]
             if n > 1 and len(left):
                 shorter = self.tables[n - 2]
                 contexts = shorter.find(_shorter(keys[left] >> np.uint64(8), n - 1))
-                chances[left] += np.where(contexts >= 0, shorter.weight[contexts], 0)
-        chances[left] += self.unseen
+                chances[left] += np.where(contexts >= 0, shorter.slots["weight"][contexts], np.float32(0))
+        chances[left] += np.float32(self.unseen)
         return chances
 
     def save(self, path: Path) -> None:
@@ -146,8 +159,8 @@ class Grams:
             "unseen": np.array(self.unseen),
         }
         for n, table in enumerate(self.tables, 1):
-            for name, values in (("keys", table.keys), ("chance", table.chance), ("weight", table.weight)):
-                arrays[f"{name}_{n}"] = values[table.used]
+            used = table.slots[table.slots["chance"] <= 0]
+            arrays |= {f"keys_{n}": used["key"], f"chance_{n}": used["chance"], f"weight_{n}": used["weight"]}
         save_arrays(path, "perplexity", arrays)
 
     @classmethod
@@ -210,7 +223,7 @@ def train(texts: Iterable[str], *, order: int = 5, held_out: int = 20, most_byte
     tables: list[_Table] = []
     chance, unseen = np.full(1, -np.log(256)), 0.0
     for n, (keys, times) in enumerate(reversed(counts), 1):
-        below = tables[-1].chance[tables[-1].find(_shorter(keys, n - 1))] if tables else chance
+        below = tables[-1].slots["chance"][tables[-1].find(_shorter(keys, n - 1))] if tables else chance
         chance, contexts, left = _interpolated(keys, times, below)
         if tables:
             tables[-1] = _weighed(tables[-1], contexts, left)
@@ -263,7 +276,7 @@ def _interpolated(
 
 def _weighed(table: _Table, contexts: Keys, left: npt.NDArray[np.float64]) -> _Table:
     """The table with what its n-grams leave as contexts."""
-    weight = table.weight.copy()
+    slots = table.slots.copy()
     found = table.find(contexts)
-    weight[found[found >= 0]] = left[found >= 0]
-    return replace(table, weight=weight)
+    slots["weight"][found[found >= 0]] = left[found >= 0]
+    return _Table(slots)

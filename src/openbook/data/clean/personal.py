@@ -239,7 +239,7 @@ _PHONES = (
         rf"{_START}(?:(?<=1)[ .\-][2-9]|(?<![01])){D}{D}[\-.][2-9]{D}{D}[\-.]{D}{{4}}(?![\-.]{D}){_EXTENSION}",
     ),
     # with the zero that many countries dial for another area, or two for another country
-    _pattern(rf"0(?<![\w.,+]0)(?<!{D}[\-/]0){D}{{1,4}}(?:[ .\-/]{D}{{2,8}}){{1,5}}(?![\w/])", _trunk),
+    _pattern(rf"0(?<![\w.,+]0)(?<!{D}[\-/ ]0){D}{{1,4}}(?:[ .\-/]{D}{{2,8}}){{1,5}}(?![\w/])", _trunk),
     _beside(
         "phones?|telephone|tel|fax|mobile|cell|call|dial|whatsapp|sms|text|contact|reach|hotline",
         rf"{_START}(?:[ .\-()/]{{0,2}}{D}){{6,14}}(?!{D})",

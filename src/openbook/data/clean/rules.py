@@ -224,10 +224,9 @@ class C4:
     def _stays(self, line: str, unwanted: list[str]) -> bool:
         if self.terminal_punctuation and (not line.endswith(_END_MARKS) or line.endswith("...")):
             return False
-        words = line.split()
-        if len(words) < self.min_line_words:
+        if len(line.split(maxsplit=self.min_line_words)) < self.min_line_words:
             return False
-        if len(line) > self.max_word_length and max(map(len, words)) > self.max_word_length:
+        if len(line) > self.max_word_length and max(map(len, line.split())) > self.max_word_length:
             return False
         return not unwanted or not any(phrase in line.lower() for phrase in unwanted)
 

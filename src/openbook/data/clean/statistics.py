@@ -16,6 +16,7 @@ All counts are whole numbers, so the native pass (native/textstats.cpp) must giv
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -76,11 +77,17 @@ def count(text: str, stop_words: Sequence[str] = (), short: int = 30) -> Statist
 @functools.cache
 def character_flags() -> bytes:
     """For each code point: 1 white space, 2 letter, 4 in TERMINAL, 8 in BULLETS; so that both ways know the same."""
-    every = list(map(chr, range(sys.maxunicode + 1)))
-    return bytes(
-        character.isspace() | character.isalpha() << 1 | (character in TERMINAL) << 2 | (character in BULLETS) << 3
-        for character in every
-    )
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    flags = bytearray(len(every))
+    for flag, some in (
+        (1, filter(str.isspace, re.findall(r"\s", every))),
+        (2, filter(str.isalpha, re.findall(r"\w", every))),
+        (4, TERMINAL),
+        (8, BULLETS),
+    ):
+        for character in some:
+            flags[ord(character)] |= flag
+    return bytes(flags)
 
 
 def count_reference(text: str, stop_words: Sequence[str] = (), short: int = 30) -> Statistics:
