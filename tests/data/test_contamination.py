@@ -206,7 +206,7 @@ def test_evaluation_files_that_cannot_be_read(tmp_path: Path, name: str, content
 def test_no_evaluation_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no evaluation file or folder"):
         evaluations([tmp_path / "none"])
-    with pytest.raises(DataError, match="No .jsonl, .*.txt file"):
+    with pytest.raises(DataError, match=r"No \.jsonl, .*\.txt file"):
         evaluations([tmp_path])
     with pytest.raises(DataError, match="was named"):
         evaluations([])
