@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from openbook.cli import main
-from openbook.data.dedupe import contamination, words
+from openbook.data.dedupe import contamination, lookup, words
 from openbook.data.dedupe.contamination import Decontaminate, Index, Overlaps
 from openbook.data.dedupe.evaluation import evaluations
 from openbook.data.documents import Document
@@ -60,6 +60,14 @@ def test_what_is_shared_is_found_whatever_its_dress(tmp_path: Path) -> None:
     assert found.sets == {"quiz": {"items": 2, "too_short": 0}}
 
 
+def test_a_question_too_short_to_be_known_is_found_with_its_answer(tmp_path: Path) -> None:
+    record = {"query": "Cats purr when", "choices": ["they are left alone", "they are fed and warm"], "gold": 1}
+    found = index(tmp_path, [{"query": "Dogs bark", "choices": ["at cats"]}, record])
+    text = f"{prose('a', 9)} cats purr when they are fed and warm. {prose('b', 9)} Cats purr when left alone"
+    assert shared(found, text) == [("cats purr when they are fed and warm.", [2])]
+    assert found.sets["quiz"] == {"items": 2, "too_short": 1}
+
+
 def test_parts_of_a_long_item_that_overlap_are_one(tmp_path: Path) -> None:
     found = index(tmp_path, [{"text": prose("x", 100)}, {"text": prose("x", 30)}])
     text = f"{prose('x', 60)} . {prose('x', 13)}"
@@ -89,18 +97,12 @@ def test_an_equal_hash_is_not_an_equal_text(tmp_path: Path, monkeypatch: pytest.
     def colliding(hashes: words.Hashes, n: int) -> words.Hashes:
         return words.ngrams(hashes, n) >> np.uint64(64 - 6)
 
-    class Colliding(contamination.Lookup):
-        def search(self, units: words.Hashes, n: int) -> tuple[words.Ints, words.Ints]:
-            grams = colliding(units, n)
-            numbers = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
-            places = np.flatnonzero(self.hashes[numbers] == grams)
-            return places, numbers[places]
-
     monkeypatch.setattr(contamination, "ngrams", colliding)
-    monkeypatch.setattr(contamination, "Lookup", Colliding)
+    monkeypatch.setattr(lookup, "ngrams", colliding)
+    monkeypatch.setattr(lookup, "library", lambda: None)
     found = index(tmp_path, [{"text": prose("x", 60)}], common=1000)
     text = prose("a", 500)
-    assert len(found.lookup.search(words.units(text).hashes, 13)[0]) > 100
+    assert found.lookup.search(words.units(text).hashes).shape[1] > 100
     assert found.find(text) == []
 
 

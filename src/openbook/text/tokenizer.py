@@ -25,7 +25,7 @@ from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
 from openbook.text.algorithms.sampling import sample
 from openbook.text.algorithms.whole import Whole
-from openbook.text.backend import declare, guarded, model_unk, place
+from openbook.text.backend import around, check_fits, declare, guarded, model_unk, place
 from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
 from openbook.text.formats import Asked
@@ -68,7 +68,7 @@ class Tokenizer:
         self.mask: int | None = role.get("mask")
         self.sep: int | None = role.get("sep")
         self.cls: int | None = role.get("cls")
-        self.prefix, self.suffix = self._around()
+        self.prefix, self.suffix = around(backend)
         self.decoding = Decoding(backend.decoder)
         self._compiled: dict[str, ChatTemplate] = {}
 
@@ -383,23 +383,3 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no {role} token: do not ask for `{role}=True`."
             )
         return [self.bos] if bos and self.bos is not None else [], [self.eos] if eos and self.eos is not None else []
-
-    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids put before and after a text by `prompt`."""
-        for probe in ("a", "A", "1", ".", "的"):
-            encoding = self._backend.encode(probe)
-            if 0 in encoding.special_tokens_mask:
-                inner = encoding.special_tokens_mask
-                first, last = inner.index(0), len(inner) - inner[::-1].index(0)
-                return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
-        return (), ()
-
-
-def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
-    """Raise TokenizerError when a tokenizer has ids for which a model has no row in its embedding."""
-    if tokenizer_vocab > model_vocab:
-        raise TokenizerError(
-            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has "
-            f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
-            f"{tokenizer_vocab} or more."
-        )

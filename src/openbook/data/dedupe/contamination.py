@@ -5,8 +5,9 @@
 
 After Brown et al. 2020 (GPT-3, appendix C): n = 13 words without case and punctuation; a phrase that many documents
 share is no contamination (`ignore`); of a document the shared part goes with a margin of 200 characters, or all of it
-if too little is left. An item's text shorter than n words is looked for as a whole, unless it is shorter than
-`shortest`. N-grams that more than `common` different texts share are the wording of the task, not its content.
+if too little is left. An item's text shorter than n words is looked for as a whole; one shorter than `shortest` is
+not, but a question that is may be found with its answer. N-grams that more than `common` different texts share are the
+wording of the task, not its content.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from openbook.errors import DataError, UsageError
 from openbook.files import atomic_folder, read_json, write_json
 
 FORMAT, VERSION = "openbook contamination index", 1
-ENTRY = np.dtype([("item", "<i8"), ("text", "<i4"), ("word", "<i4")])  # where an n-gram stands in the evaluation sets
+ENTRY = np.dtype(
+    [("item", "<i8"), ("passage", "<i4"), ("word", "<i4")]
+)  # where an n-gram stands in the evaluation sets
 ACTIONS = ("cut", "remove")
 SHOWN = 300  # characters of a shared part that a report shows
 
@@ -57,14 +60,16 @@ class Index:
         self.lengths: list[int] = about["lengths"]
         self.sets: dict[str, dict[str, int]] = about["sets"]
         try:
-            self.lookup = Lookup(_mapped(folder / "grams.npy"))
+            self.lookup = Lookup(_mapped(folder / "grams.npy"), self.lengths)
             self.begins: Ints = _mapped(folder / "begins.npy")  # [K+1] where the entries of each n-gram begin
             self.entries: NDArray[Any] = _mapped(folder / "entries.npy")
             self.lines: Ints = _mapped(folder / "lines.npy")  # where each item begins in items.jsonl
         except (OSError, ValueError) as error:
             raise DataError(f"The index '{folder}' is damaged ({error}). Build it again.") from error
         self.ignored = np.zeros(len(self.lookup.hashes), bool)
+        self.shortest: int = about["shortest"]
         self._item = functools.lru_cache(4096)(self._read_item)
+        self._passages = functools.lru_cache(4096)(lambda number: self.item(number).passages(self.shortest))
 
     # ------------------------------------------------------------------------------------------------------ made
 
@@ -145,13 +150,9 @@ class Index:
 
     def _hits(self, text: str, found: Units) -> tuple[Ints, Ints, Ints]:
         """The n-grams of `text` that are in the index, in order: the first word, the words, the number there."""
-        starts, lengths, grams = [_NONE], [_NONE], [_NONE]
-        for length in self.lengths:
-            places, numbers = self.lookup.search(found.hashes, length)
-            starts.append(places)
-            lengths.append(np.full(len(places), length))
-            grams.append(numbers)
-        hits = np.stack([np.concatenate(column) for column in (starts, lengths, grams)])
+        hits = self.lookup.search(found.hashes)
+        if not hits.shape[1]:
+            return _NONE, _NONE, _NONE
         hits = hits[:, np.lexsort(hits[1::-1])]
         first, last, number = hits[:, self._equal(text, found, hits)]
         return first, last, number
@@ -164,7 +165,7 @@ class Index:
             low, high = np.searchsorted(hits[0], [first, last])
             for number, (start, length, gram) in enumerate(hits[:, low:high].T.tolist(), low):
                 item, place, word = self._entries(gram)[0].item()
-                theirs = _words_of(self.item(item).texts[place])
+                theirs = _words_of(self._passages(item)[place])
                 same[number] = words[start - first : start - first + length] == theirs[word : word + length]
         return same
 
@@ -202,15 +203,14 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def _grams_of(item: Item, number: int, n: int, shortest: int) -> Iterator[tuple[Hashes, Hashes, int, NDArray[Any]]]:
-    """Of each text that is long enough: its n-grams, the hash of all of it beside each, n, and where they stand."""
-    for place, text in enumerate(item.texts):
+    """Of each passage: its n-grams, the hash of all of it beside each, n, and where they stand."""
+    for place, text in enumerate(item.passages(shortest)):
         words = units(text).hashes
-        if len(words) >= shortest:
-            length = min(n, len(words))
-            grams = ngrams(words, length)
-            where = np.zeros(len(grams), ENTRY)
-            where["item"], where["text"], where["word"] = number, place, np.arange(len(grams))
-            yield grams, np.repeat(ngrams(words, len(words)), len(grams)), length, where
+        length = min(n, len(words))
+        grams = ngrams(words, length)
+        where = np.zeros(len(grams), ENTRY)
+        where["item"], where["passage"], where["word"] = number, place, np.arange(len(grams))
+        yield grams, np.repeat(ngrams(words, len(words)), len(grams)), length, where
 
 
 def _write_arrays(folder: Path, hashes: Hashes, wholes: Hashes, entries: NDArray[Any], common: int) -> None:

@@ -3,8 +3,8 @@
     .jsonl .ndjson   a record is an item            .json   an item for each record of the (longest) list in it
     .csv .tsv        a row is an item               others  the whole file is one item          (.gz of each)
 
-The texts of an item are the strings of a record, at every depth, or those under the fields that are chosen; each text
-is compared by itself. A folder stands for all its files, each a set.
+The texts of an item are the strings of a record, at every depth, or those under the fields that are chosen; each is
+compared by itself (see `Item.passages`). A folder stands for all its files, each a set.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openbook.data.dedupe.words import units
 from openbook.errors import DataError, nearest
 from openbook.files import explain_os_error
 
@@ -32,6 +33,15 @@ class Item:
     set: str  # the set it is of
     number: int  # the record in its file, counted from 1
     texts: tuple[str, ...]
+
+    def passages(self, shortest: int) -> list[str]:
+        """What is looked for: its texts of at least so many words; or else its first text with each other behind it.
+
+        (The question is too short to be known by, but not the question and its answer.)
+        """
+        whole = [text for text in self.texts if len(units(text)) >= shortest]
+        joined = [f"{self.texts[0]}\n{text}" for text in self.texts[1:]]
+        return whole or [text for text in joined if len(units(text)) >= shortest]
 
 
 @dataclass(frozen=True, slots=True)
