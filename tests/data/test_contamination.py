@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from openbook.cli import main
-from openbook.data.dedupe import contamination, words
+from openbook.data.dedupe import contamination, lookup, words
 from openbook.data.dedupe.contamination import Decontaminate, Index, Overlaps
 from openbook.data.dedupe.evaluation import evaluations
 from openbook.data.documents import Document
@@ -60,6 +60,14 @@ def test_what_is_shared_is_found_whatever_its_dress(tmp_path: Path) -> None:
     assert found.sets == {"quiz": {"items": 2, "too_short": 0}}
 
 
+def test_a_question_too_short_to_be_known_is_found_with_its_answer(tmp_path: Path) -> None:
+    record = {"query": "Cats purr when", "choices": ["they are left alone", "they are fed and warm"], "gold": 1}
+    found = index(tmp_path, [{"query": "Dogs bark", "choices": ["at cats"]}, record])
+    text = f"{prose('a', 9)} cats purr when they are fed and warm. {prose('b', 9)} Cats purr when left alone"
+    assert shared(found, text) == [("cats purr when they are fed and warm.", [2])]
+    assert found.sets["quiz"] == {"items": 2, "too_short": 1}
+
+
 def test_parts_of_a_long_item_that_overlap_are_one(tmp_path: Path) -> None:
     found = index(tmp_path, [{"text": prose("x", 100)}, {"text": prose("x", 30)}])
     text = f"{prose('x', 60)} . {prose('x', 13)}"
@@ -89,18 +97,12 @@ def test_an_equal_hash_is_not_an_equal_text(tmp_path: Path, monkeypatch: pytest.
     def colliding(hashes: words.Hashes, n: int) -> words.Hashes:
         return words.ngrams(hashes, n) >> np.uint64(64 - 6)
 
-    class Colliding(contamination.Lookup):
-        def search(self, units: words.Hashes, n: int) -> tuple[words.Ints, words.Ints]:
-            grams = colliding(units, n)
-            numbers = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
-            places = np.flatnonzero(self.hashes[numbers] == grams)
-            return places, numbers[places]
-
     monkeypatch.setattr(contamination, "ngrams", colliding)
-    monkeypatch.setattr(contamination, "Lookup", Colliding)
+    monkeypatch.setattr(lookup, "ngrams", colliding)
+    monkeypatch.setattr(lookup, "library", lambda: None)
     found = index(tmp_path, [{"text": prose("x", 60)}], common=1000)
     text = prose("a", 500)
-    assert len(found.lookup.search(words.units(text).hashes, 13)[0]) > 100
+    assert found.lookup.search(words.units(text).hashes).shape[1] > 100
     assert found.find(text) == []
 
 
@@ -169,6 +171,7 @@ def test_all_kinds_of_evaluation_files(tmp_path: Path) -> None:
     )
     (tmp_path / "page.txt").write_text("\ufeffwhole page\n")
     (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / "README.md").write_text("no")
     with gzip.open(tmp_path / "zipped.jsonl.gz", "wt") as file:
         file.write('{"q": {"deep": ["u\\u2028v"]}, "id": "w"}\n\n')
     found = {e.name: [item.texts for item in e.items()] for e in evaluations([tmp_path])}
@@ -203,8 +206,10 @@ def test_evaluation_files_that_cannot_be_read(tmp_path: Path, name: str, content
 def test_no_evaluation_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no evaluation file or folder"):
         evaluations([tmp_path / "none"])
-    with pytest.raises(DataError, match="was named"):
+    with pytest.raises(DataError, match=r"No \.jsonl, .*\.txt file"):
         evaluations([tmp_path])
+    with pytest.raises(DataError, match="was named"):
+        evaluations([])
     with pytest.raises(DataError, match="not an index"):
         Index(tmp_path)
     path = write_jsonl(tmp_path / "a.jsonl", ["some text"])

@@ -24,6 +24,7 @@ from openbook.errors import DataError, UsageError
 from tests.archive import archive
 from tests.data.tiny import write_jsonl
 
+QUIZ = "Which of these nine words is not in the other?"
 NOTICE = "This page was printed by the society of friends of the old mill, who thank all of you."
 
 
@@ -54,7 +55,7 @@ def test_the_first_of_equals(texts: list[str]) -> None:
 
 
 @given(st.text(st.sampled_from("ab \n\t\r世"), max_size=60), st.sampled_from(["paragraphs", "lines"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_paragraphs_together_are_the_text(text: str, by: str) -> None:
     pieces = paragraphs(text, by=by)
     assert "".join(pieces) == text
@@ -91,6 +92,16 @@ def test_a_shared_part_is_found_word_for_word() -> None:
     assert [within.texts[0][start:end] for start, end in parts] == [f"«{shared}!»"]
     assert share == pytest.approx(0.3)
     assert within.parts(1)[1] == 0
+
+
+def test_what_a_text_repeats_of_itself_counts_once_and_goes_with_what_others_have() -> None:
+    text, overlap = f"{prose('s', 30)} {prose('a', 40)} {prose('s', 30)}", Overlap(words=30)
+    found = units(text)
+    hashes, places = windows(found, overlap)
+    assert (hashes == 0).sum() == 1
+    parts, share = covered(text, found, places[:1], overlap)
+    assert parts.tolist() == [[0, len(prose("s", 30))], [len(text) - len(prose("s", 30)), len(text)]]
+    assert share == pytest.approx(0.6)
 
 
 @given(st.integers(1, 30), st.integers(0, 5))
@@ -204,6 +215,21 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(
         r"2 of 3 documents stay, with 66\.\d\d% of the characters\n +exact +1 documents", capsys.readouterr().out
     )
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "some.jsonl"
+    source.write_text(
+        json.dumps({"text": prose("a", 9)}) + '\n{"text": 3}\nnothing\n' + json.dumps({"text": "b"}) + "\n"
+    )
+    (tmp_path / "broken.txt.gz").write_bytes(b"\x1f\x8b\x08\x00cut")
+    assert main(["data", "dedupe", str(tmp_path), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kept"], len(found["unread"])) == (2, 3)
+    quiz = write_jsonl(tmp_path / "quiz.jsonl", [QUIZ])
+    command = ["data", "decontaminate", str(source), "--against", str(quiz), "--out", str(tmp_path / "clean")]
+    assert main(command) == 0
+    assert "2 could not be read: 'some.jsonl', line 2" in capsys.readouterr().out.replace(f"{tmp_path}/", "")
 
 
 @pytest.mark.slow

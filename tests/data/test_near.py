@@ -42,6 +42,16 @@ def test_datasketch_gives_the_same_signatures_and_clusters(near: Near) -> None:
     assert clusters(found, near).tolist() == module._flatten(np.array(parents)).tolist()
 
 
+def test_with_datasketchs_own_hash_function() -> None:
+    sketch = pytest.importorskip("datasketch")
+    texts, near = plant(stories()[:30], seed=1).texts, Near(threshold=0)
+    sets = [{" ".join(words[at : at + 5]) for at in range(len(words) - 4)} for words in map(str.split, texts)]
+    theirs = sketch.MinHash.bulk([[text.encode() for text in one] for one in sets], num_perm=128)
+    hashed = [np.array([sketch.hashfunc.sha1_hash32(text.encode()) for text in one], np.uint32) for one in sets]
+    ours = module.sketch(hashed, near)
+    assert all(np.array_equal(row, one.hashvalues) for row, one in zip(ours, theirs, strict=True))
+
+
 def test_planted_copies_are_found_and_nothing_else() -> None:
     planted = plant(stories(), seed=5, share=0.6)
     found = score(planted, clusters(signatures(planted.texts, Near()), Near()))

@@ -6,6 +6,8 @@ are in memory at a time.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,8 @@ from hypothesis import strategies as st
 
 from openbook.data.dedupe import lookup, near, repeats, words
 from openbook.data.dedupe.near import Near
+from openbook.hardware import cpu_features
+from openbook.native import build
 from openbook.native import minhash as native
 
 needs_native = pytest.mark.skipif(native.library() is None, reason="no C++ compiler: the reference does the work")
@@ -33,6 +37,16 @@ def without_native(function: Callable[[], Any]) -> Any:
         for module in (words, near, lookup):
             patch.setattr(module, "library", lambda: None)
         return function()
+
+
+@functools.cache
+def compiled(flags: tuple[str, ...]) -> ctypes.CDLL:
+    """The operators for another machine than this one."""
+    if "-mavx2" in flags and "AVX2" not in cpu_features():
+        pytest.skip("no AVX2")
+    found = build.load("minhash-law", native.SOURCES, [flags])
+    assert found is not None
+    return native.declared(found)
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -57,7 +71,7 @@ def like_each_other(seed: int, count: int = 120) -> list[str]:
 
 @needs_native
 @given(texts, st.sampled_from(words.UNITS), st.integers(1, 14))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_units_and_ngrams(text: str, unit: str, n: int) -> None:
     found, expected = words.units(text, unit), words.units_reference(text, unit)
     assert equal((found.hashes, found.starts, found.ends), (expected.hashes, expected.starts, expected.ends))
@@ -66,13 +80,20 @@ def test_units_and_ngrams(text: str, unit: str, n: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("flags", [None, ("-O1", "-mavx2"), ("-O1",)], ids=["own", "avx2", "plain"])
 @pytest.mark.parametrize("unit", words.UNITS)
 @pytest.mark.parametrize(("bands", "rows"), [(1, 1), (16, 4), (32, 4), (9, 13)])
-def test_signatures_and_band_keys(unit: str, bands: int, rows: int) -> None:
+def test_signatures_and_band_keys(
+    unit: str, bands: int, rows: int, flags: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flags:
+        library = compiled(flags)
+        monkeypatch.setattr(near, "library", lambda: library)
     given = Near(unit=unit, bands=bands, rows=rows, shingle=3)
     made = [*like_each_other(1, 40), "x" * 3000, *ALPHABET]
     signatures = near.signatures(made, given)
     assert np.array_equal(signatures, near.signatures_reference(made, given))
+    assert np.array_equal(signatures, near.sketch([near.shingles(text, given) for text in made], given))
     keys = np.zeros((bands, len(made) + 3), np.uint64)
     near.band_keys(signatures, given, keys, 2)
     assert np.array_equal(keys[:, 2:-1], near.band_keys_reference(signatures, given))
@@ -94,17 +115,18 @@ def test_clusters(threshold: float) -> None:
 def test_search(units: list[int], others: set[int], n: int) -> None:
     hashes = words.mix(np.array(units, np.uint64))
     index = np.unique(np.append(words.ngrams(hashes, n)[::2], np.array(sorted(others), np.uint64)))
-    found = lookup.Lookup(index).search(hashes, n)
-    assert equal(found, lookup.search_reference(hashes, n, index))
-    assert len(found[0]) >= len(range(0, len(hashes) - n + 1, 2))
+    found = lookup.Lookup(index, [n, n + 2]).search(hashes)
+    assert np.array_equal(found, lookup.search_reference(hashes, index, np.array([n, n + 2])))
+    assert found.shape[1] >= len(range(0, len(hashes) - n + 1, 2))
 
 
 @needs_native
 def test_more_hits_than_there_was_room_for() -> None:
     hashes = words.mix(np.arange(5000, dtype=np.uint64) % np.uint64(7))
     index = np.unique(words.ngrams(hashes, 3))
-    places, numbers = lookup.Lookup(index).search(hashes, 3)
+    places, lengths, numbers = lookup.Lookup(index, [3]).search(hashes)
     assert np.array_equal(places, np.arange(4998))
+    assert (lengths == 3).all()
     assert np.array_equal(index[numbers], words.ngrams(hashes, 3))
 
 
@@ -157,7 +179,7 @@ def test_signatures_do_not_depend_on_the_blocks(size: int, seed: int) -> None:
 
 
 @given(st.lists(st.integers(0, 12), max_size=80), st.integers(1, 30), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_repeats_do_not_depend_on_what_is_in_memory(values: list[int], together: int, above: int) -> None:
     hashes = words.mix(np.array(values, np.uint64))  # 0 stays 0: never a repetition
     counts = {value: values.count(value) for value in values}

@@ -189,12 +189,16 @@ def nn_names_no_family(root: Path) -> list[str]:
     ]
 
 
+# A GGUF file calls kinds of tokenizers and split patterns by the models that had them first: words of that format.
+FORMAT_WORDS = ("models/", "text/formats/gguf.py", "text/formats/gguf_splits.py")
+
+
 def families_are_named_in_models_only(root: Path) -> list[str]:
     families = family_names(root)
     return [
         f"{path} says '{word}'"
         for path, tree in sources(root)
-        if not path.startswith("models/")
+        if not path.startswith(FORMAT_WORDS)
         for word in words_of(tree)
         if word in families
     ]

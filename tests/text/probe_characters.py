@@ -59,9 +59,29 @@ _RUNS = {
 '''
 
 
-def members(pattern: str) -> NDArray[np.bool_]:
-    """Whether each code point matches a pattern of one character."""
-    return _covered(pre_tokenizers.Split(Regex(f"(?:{pattern})+"), behavior="removed", invert=True))
+def members(pattern: str, among: str = EVERY) -> NDArray[np.bool_]:
+    """Whether each code point (if it is `among` others, in their order) matches a pattern of one character."""
+    found = np.zeros(sys.maxunicode + 1, bool)
+    split = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), behavior="removed", invert=True)
+    for piece, _ in split.pre_tokenize_str(among):
+        found[ord(piece[0]) : ord(piece[-1]) + 1] = True
+    return found
+
+
+def categories() -> NDArray[np.uint8]:
+    """The general category of each code point: borders between runs by one long pattern, then one of each run."""
+    kinds = [kind for kind in characters.CATEGORIES if kind != "Cs"]
+    split = pre_tokenizers.Split(Regex("|".join(rf"\p{{{kind}}}+" for kind in kinds)), behavior="isolated")
+    runs = [(ord(piece[0]), ord(piece[-1]) + 1) for piece, _ in split.pre_tokenize_str(EVERY)]
+    found = np.zeros(sys.maxunicode + 1, np.uint8)
+    for kind in kinds:
+        single = pre_tokenizers.Split(Regex(rf"\p{{{kind}}}"), behavior="removed", invert=True)
+        ours = {ord(piece) for piece, _ in single.pre_tokenize_str("".join(chr(start) for start, _ in runs))}
+        for start, end in runs:
+            if start in ours:
+                found[start:end] = characters.CATEGORIES.index(kind)
+    found[0xD800:0xE000] = characters.CATEGORIES.index("Cs")
+    return found
 
 
 def numeric() -> NDArray[np.bool_]:
@@ -74,26 +94,15 @@ def numeric() -> NDArray[np.bool_]:
     return found
 
 
-def _covered(split: pre_tokenizers.PreTokenizer) -> NDArray[np.bool_]:
-    found = np.zeros(sys.maxunicode + 1, bool)
-    for piece, _ in split.pre_tokenize_str(EVERY):
-        found[ord(piece[0]) : ord(piece[-1]) + 1] = True
-    found[0xD800:0xE000] = False
-    return found
-
-
 def probe(name: str) -> NDArray[np.uint8]:
     """The values of a property, as `characters.values` gives them."""
     if name == "category":
-        found = np.full(sys.maxunicode + 1, characters.CATEGORIES.index("Cn"), np.uint8)
-        for number, category in enumerate(characters.CATEGORIES[:-1]):
-            if category != "Cs":
-                found[members(rf"\p{{{category}}}")] = number
-        found[0xD800:0xE000] = characters.CATEGORIES.index("Cs")
-        return found
+        return categories()
     if name == "numeric":
         return numeric().astype(np.uint8)
-    return members(r"\s" if name == "space" else rf"\p{{{name}}}").astype(np.uint8)
+    found = members(r"\s" if name == "space" else rf"\p{{{name}}}").astype(np.uint8)
+    found[0xD800:0xE000] = 0  # a run may pass over the surrogates
+    return found
 
 
 def packed(values: NDArray[np.uint8]) -> str:

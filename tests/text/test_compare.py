@@ -207,7 +207,6 @@ class TestVerbs:
         assert "not UTF-8" in capsys.readouterr().err
         given(b"")
         assert main(["tokenizer", "count", str(folders["ours"]), "-"]) == 1
-        assert main(["tokenizer", "count", str(folders["ours"]), "-", "-"]) == 2
 
     def test_compare(self, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = tmp_path / "text.txt"
@@ -243,12 +242,15 @@ class TestVerbs:
     def test_train(self, tmp_path: Path) -> None:
         text = tmp_path / "text.txt"
         text.write_text("\n".join(SENTENCES * 3), encoding="utf-8")
-        words = ["tokenizer", "train", str(text), "--vocab", "300", "--out"]
+        words = ["tokenizer", "train", str(text), "--vocab", "310", "--out"]
         assert main([*words, str(tmp_path / "chat")]) == 0
         assert Tokenizer.load(tmp_path / "chat").templates
         assert main([*words, str(tmp_path / "plain"), "--no-chat"]) == 0
         assert not Tokenizer.load(tmp_path / "plain").templates
         assert main([*words, str(tmp_path / "closed"), "--closed", "--specials", "<s>", "</s>"]) == 0
+        for kind in ("wordpiece", "unigram"):
+            assert main([*words, str(tmp_path / kind), "--kind", kind]) == 0
+            assert Tokenizer.load(tmp_path / kind).specials
         closed = Tokenizer.load(tmp_path / "closed")
         assert list(closed.specials) == ["<s>", "</s>"]
         assert closed.prompt("a")[-1] == closed.eos

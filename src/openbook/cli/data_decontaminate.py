@@ -51,18 +51,17 @@ class Config:
 def main(args: Sequence[str], prog: str) -> int:
     """The verb."""
     config = parse(Config, args, prog=prog)
+    from openbook.data.dedupe.corpus import Texts
     from openbook.data.dedupe.decontaminate import Search, decontaminate
-    from openbook.data.documents import find_files, read_documents
 
     if config.out.exists() and not config.overwrite:
         raise UsageError(f"'{config.out}' exists. Choose another --out, or give --overwrite to replace it.")
-    files = find_files(config.text)
     search = Search(
         n=config.n, shortest=min(config.shortest, config.n), common=config.common, frequent=config.frequent,
         fields=config.fields, action=config.action, margin=config.margin,
     )  # fmt: skip
     report, text = decontaminate(
-        lambda: (document for file in files for document in read_documents(file, field=config.field)),
+        Texts(config.text, config.field),
         config.against,
         config.out,
         search,

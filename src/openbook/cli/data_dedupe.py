@@ -50,14 +50,12 @@ class Config:
 def main(args: Sequence[str], prog: str) -> int:
     """The verb."""
     config = parse(Config, args, prog=prog)
-    from openbook.data.dedupe.corpus import dedupe
-    from openbook.data.documents import find_files, read_documents
+    from openbook.data.dedupe.corpus import Texts, dedupe
 
     if config.out.exists() and not config.overwrite:
         raise UsageError(f"'{config.out}' exists. Choose another --out, or give --overwrite to replace it.")
-    files = find_files(config.text)
     report = dedupe(
-        lambda: (document for file in files for document in read_documents(file, field=config.field)),
+        Texts(config.text, config.field),
         config.out,
         _rules(config),
         _tell,

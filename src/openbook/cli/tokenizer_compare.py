@@ -96,7 +96,7 @@ def _texts(config: Config) -> tuple[list[str], bool]:
     """The documents within the limit, and whether others were left out."""
     from openbook.data.documents import find_files, read_documents
 
-    files = find_files(config.text)
+    files = find_files(config.text, standard_input=True)
     share = max(1, int(config.limit * 1e6 / len(files)))
     texts: list[str] = []
     left_out = False

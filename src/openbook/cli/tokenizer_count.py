@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from openbook import log
-from openbook.errors import InputError, UsageError
+from openbook.errors import InputError
 from openbook.options import Positional, Repeated, parse
 
 if TYPE_CHECKING:
@@ -50,8 +49,6 @@ def main(args: Sequence[str], prog: str) -> int:
     for name, texts in _sources(config):
         rows[name] = count(tokenizer, texts, partial(_tell, total))
         total += rows[name]
-        if not rows[name].documents:
-            raise InputError(f"'{name}' holds no text.")
     log.status("")
     print(_json(rows, total, tokenizer.vocab, asked) if config.json else _table(rows, total, asked, config.currency))
     return 0
@@ -61,35 +58,8 @@ def _sources(config: Config) -> Iterator[tuple[str, Iterator[str]]]:
     """The name of each file, and its documents as they are read."""
     from openbook.data.documents import find_files, read_documents
 
-    if config.text.count("-") > 1:
-        raise UsageError("Standard input (-) can be read once.")
-    named = [text for text in config.text if text != "-"]
-    for path in find_files(named) if named else []:
+    for path in find_files(config.text, standard_input=True):
         yield str(path), (document.text for document in read_documents(path, field=config.field))
-    if "-" in config.text:
-        yield "-", _standard_input()
-
-
-def _standard_input() -> Iterator[str]:
-    """Plain text from standard input, by the rules of files: documents end at the separator, line ends are plain."""
-    from openbook.data.sources.stream import LONGEST_DOCUMENT, SEPARATOR
-
-    sys.stdin.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]  # a text stream of the system
-    parts: list[str] = []
-    size = 0
-    try:
-        while line := sys.stdin.readline(LONGEST_DOCUMENT):  # `\n`, whatever the line ends with
-            ends = line.strip() == SEPARATOR
-            if not ends:
-                parts.append(line)
-                size += len(line)
-            if (ends or size >= LONGEST_DOCUMENT) and parts:
-                yield "".join(parts)
-                parts, size = [], 0
-    except UnicodeDecodeError as error:
-        raise InputError(f"Standard input is not UTF-8 text ({error.reason}): convert it first.") from error
-    if parts:
-        yield "".join(parts)
 
 
 def _tell(before: Count, since: Count) -> None:

@@ -26,13 +26,15 @@ class Config:
     vocab: int = 8192
     """Ids at most, the special tokens (and in bpe the 256 bytes) among them."""
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
-    """The algorithm: byte-level BPE, as decoders use it; WordPiece (BERT); Unigram (T5)."""
+    """The algorithm: byte-level BPE, as most decoders have it; WordPiece (BERT); Unigram (T5)."""
     specials: tuple[str, ...] | None = None
-    """Special tokens, from id 0; left out: those of a chat, or of the kind."""
+    """Special tokens, from id 0; left out: the usual ones of this kind."""
     chat: bool = True
     """With the chat template, where the special tokens are those that it writes."""
     closed: bool = False
     """Put the end token after a text, as encoders read it."""
+    lowercase: bool = False
+    """Read text without its capital letters (wordpiece)."""
     field: str = "text"
     """Field of a .jsonl record that holds the text."""
     overwrite: bool = False
@@ -46,17 +48,16 @@ def main(args: Sequence[str], prog: str) -> int:
     from openbook.data.documents import documents
     from openbook.text.template import CHAT_TEMPLATE
     from openbook.text.tokenizer import Tokenizer
-    from openbook.text.training import SPECIALS
 
-    if config.kind != "bpe":
-        raise TokenizerError(f"Training {config.kind} is not there yet. Use --kind bpe.")
     start = time.monotonic()
     tokenizer = Tokenizer.train(
         _told(documents(config.text, field=config.field)),
         config.vocab,
-        SPECIALS if config.specials is None else config.specials,
+        config.specials,
+        kind=config.kind,
         chat_template=CHAT_TEMPLATE if config.chat else None,
         closed=config.closed,
+        lowercase=config.lowercase,
     )
     tokenizer.save(config.out)
     log.status("")

@@ -1,18 +1,28 @@
-"""Text on disk → documents, one string each, with an error that names the place when something is not text.
+"""Files of many kinds → documents, one string each, with an error that names the place when something is not text.
 
 What is a document:
 
-- `.jsonl` (also `.ndjson`): every line is a JSON object; its `text` field (another with `field=` or `columns=`) is one
-  document.
-- any other file: the whole file is one document, unless it has lines that hold nothing but the separator
+- `.jsonl`, `.ndjson`: every line is a JSON object; its `text` field (another with `field=`, any part of the record
+  with `columns=`) is one document. `.json`: a list of such objects, one, or several one after another.
+- `.parquet`, `.csv`, `.tsv`: a document a row, by the same columns.
+- `.html`, `.htm`: the main text of the page. `.warc`, `.wet`: the pages of a web archive.
+- `.md` and any other file: the whole file is one document, unless it has lines that hold nothing but the separator
   (`<|endoftext|>` unless told otherwise): each of those ends a document. Line ends become a plain newline, and a
-  byte-order mark goes.
-- `.gz` after either name is read through gzip.
-- a folder: all its files of these kinds, at every depth, in the order of their paths; hidden files and folders
-  (`.name`) are passed over. A path with `*`, `?` or `[` that does not exist is a pattern, in which `**` is any depth.
+  byte-order mark goes. The front matter of Markdown is no text: it goes into `meta`.
+- `.gz`, `.zst`, `.bz2` or `.xz` after any of these is unpacked (not Parquet, which packs itself).
+- a folder: all its files of these kinds, at every depth and through links, in the order of their paths. Passed over are
+  hidden files and folders (`.name`); README, LICENSE and other pages about the data; and `.json`, `.csv` and `.tsv`,
+  which are settings or results as often as text: name them, or a pattern. A path with `*`, `?` or `[` that does not
+  exist is a pattern, in which `**` is any depth.
+- `-`: standard input, where it is read once: JSON objects by lines or plain text, packed or not.
 
-A text that is empty or all white space is no document, and a file without any document is an error. A plain-text
-document beyond 64 Mi characters is cut at a line end, so that memory stays bounded; files are read line by line.
+Text is UTF-8, or what a byte-order mark says (UTF-16, UTF-32), or `encoding=`. A text that is empty or all white space
+is no document, and a file without any document is an error. Memory is bounded by one document: plain text beyond
+64 MiB is cut at a line end, a record beyond that is refused. `.parquet`, `.html`, `.warc` and `.zst` need the extra
+`data`.
+
+What cannot be read is an error; with `bad=`, a function, it is told to that, and all the rest is read. To read the
+parts of a large file side by side, see `sources/blocks.py`.
 """
 
 from __future__ import annotations

@@ -87,10 +87,9 @@ class Encoder {
   public:
     explicit Encoder(const Setup& s)
         : steps(s.steps, s.steps + s.steps_count),
-          vocabulary{{s.merges_count, s.left, s.right, s.made}, {s.words_count, s.words, s.words_ends, s.words_ids},
-                     bool(s.whole_words), {}},
+          vocabulary({s.merges_count, s.left, s.right, s.made}, {s.words_count, s.words, s.words_ends, s.words_ids},
+                     s.whole_words, s.bytes),
           prefix_space(s.prefix_space) {
-        std::copy(s.bytes, s.bytes + 256, vocabulary.bytes);
         for (int64_t i = 0; i < s.added_count; i++) {
             const Byte kind = s.added_kinds[i];
             names[kind & 1].add(s.added + (i ? s.added_ends[i - 1] : 0), s.added + s.added_ends[i],

@@ -147,21 +147,18 @@ class Encoder:
         self._call(self._address, 1, pointer, begin, _address(out), begin + 8, begin + 16, 1)
         return out[: fixed[2]] if fixed[2] >= 0 else None
 
-    def encode_many(self, texts: Sequence[bytes], threads: int) -> tuple[U32, NDArray[np.int64]]:
-        """Ids of texts in rows of which `counts` gives the sizes; -1: that text is not handled here."""
+    def encode_many(self, texts: Sequence[bytes], threads: int) -> list[U32 | None]:
+        """Ids of each of some texts (UTF-8); None where it is not handled here. The rows share their memory."""
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
         room = sizes * self._bytes_of_room + 8
         places = np.cumsum(room) - room
         out = np.empty(int(room.sum()), np.uint32)
         counts = np.empty(len(texts), np.int64)
         pointers = (ctypes.c_char_p * len(texts))(*texts)
-        used = max(1, min(threads, int(sizes.sum()) // WORTH_A_THREAD))
-        arrays = [_address(array) for array in (sizes, out, places, counts)]
-        self._call(self._address, len(texts), pointers, *arrays, used)
-        rows = [
-            out[place : place + max(count, 0)] for place, count in zip(places.tolist(), counts.tolist(), strict=True)
-        ]
-        return np.concatenate(rows) if rows else out, counts
+        arrays = [array.ctypes.data for array in (sizes, out, places, counts)]
+        self._call(self._address, len(texts), pointers, *arrays, _threads(threads, sizes))
+        found = zip(places.tolist(), counts.tolist(), strict=True)
+        return [None if count < 0 else out[place : place + count] for place, count in found]
 
 
 class Counter:
@@ -177,7 +174,7 @@ class Counter:
         """Count the words of some more texts (UTF-8). False: the pattern asks too much of one."""
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
         pointers = (ctypes.c_char_p * len(texts))(*texts)
-        used = max(1, min(threads, int(sizes.sum()) // WORTH_A_THREAD))
+        used = _threads(threads, sizes)
         fine: int = self._library.openbook_bpe_count(self._address, len(texts), pointers, _address(sizes), used)
         return bool(fine)
 
@@ -201,6 +198,10 @@ def _given(steps: Sequence[Step]) -> ctypes.Array[Given]:
         place.node_count, place.branch_count, place.mask_count = len(step.nodes), len(step.branches), len(step.masks)
         place.keep_matches, place.keep_rest = step.keep_matches, step.keep_rest
     return made
+
+
+def _threads(most: int, sizes: NDArray[np.int64]) -> int:
+    return max(1, min(most, int(sizes.sum()) // WORTH_A_THREAD))
 
 
 def _joined(texts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

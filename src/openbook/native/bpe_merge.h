@@ -117,6 +117,17 @@ struct Vocabulary {
     Words words;
     bool whole;  // look a word up as a whole first
     uint32_t bytes[256];
+    std::vector<Made> pairs;  // [256,256] of two bytes: every word begins with these, and few of them are common
+
+    Vocabulary(Merges merges, Words words, bool whole, const uint32_t* ids)
+        : merges(std::move(merges)), words(std::move(words)), whole(whole) {
+        std::copy(ids, ids + 256, bytes);
+        for (int i = 0; i < 256; i++)
+            for (int j = 0; j < 256; j++) {
+                const bool both = bytes[i] != NONE && bytes[j] != NONE;
+                pairs.push_back(both ? this->merges.find(bytes[i], bytes[j]) : Made{NONE, NONE});
+            }
+    }
 };
 
 // What one thread remembers, and its room for work.
@@ -152,7 +163,7 @@ class Memory {
     }
 
   private:
-    static constexpr size_t SHORT = 15, SHORTS = 1 << 16, LONGS = 1 << 14, TRIES = 4, REMEMBERED = 256, FEW = 48;
+    static constexpr size_t SHORT = 15, SHORTS = 1 << 17, LONGS = 1 << 14, TRIES = 4, REMEMBERED = 256, FEW = 48;
     struct Short {
         uint64_t key[2] = {0, 0};
         uint32_t ids[3], count = 0;
@@ -204,9 +215,12 @@ class Memory {
         uint32_t id[FEW + 1];
         Made pair[FEW + 1];
         size_t count = 0;
-        for (size_t i = 0; i < size; i++)
-            if (v.bytes[p[i]] != NONE) id[count++] = v.bytes[p[i]];
-        for (size_t i = 0; i + 1 < count; i++) pair[i] = v.merges.find(id[i], id[i + 1]);
+        for (size_t i = 0, before = 0; i < size; i++) {
+            if (v.bytes[p[i]] == NONE) continue;
+            if (count) pair[count - 1] = v.pairs[before << 8 | p[i]];
+            before = p[i];
+            id[count++] = v.bytes[p[i]];
+        }
         while (count > 1) {
             size_t best = 0;
             for (size_t i = 1; i + 1 < count; i++)

@@ -187,6 +187,19 @@ int openbook_minhash_signatures(const uint8_t* text, const int64_t* bounds, int6
     });
 }
 
+// out [sets,P] of sets of hashes; bounds [sets+1]: where each lies in `hashes`.
+int openbook_minhash_sketch(const uint32_t* hashes, const int64_t* bounds, int64_t sets, const uint32_t* a,
+                            const uint32_t* b, int64_t P, uint32_t* out) {
+    return guarded([&] {
+        std::vector<uint32_t> x;
+        for (int64_t s = 0; s < sets; s++) {
+            x.clear();
+            for (int64_t i = bounds[s]; i < bounds[s + 1]; i++) x.push_back(mix(hashes[i]));
+            least(x.data(), (int64_t)x.size(), a, b, P, out + s * P);
+        }
+    });
+}
+
 // keys [bands,stride]: of each of `rows` signatures [P] the hash of its rows in each band, written from column `at` on.
 void openbook_minhash_bands(const uint32_t* signatures, int64_t rows, int64_t P, int64_t bands, int64_t each,
                             uint64_t* keys, int64_t stride, int64_t at) {
@@ -223,21 +236,23 @@ void openbook_minhash_unite(int64_t* parents, const int64_t* left, const int64_t
     for (int64_t i = 0; i < count; i++) unite(parents, left[i], right[i]);
 }
 
-// The n-grams of `in` [count] that stand in the sorted `index`: the first `room` of them, as their places in both;
-// answers how many there are. `filter`: a bit for each value of the upper `64 - coarse` bits, set where one begins so;
-// those whose upper bits are t stand from starts[t] to starts[t + 1].
-int64_t openbook_minhash_search(const uint64_t* in, int64_t count, int64_t n, const uint64_t* index,
-                                const uint8_t* filter, int64_t coarse, const int64_t* starts, int64_t shift,
-                                int64_t* places, int64_t* numbers, int64_t room) {
+// The n-grams of `in` [count], of each of `lengths` [kinds], that stand in the sorted `index`: the first `room` of them,
+// their places in `in`, their lengths and their places in the index; answers how many there are. `filter`: a bit for
+// each value of the upper 64 - `coarse` bits, set where one begins so; those whose upper bits are t stand from starts[t]
+// to starts[t + 1].
+int64_t openbook_minhash_search(const uint64_t* in, int64_t count, const int64_t* lengths, int64_t kinds,
+                                const uint64_t* index, const uint8_t* filter, int64_t coarse, const int64_t* starts,
+                                int64_t shift, int64_t* hits, int64_t room) {  // hits [3,room]
     int64_t found = 0;
-    ngrams(in, count, n, [&](int64_t place, uint64_t gram) {
-        const uint64_t bit = gram >> coarse, top = gram >> shift;
-        if (!(filter[bit >> 3] >> (bit & 7) & 1)) return;
-        const uint64_t *end = index + starts[top + 1], *at = std::lower_bound(index + starts[top], end, gram);
-        if (at == end || *at != gram) return;
-        if (found < room) places[found] = place, numbers[found] = at - index;
-        found++;
-    });
+    for (int64_t k = 0; k < kinds; k++)
+        ngrams(in, count, lengths[k], [&](int64_t place, uint64_t gram) {
+            const uint64_t bit = gram >> coarse, top = gram >> shift;
+            if (!(filter[bit >> 3] >> (bit & 7) & 1)) return;
+            const uint64_t *end = index + starts[top + 1], *at = std::lower_bound(index + starts[top], end, gram);
+            if (at == end || *at != gram) return;
+            if (found < room) hits[found] = place, hits[room + found] = lengths[k], hits[2 * room + found] = at - index;
+            found++;
+        });
     return found;
 }
 }

@@ -32,10 +32,11 @@ def declared(found: ctypes.CDLL) -> ctypes.CDLL:
         "units": ("anannaaa", ctypes.c_int64),
         "ngrams": ("anna", None),
         "signatures": ("aanannnaana", ctypes.c_int),
+        "sketch": ("aanaana", ctypes.c_int),
         "bands": ("annnnann", None),
         "join": ("aanannna", None),
         "unite": ("aaan", None),
-        "search": ("annaananaan", ctypes.c_int64),
+        "search": ("ananaananan", ctypes.c_int64),
     }
     types = {"a": ctypes.c_void_p, "n": ctypes.c_int64}
     for name, (arguments, answer) in functions.items():

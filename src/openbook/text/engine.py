@@ -12,7 +12,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -49,32 +49,26 @@ class Engine:
         """Ids of many texts, in parallel."""
         if self._native is None:
             return self._theirs(texts)
-        ids, ends = self.encode_arrays(texts)
-        whole, places = ids.tolist(), ends.tolist()
-        return [whole[start:end] for start, end in pairwise(places)]
+        return [row.tolist() for block in blocks(texts) for row in self._rows(block)]
 
     def encode_arrays(self, texts: Sequence[str]) -> tuple[Ids, Places]:
         """Ids of many texts one after the other, and where each begins and the last ends: [number of texts + 1]."""
-        parts: list[Ids] = []
-        counts = [np.zeros(1, np.int64)]
+        parts = [np.zeros(0, np.uint32)]
+        sizes = [0]
         for block in blocks(texts):
-            ids, sizes = self._block(block)
-            parts.append(ids)
-            counts.append(sizes)
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint32), np.cumsum(np.concatenate(counts))
+            rows = self._rows(block)
+            parts.append(np.concatenate(rows))
+            sizes += map(len, rows)
+        return np.concatenate(parts), np.cumsum(sizes, dtype=np.int64)
 
-    def _block(self, texts: list[str]) -> tuple[Ids, Places]:
-        """Ids of some texts, and how many there are of each."""
-        if self._native is None:
-            return _flat(self._theirs(texts))
-        ids, counts = self._native.encode_many([text.encode() for text in texts], runtime.default_threads())
-        left = np.flatnonzero(counts < 0)
-        if not len(left):
-            return ids, counts
-        theirs, sizes = _flat(self._theirs([texts[number] for number in left]))
-        behind = np.cumsum(np.maximum(counts, 0))[left]  # where in `ids` the missing ones belong
-        counts[left] = sizes
-        return np.insert(ids, np.repeat(behind, sizes), theirs), counts
+    def _rows(self, texts: list[str]) -> list[Ids]:
+        """Ids of each text; what the native engine does not handle is given to the library."""
+        native, rows = self._native, list[Ids | None]([None] * len(texts))
+        if native is not None:
+            rows = native.encode_many([text.encode() for text in texts], runtime.default_threads())
+        left = [number for number, row in enumerate(rows) if row is None]
+        theirs = iter(self._theirs([texts[number] for number in left]) if left else [])
+        return [np.array(next(theirs), np.uint32) if row is None else row for row in rows]
 
     def _theirs(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) == 1 and len(texts[0]) <= LONG:
@@ -141,13 +135,8 @@ def train_merges(
 
 def in_a_row(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
     """Lists of ids as `encode_arrays` gives them."""
-    ids, sizes = _flat(rows)
-    return ids, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-
-
-def _flat(rows: Sequence[Sequence[int]]) -> tuple[Ids, Places]:
-    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-    return np.fromiter(chain.from_iterable(rows), np.uint32, int(sizes.sum())), sizes
+    places = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(rows), np.uint32, int(places[-1])), places
 
 
 def blocks(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ they meet in the order of a hash table, and add up in the order in which threads
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from openbook.errors import TokenizerError
 from openbook.text.algorithms import wordpiece
 
+NO_TEXT = "There is no text to train a tokenizer on: every document was empty. Give some text."
 SPACE = "▁"  # how Unigram vocabularies write a space
 SPELLING = "<0x123456789ABCDEF>"  # characters that the name of a byte token is made of
 DIGITS = 4  # decimals of a score that are kept; what threads leave to chance is far behind them
@@ -80,7 +82,9 @@ def _learned(words: Mapping[str, int], room: int) -> list[tuple[str, float]]:
     alphabet = set(often[: room // 2])
     # Each word as often as it occurs, between marks that no word holds.
     mark = next(chr(number) for number in range(0xE000, 0x110000) if chr(number) not in counts)
-    usable = ((word + mark, times) for word, times in words.items() if alphabet.issuperset(word))
+    usable = [(word + mark, times) for word, times in words.items() if alphabet.issuperset(word)]
+    if not usable:
+        return [(character, round(-math.log(len(alphabet)), DIGITS)) for character in sorted(alphabet)]
     trained = tokenizers.Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Split(mark, behavior="removed")
     trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=sorted(alphabet), show_progress=False)
@@ -96,6 +100,8 @@ def _words(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> dict[str, int
     counter = trainers.BpeTrainer(vocab_size=1, show_progress=False)
     backend.train_from_iterator(texts, counter)
     words: dict[str, int] = json.loads(counter.__getstate__())["BpeTrainer"]["words"]
+    if not words:
+        raise TokenizerError(NO_TEXT)
     return dict(sorted(words.items()))
 
 

@@ -93,7 +93,6 @@ def train_backend(
     else:
         backend = pieces.unigram_backend(counted, vocab, specials, unknown, SPLIT)
         first, last = roles.get("bos"), roles.get("eos") if closed else None
-    counted.check()
     put_around(backend, first, last)
     return backend
 
@@ -180,4 +179,4 @@ class _Counted:
     def check(self) -> None:
         """TokenizerError when there was no text."""
         if self.characters == 0:
-            raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
+            raise TokenizerError(pieces.NO_TEXT)

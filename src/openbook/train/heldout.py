@@ -1,14 +1,11 @@
-"""How well a model does on text it does not learn from: the plain loss, and bits per byte.
+"""How well a model does on text it does not learn from: the plain loss, and perplexity per token and per byte.
 
-    bits per byte = Σ nll / ln 2 / bytes of the text that the targets spell
-
-Bits per byte compares models with different tokenizers. Sums first, over all batches and ranks; one division at the
-end.
+Only what is per byte compares models with different tokenizers: see `text/perplexity.py`. Sums first, over all batches
+and ranks; one division at the end.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,8 +16,11 @@ import torch
 from openbook.data.batch import Batch
 from openbook.data.heldout import Together
 from openbook.nn.model import LanguageModel
+from openbook.text.perplexity import Perplexity
 from openbook.train import ranks
 from openbook.train.objectives import Language, Objective
+
+PERPLEXITIES = ("perplexity_per_token", "perplexity_per_byte", "bits_per_byte")  # see `Perplexity.plain`
 
 
 class Texts(Protocol):
@@ -33,9 +33,10 @@ class Texts(Protocol):
 
 @torch.no_grad()
 def evaluate(model: LanguageModel, objective: Objective, heldout: Texts) -> dict[str, float]:
-    """`loss` in nats per counted thing, without smoothing and penalties; every term by name; bits per byte.
+    """`loss` in nats per counted thing, without smoothing and penalties; every term by name; of language over text
+    whose bytes are known, perplexity per token and per byte, and bits per byte.
 
-    Of several sources together (`data.heldout.Together`) also `loss NAME` and `bits_per_byte NAME` of each. Every rank
+    Of several sources together (`data.heldout.Together`) also `loss NAME`, `bits_per_byte NAME` … of each. Every rank
     walks over all batches and measures its share of them.
     """
     was_training = model.training
@@ -51,8 +52,18 @@ def evaluate(model: LanguageModel, objective: Objective, heldout: Texts) -> dict
     if isinstance(heldout, Together):
         for name, part in parts.items():
             of = _means(sums[name], part.bytes)
-            found |= {f"{key} {name}": of[key] for key in ("loss", "bits_per_byte") if key in of}
+            found |= {f"{key} {name}": of[key] for key in ("loss", *PERPLEXITIES) if key in of}
     return found
+
+
+@torch.no_grad()
+def perplexity(model: LanguageModel, heldout: Texts, tokenizer: str = "") -> Perplexity:
+    """Of all that `heldout` wants foreseen, in the tokens of the `tokenizer` with this fingerprint."""
+    was_training = model.training
+    model.eval()
+    sums = _sums(model, Language(), heldout)
+    model.train(was_training)
+    return _perplexity(sums, heldout.bytes, tokenizer)
 
 
 @dataclass
@@ -93,6 +104,11 @@ def _means(sums: Sums, size: int) -> dict[str, float]:
         found["loss"] += weight * found[name]
         start = f"shown {name} "
         found |= {key.removeprefix(start): value / share for key, value in totals.items() if key.startswith(start)}
-    if size and "shown language nll" in totals:
-        found["bits_per_byte"] = totals["shown language nll"] / math.log(2) / size
+    if size and "shown language nll" in totals and totals["count language"] >= 1:
+        found |= _perplexity(sums, size).plain()
     return found
+
+
+def _perplexity(sums: Sums, size: int, tokenizer: str = "") -> Perplexity:
+    nats, tokens = sums.totals["shown language nll"], round(sums.totals["count language"])
+    return Perplexity(nats=nats, tokens=tokens, bytes=size, tokenizer=tokenizer)

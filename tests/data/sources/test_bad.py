@@ -50,7 +50,7 @@ CASES = [
     ("n.json", b'[{"text": "a"}, {"text": "cut', ["a"], [("not JSON", 0, 16)], "Unterminated"),
     ("o.jsonl", b"", [], [("empty", 0, 0)], "0 bytes"),
     ("p.jsonl", b'{"text": " "}\n\n', [], [("no text", 0, 0)], "holds no text"),
-    ("q.txt", gzip.compress(b"packed"), [], [("not text", 0, 0)], "name it .gz"),
+    ("q.txt", gzip.compress(b"packed", mtime=0), [], [("not text", 0, 0)], "name it .gz"),
     ("r.txt", b"%PDF-1.7\n", [], [("not text", 0, 0)], "PDF"),
     ("s.txt", "wide".encode("utf-16")[:-1], ["wid"], [("not UTF-16", 0, 0)], "UTF-16"),
 ]  # fmt: skip
@@ -91,13 +91,13 @@ def test_a_byte_order_mark_is_believed(tmp_path: Path, encoding: str, monkeypatc
 def test_what_came_before_a_cut_is_kept(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     chance = random.Random(0)
-    numbers = [str(chance.getrandbits(200)) for _ in range(20_000)]
+    numbers = [str(chance.getrandbits(200)) for _ in range(8_000)]
     content = b"".join(map(line, numbers))
     for suffix, pack, least in (
-        (".gz", gzip.compress, 9000),
-        (".bz2", lambda data: bz2.compress(data, 1), 7000),
-        (".xz", lambda data: lzma.compress(data, preset=0), 5000),
-        (".zst", zstandard.ZstdCompressor().compress, 8000),
+        (".gz", lambda data: gzip.compress(data, 1), 3500),
+        (".bz2", lambda data: bz2.compress(data, 1), 2000),
+        (".xz", lambda data: lzma.compress(data, preset=0), 2000),
+        (".zst", zstandard.ZstdCompressor().compress, 2000),
     ):
         packed = pack(content)
         path = put(tmp_path / f"a.jsonl{suffix}", packed[: len(packed) // 2])
@@ -137,6 +137,7 @@ def test_a_damaged_parquet_file(tmp_path: Path) -> None:
     assert [document.line for document in found] == [1, 2, 3, 5, 6]
     assert [(b.reason, b.line) for b in bad] == [("not UTF-8", 4)]
     assert len(blocks([put(path, b"PAR1" * 9)], 8)) == 1
+    assert read_all(put(tmp_path / "b.parquet.gz", gzip.compress(whole)))[1][0].reason == "packed"
 
 
 def test_a_damaged_web_archive(tmp_path: Path) -> None:

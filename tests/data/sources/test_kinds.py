@@ -65,6 +65,11 @@ def test_html_is_its_main_text(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_html_of_nothing_but_boxes_is_read_too(tmp_path: Path) -> None:
+    pytest.importorskip("resiliparse")
+    assert texts(put(tmp_path / "a.html", b"<div>" * 50_000 + b"deep")) == ["deep"]
+
+
 @pytest.mark.parametrize(
     ("said", "encoding"),
     [
@@ -178,7 +183,7 @@ def test_web_archives(tmp_path: Path) -> None:
         (b'\n {"text": "a"}', ["a"]),
         (b"{ no json }\n", ["{ no json }\n"]),
         (b"one\n<|endoftext|>\ntwo", ["one\n", "two"]),
-        (gzip.compress(b'{"text": "a"}\n'), ["a"]),
+        (gzip.compress(b'{"text": "a"}\n', mtime=0), ["a"]),
     ],
 )
 def test_standard_input(content: bytes, gives: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,27 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
     assert len(find_files(tmp_path, bad=lambda _: None)) == 2
 
 
+def test_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "b/c.txt", "b/d/e.txt", "b/d/f.json", ".h/g.txt", "b/.x.txt"):
+        put(tmp_path / name, name)
+    for number in range(3):  # glob would go round and round these until the end of days
+        (tmp_path / "b" / f"loop{number}").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for pattern, found in {
+        "**/*.txt": ["a.txt", "b/c.txt", "b/d/e.txt"],
+        "b/**/*.txt": ["b/c.txt", "b/d/e.txt"],
+        "b/**": ["b/c.txt", "b/d/e.txt", "b/d/f.json"],
+        "**/d/*": ["b/d/e.txt", "b/d/f.json"],
+        "?/d/[a-e].*": ["b/d/e.txt"],
+        "*": ["a.txt"],
+    }.items():
+        assert [str(path) for path in find_files(pattern)] == found, pattern
+        full = [str(path) for path in find_files(f"{tmp_path}/{pattern}")]
+        assert full == [str(tmp_path / name) for name in found], pattern
+    with pytest.raises(DataError, match="No file matches"):
+        find_files("**/*.md")
+
+
 def test_a_file_reached_twice_is_read_once(tmp_path: Path) -> None:
     one = put(tmp_path / "one.txt")
     (tmp_path / "soft.txt").symlink_to(one)

@@ -35,5 +35,7 @@ class Column:
 def release(array: NDArray[Any]) -> None:
     """Give back the memory that holds what was read of a mapped array; its content stays."""
     base: object = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)

@@ -5,8 +5,9 @@
 
 After Brown et al. 2020 (GPT-3, appendix C): n = 13 words without case and punctuation; a phrase that many documents
 share is no contamination (`ignore`); of a document the shared part goes with a margin of 200 characters, or all of it
-if too little is left. An item's text shorter than n words is looked for as a whole, unless it is shorter than
-`shortest`. N-grams that more than `common` different texts share are the wording of the task, not its content.
+if too little is left. An item's text shorter than n words is looked for as a whole; one shorter than `shortest` is
+not, but a question that is may be found with its answer. N-grams that more than `common` different texts share are the
+wording of the task, not its content.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ from openbook.errors import DataError, UsageError
 from openbook.files import atomic_folder, read_json, write_json
 
 FORMAT, VERSION = "openbook contamination index", 1
-ENTRY = np.dtype([("item", "<i8"), ("text", "<i4"), ("word", "<i4")])  # where an n-gram stands in the evaluation sets
+ENTRY = np.dtype(
+    [("item", "<i8"), ("passage", "<i4"), ("word", "<i4")]
+)  # where an n-gram stands in the evaluation sets
 ACTIONS = ("cut", "remove")
 SHOWN = 300  # characters of a shared part that a report shows
 
@@ -57,14 +61,16 @@ class Index:
         self.lengths: list[int] = about["lengths"]
         self.sets: dict[str, dict[str, int]] = about["sets"]
         try:
-            self.lookup = Lookup(_mapped(folder / "grams.npy"))
+            self.lookup = Lookup(_mapped(folder / "grams.npy"), self.lengths)
             self.begins: Ints = _mapped(folder / "begins.npy")  # [K+1] where the entries of each n-gram begin
             self.entries: NDArray[Any] = _mapped(folder / "entries.npy")
             self.lines: Ints = _mapped(folder / "lines.npy")  # where each item begins in items.jsonl
         except (OSError, ValueError) as error:
             raise DataError(f"The index '{folder}' is damaged ({error}). Build it again.") from error
         self.ignored = np.zeros(len(self.lookup.hashes), bool)
+        self.shortest: int = about["shortest"]
         self._item = functools.lru_cache(4096)(self._read_item)
+        self._passages = functools.lru_cache(4096)(lambda number: self.item(number).passages(self.shortest))
 
     # ------------------------------------------------------------------------------------------------------ made
 
@@ -128,9 +134,8 @@ class Index:
             low, high = np.searchsorted(starts, [first, last])
             if last - first < 2 * self.n and self.ignored[grams[low:high]].all():
                 continue
-            items = {int(i) for gram in grams[low:high].tolist() for i in self._entries(gram)["item"]}
             ((start, end),) = spans.of_windows(np.array([first]), last - first, found, text).tolist()
-            parts.append(Found(start, end, tuple(sorted(items))))
+            parts.append(Found(start, end, self._items(grams[low:high])))
         return parts
 
     def grams(self, text: str) -> Ints:
@@ -145,31 +150,41 @@ class Index:
 
     def _hits(self, text: str, found: Units) -> tuple[Ints, Ints, Ints]:
         """The n-grams of `text` that are in the index, in order: the first word, the words, the number there."""
-        starts, lengths, grams = [_NONE], [_NONE], [_NONE]
-        for length in self.lengths:
-            places, numbers = self.lookup.search(found.hashes, length)
-            starts.append(places)
-            lengths.append(np.full(len(places), length))
-            grams.append(numbers)
-        hits = np.stack([np.concatenate(column) for column in (starts, lengths, grams)])
+        hits = self.lookup.search(found.hashes)
+        if not hits.shape[1]:
+            return _NONE, _NONE, _NONE
         hits = hits[:, np.lexsort(hits[1::-1])]
         first, last, number = hits[:, self._equal(text, found, hits)]
         return first, last, number
 
     def _equal(self, text: str, found: Units, hits: Ints) -> NDArray[np.bool_]:
-        """Which hits [3,H] have the same words as the item, not their hashes alone."""
-        same = np.zeros(hits.shape[1], bool)
-        for first, last in spans.merge(hits[0], hits[0] + hits[1]).tolist():
-            words = folded(text, found, first, last)
-            low, high = np.searchsorted(hits[0], [first, last])
-            for number, (start, length, gram) in enumerate(hits[:, low:high].T.tolist(), low):
-                item, place, word = self._entries(gram)[0].item()
-                theirs = _words_of(self.item(item).texts[place])
-                same[number] = words[start - first : start - first + length] == theirs[word : word + length]
+        """Which hits [3,H] have the same words as the item, not their hashes alone.
+
+        Neighbours that stand side by side in the same passage are compared at once, as one run of words.
+        """
+        starts, lengths, grams = hits
+        places = self.entries[self.begins[grams]]
+        same_place = (places["item"][1:] == places["item"][:-1]) & (places["passage"][1:] == places["passage"][:-1])
+        steps = (np.diff(starts) == 1) & (np.diff(places["word"]) == 1) & (np.diff(lengths) == 0)
+        first = np.flatnonzero(np.append(True, ~(same_place & steps)))
+        same = np.zeros(len(starts), bool)
+        for low, high in pairwise([*first.tolist(), len(starts)]):
+            start, last = int(starts[low]), int(starts[high - 1] + lengths[low])
+            item, passage, word = places[low].item()
+            ours, theirs = folded(text, found, start, last), _words_of(self._passages(item)[passage])[word:]
+            if ours == theirs[: len(ours)]:
+                same[low:high] = True
+                continue
+            n = int(lengths[low])
+            same[low:high] = [ours[at : at + n] == theirs[at : at + n] for at in range(high - low)]
         return same
 
-    def _entries(self, gram: int) -> NDArray[Any]:
-        return self.entries[self.begins[gram] : self.begins[gram + 1]]
+    def _items(self, grams: Ints) -> tuple[int, ...]:
+        """All items that have one of the n-grams."""
+        begins, ends = self.begins[grams], self.begins[grams + 1]
+        counts = ends - begins
+        rows = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+        return tuple(np.unique(self.entries["item"][rows]).tolist())
 
     def _read_item(self, number: int) -> Item:
         with (self.folder / "items.jsonl").open("rb") as file:
@@ -198,19 +213,18 @@ def _words_of(text: str) -> list[str]:
 
 
 def _mapped(path: Path) -> NDArray[Any]:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # a plain array over it: cheaper to index
 
 
 def _grams_of(item: Item, number: int, n: int, shortest: int) -> Iterator[tuple[Hashes, Hashes, int, NDArray[Any]]]:
-    """Of each text that is long enough: its n-grams, the hash of all of it beside each, n, and where they stand."""
-    for place, text in enumerate(item.texts):
+    """Of each passage: its n-grams, the hash of all of it beside each, n, and where they stand."""
+    for place, text in enumerate(item.passages(shortest)):
         words = units(text).hashes
-        if len(words) >= shortest:
-            length = min(n, len(words))
-            grams = ngrams(words, length)
-            where = np.zeros(len(grams), ENTRY)
-            where["item"], where["text"], where["word"] = number, place, np.arange(len(grams))
-            yield grams, np.repeat(ngrams(words, len(words)), len(grams)), length, where
+        length = min(n, len(words))
+        grams = ngrams(words, length)
+        where = np.zeros(len(grams), ENTRY)
+        where["item"], where["passage"], where["word"] = number, place, np.arange(len(grams))
+        yield grams, np.repeat(ngrams(words, len(words)), len(grams)), length, where
 
 
 def _write_arrays(folder: Path, hashes: Hashes, wholes: Hashes, entries: NDArray[Any], common: int) -> None:

@@ -11,10 +11,10 @@ order of the corpus. Memory: about 60 bytes a document; everything else lies in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,14 @@ from openbook.data.dedupe.overlap import Overlap
 from openbook.data.dedupe.paragraphs import paragraph_hashes, without
 from openbook.data.dedupe.repeats import NEVER, repeated
 from openbook.data.dedupe.words import Hashes, Ints, units
-from openbook.data.documents import Document
+from openbook.data.documents import Bad, Document, find_files, read_documents
 from openbook.errors import DataError
 from openbook.files import atomic_folder, write_json
 
 TOGETHER = 1 << 22  # characters whose signatures are made at once
 SAMPLES = 50  # of each rule
 SHOWN = 200  # characters of a sample
+LISTED = 1000  # of what could not be read
 STAYS = -1
 
 
@@ -68,6 +69,7 @@ class Report:
     cut: dict[str, int] = field(default_factory=dict)  # rule → characters of documents that stay
     sources: dict[str, dict[str, int]] = field(default_factory=dict)  # file → documents, kept, characters …
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # what could not be read, and why
 
     def as_text(self) -> str:
         """The table that the command prints."""
@@ -75,10 +77,38 @@ class Report:
         lines = [f"{self.kept:,} of {self.documents:,} documents stay, with {share:.2%} of the characters"]
         lines += [f"  {rule:<11}{count:>10,} documents" for rule, count in self.removed.items()]
         lines += [f"  {rule:<11}{count:>10,} characters of documents that stay" for rule, count in self.cut.items()]
+        lines += [f"  {len(self.unread):,} could not be read: {self.unread[0]}"] if self.unread else []
         return "\n".join(lines)
 
 
-Read = Callable[[], Iterable[Document]]
+class Read(Protocol):
+    """Gives the documents of a corpus from the beginning, the same ones each time."""
+
+    def __call__(self) -> Iterable[Document]: ...
+
+
+class Texts:
+    """The documents of files and folders; what cannot be read is left out and listed."""
+
+    def __init__(self, paths: Sequence[str | Path], field: str = "text") -> None:
+        self.unread: dict[str, None] = {}
+        self.files = find_files(paths, bad=self._list)
+        self.field = field
+
+    def __call__(self) -> Iterator[Document]:
+        for file in self.files:
+            yield from read_documents(file, field=self.field, bad=self._list)
+
+    def _list(self, bad: Bad) -> None:
+        if not bad.note and len(self.unread) < LISTED:
+            self.unread[str(bad)] = None
+
+
+def unread_of(read: Read) -> list[str]:
+    """What could not be read, for a report."""
+    return list(read.unread) if isinstance(read, Texts) else []
+
+
 Tell = Callable[[str, Document, int], None]  # what is being done, the document that is read, how many were before it
 
 
@@ -93,6 +123,7 @@ def dedupe(read: Read, out: str | Path, rules: Rules, tell: Tell | None = None) 
         work = _Work(read, rules, scratch, tell or _silent)
         work.measure()
         report = work.write(part / "documents.jsonl")
+        report.unread = unread_of(read)
         for file in scratch.iterdir():
             file.unlink()
         scratch.rmdir()
@@ -171,8 +202,7 @@ class _Work:
         ends = Column(self.scratch / "window_ends", np.int64)
         for number, document in enumerate(self._documents("comparing parts")):
             if self.like[number] == STAYS:
-                windows = spans_of.windows(units(self._left(number, document.text)), rule)[0]
-                hashed.add(spans_of.first_within(windows))
+                hashed.add(spans_of.windows(units(self._left(number, document.text)), rule)[0])
             ends.add(np.array(hashed.rows))
         self.window_ends = ends.done()
         self.repeated_windows = repeated(hashed.done())
@@ -232,8 +262,7 @@ class _Work:
         if not goes.any():
             return text
         found = units(text)
-        hashes, places = spans_of.windows(found, rule)
-        parts, share = spans_of.covered(text, found, places[np.isin(hashes, hashes[goes])], rule)
+        parts, share = spans_of.covered(text, found, spans_of.windows(found, rule)[1][goes], rule)
         left = spans_of.without(text, parts, share, rule)
         self._lost("overlap", document, text, left, share=share, repeated=_line(text[parts[0, 0] : parts[0, 1]]))
         return left

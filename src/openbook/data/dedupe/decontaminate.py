@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openbook.data.dedupe.contamination import Decontaminate, Index, Overlaps
-from openbook.data.dedupe.corpus import Read, Tell
+from openbook.data.dedupe.corpus import Read, Tell, unread_of
 from openbook.data.dedupe.evaluation import evaluations
 from openbook.data.steps import Removed
 from openbook.errors import DataError
@@ -70,9 +70,11 @@ def decontaminate(
             "removed": removed,
             "characters_cut": cut,
             "ignored": int(frequent.sum()),
+            "unread": unread_of(read),
             **overlaps.as_json(),
         }
-        text = f"{removed:,} documents removed, {cut:,} characters cut from others\n{overlaps.as_text()}"
+        lost = f"\n{len(report['unread']):,} could not be read: {report['unread'][0]}" if report["unread"] else ""
+        text = f"{removed:,} documents removed, {cut:,} characters cut from others\n{overlaps.as_text()}{lost}"
         write_json(part / "report.json", report)
         write_atomic(part / "report.txt", text + "\n")
     return report, text

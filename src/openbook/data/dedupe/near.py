@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,11 +128,34 @@ def signatures(texts: Iterable[str], near: Near) -> Signatures:
 
 def signatures_reference(texts: Iterable[str], near: Near) -> Signatures:
     """The same in numpy."""
+    return sketch_reference([shingles(text, near) for text in texts], near)
+
+
+def sketch(sets: Sequence[NDArray[np.uint32]], near: Near) -> Signatures:
+    """The signatures of sets of hashes, whatever they are hashes of, [N,P]."""
+    found = library()
+    if found is None:
+        return sketch_reference(sets, near)
+    a, b = permutations(near.seed, near.permutations)
+    hashes = np.concatenate([np.zeros(0, np.uint32), *sets])
+    bounds = np.cumsum([0, *map(len, sets)], dtype=np.int64)
+    out = np.empty((len(sets), near.permutations), np.uint32)
+    status = found.openbook_minhash_sketch(
+        hashes.ctypes.data, bounds.ctypes.data, len(sets), a.ctypes.data, b.ctypes.data, near.permutations,
+        out.ctypes.data,
+    )  # fmt: skip
+    if status:
+        raise MemoryError("no memory for the hashes of a set")
+    return out
+
+
+def sketch_reference(sets: Sequence[NDArray[np.uint32]], near: Near) -> Signatures:
+    """The same in numpy."""
     a, b = permutations(near.seed, near.permutations)
     rows = []
-    for text in texts:
+    for one in sets:
         row = np.full(near.permutations, EMPTY, np.uint32)
-        hashes = np.unique(_spread(shingles(text, near)))
+        hashes = np.unique(_spread(one))
         for at in range(0, len(hashes), 4096):
             row = np.minimum(row, (hashes[at : at + 4096, None] * a + b).min(0))
         rows.append(row)
@@ -190,11 +214,13 @@ def clusters(
 
 
 class _band_keys:
-    """The keys of all bands, [bands,N]: in memory, or in a file that nobody else sees."""
+    """The keys of all bands, [bands,N]: in memory, or in a file under TMPDIR that nobody else sees."""
 
     def __init__(self, signatures: Signatures, near: Near) -> None:
         self.file = tempfile.TemporaryFile() if len(signatures) * near.bands * 8 > IN_MEMORY else None  # noqa: SIM115
         shape = (near.bands, len(signatures))
+        if self.file is not None and hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
+            os.posix_fallocate(self.file.fileno(), 0, 8 * shape[0] * shape[1])
         self.keys: Hashes = np.memmap(self.file, np.uint64, "w+", 0, shape) if self.file else np.empty(shape, np.uint64)
         for at in range(0, len(signatures), BLOCK):
             band_keys(np.ascontiguousarray(signatures[at : at + BLOCK]), near, self.keys, at)

@@ -2,7 +2,7 @@
 
 A window of `words` words is repeated if an equal one stands in an earlier document; the words that repeated windows
 cover are the repeated part of a document. (What a document repeats of itself, a refrain or a letter quoted again, is
-its own affair: `first_within`.) With `every` = w > 1 only some windows are kept, of every w neighbours at least that
+its own affair.) With `every` = w > 1 only some windows are kept, of every w neighbours at least that
 with the least hash (winnowing: Schleimer, Wilkerson, Aiken 2003): 2 / (w + 1) of the memory; a repetition of
 `words` + w - 1 words or more is still found, short of up to w - 1 words at each of its ends.
 
@@ -59,22 +59,25 @@ _NONE = np.zeros(0, np.int64)
 
 
 def windows(found: Units, overlap: Overlap) -> tuple[Hashes, Ints]:
-    """The hashes of a text's windows that are kept, and their first words, [W] each."""
+    """The hashes of a text's windows that are kept, and their first words, [W] each.
+
+    Of equal windows of one text all but the first have the hash `NEVER`.
+    """
     hashes = ngrams(found.hashes, overlap.words)
     places = winnow(hashes, overlap.every)
-    return hashes[places], places
-
-
-def first_within(hashes: Hashes) -> Hashes:
-    """The hashes of a document's windows, with `NEVER` for all but the first of equals."""
-    once = np.full(len(hashes), NEVER, np.uint64)
-    first = np.unique(hashes, return_index=True)[1]
-    once[first] = hashes[first]
-    return once
+    kept = hashes[places]
+    later = np.ones(len(kept), bool)
+    later[np.unique(kept, return_index=True)[1]] = False
+    kept[later] = NEVER
+    return kept, places
 
 
 def covered(text: str, found: Units, places: Ints, overlap: Overlap) -> tuple[Ints, float]:
-    """The parts of `text` (characters, [K,2]) under the windows that begin at the words `places`; their share of it."""
+    """The parts of `text` (characters, [K,2]) under the windows that begin at the words `places` and under all that
+    equal them; their share of the words."""
+    if len(places):
+        hashes = ngrams(found.hashes, overlap.words)
+        places = np.flatnonzero(np.isin(hashes, hashes[places]))
     runs = spans.merge(places, places + overlap.words)
     share = int((runs[:, 1] - runs[:, 0]).sum()) / max(1, len(found))
     return spans.of_windows(places, overlap.words, found, text), share
@@ -105,12 +108,12 @@ class Within:
         )
         self._places = [places for _, places in kept]
         self._bounds = np.cumsum([0, *map(len, self._places)])
-        self._lookup = Lookup(hashes)
+        self._lookup = Lookup(hashes, [overlap.words])
         self.seen: NDArray[np.bool_] = np.zeros(len(hashes), bool)
 
     def look(self, text: str) -> None:
         """Read a document of the corpus."""
-        self.seen[self._lookup.search(units(text).hashes, self.overlap.words)[1]] = True
+        self.seen[self._lookup.search(units(text).hashes)[2]] = True
 
     def look_all(self, texts: Iterable[str]) -> Within:
         """Read a corpus."""

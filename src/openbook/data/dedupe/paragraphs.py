@@ -20,7 +20,7 @@ from openbook.data.dedupe.repeats import repeated as repeated
 from openbook.data.dedupe.words import Hashes, units
 from openbook.errors import UsageError
 
-_ENDS = {"paragraphs": re.compile(r"(?:[^\S\n]*\n){2}\s*"), "lines": re.compile(r"\n\s*")}
+_ENDS = {"paragraphs": re.compile(r"\n[^\S\n]*\n\s*"), "lines": re.compile(r"\n\s*")}
 
 
 def paragraphs(text: str, *, by: str = "paragraphs") -> list[str]:

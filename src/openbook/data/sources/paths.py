@@ -6,6 +6,7 @@ another name, a link, a hard link) is read once, under the first name.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import stat
@@ -80,8 +81,7 @@ def _expand(path: Path, bad: Listing | None) -> list[Path]:
     if path.is_dir():
         return _in_folder(path, bad)
     if glob.has_magic(str(path)):
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        files = [file for file in files if not file.is_dir()]
+        files = [file for file in sorted(_matches(path, bad)) if not file.is_dir()]
         if files:
             return files
         raise DataError(f"No file matches '{path}'.")
@@ -90,6 +90,26 @@ def _expand(path: Path, bad: Listing | None) -> list[Path]:
         raise DataError(f"'{path}' is {what}.")
     beside = os.listdir(path.parent) if path.parent.is_dir() else []
     raise DataError(f"There is no '{path}'.{nearest(path.name, beside) if beside else ''}")
+
+
+def _matches(pattern: Path, bad: Listing | None) -> list[Path]:
+    """The paths that fit a pattern. Below `**` folders are walked, so that no loop of links is followed."""
+    parts = pattern.parts
+    if "**" not in parts:
+        return [Path(name) for name in glob.glob(str(pattern))]
+    at = parts.index("**")
+    roots = [Path(name) for name in glob.glob(str(Path(*parts[:at])))] if at else [Path()]
+    below = (file for root in roots if root.is_dir() for file in _walk(root, bad))
+    return [file for file in below if _fits(file.parts[at:], parts[at:])]
+
+
+def _fits(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a path fit those of a pattern, in which `**` is any number of them."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_fits(names[skipped:], pattern[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
 
 
 def _in_folder(folder: Path, bad: Listing | None) -> list[Path]:
@@ -111,7 +131,8 @@ def _in_folder(folder: Path, bad: Listing | None) -> list[Path]:
 
 def _walk(folder: Path, bad: Listing | None) -> Iterator[Path]:
     """All files under a folder, at every depth and through links, each folder once; hidden ones are passed over."""
-    seen: set[tuple[int, int]] = set()
+    real = folder.resolve()
+    seen = {_identity(place) for place in (real, *real.parents)}  # a link to where this lies is a loop
 
     def failed(error: OSError) -> None:
         place = Path(error.filename or folder)
@@ -123,12 +144,18 @@ def _walk(folder: Path, bad: Listing | None) -> Iterator[Path]:
         inside = []
         for name in sorted(folders):
             try:
-                status = os.stat(os.path.join(place, name))
+                identity = _identity(Path(place, name))
             except OSError as error:
                 failed(error)
                 continue
-            if not name.startswith(".") and (status.st_dev, status.st_ino) not in seen:
-                seen.add((status.st_dev, status.st_ino))
+            if not name.startswith(".") and identity not in seen:
+                seen.add(identity)
                 inside.append(name)
         folders[:] = inside
         yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file or folder is, by whatever name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -122,8 +122,8 @@ class Source:
             yield number, at, b"".join(held)
 
     def whole_lines(self, limit: int) -> Iterator[tuple[int, int, bytes]]:
-        """As `pieces`, one line at once. One that is too long, has a zero byte or is cut off is refused, and comes as an
-        empty one."""
+        """As `pieces`, one line at once. One that is too long, has a zero byte or lacks its end is refused, and
+        comes as an empty one."""
         within = False  # a line that was refused
         for number, at, piece in self.pieces(limit):
             zeros = b"\0" in piece

@@ -118,6 +118,7 @@ def _worst(measured: Sequence[Measured], index: int) -> float:
 
 def _pieces(axes: Any, measured: Sequence[Measured]) -> None:
     """Every probe under every tokenizer, each piece in a box; the width of a character is one unit."""
+    wide = 34.0
     probes = [(probe, "numbers") for probe in PROBES] + [(name, "names") for name in NAMES]
     down = 0.0
     for probe, kind in probes:
@@ -130,10 +131,11 @@ def _pieces(axes: Any, measured: Sequence[Measured]) -> None:
             for number, piece in enumerate(cut):
                 _box(axes, at, down, piece, SHADES[number % 2])
                 at += len(piece) + 0.3
+            wide = max(wide, at + 2)
             axes.text(at + 0.4, down, f"{len(cut)}", fontsize=8, va="center", color="#8a8a8a")
             down += 1
         down += 0.35
-    axes.set_xlim(0, 34)
+    axes.set_xlim(0, wide)
     axes.set_ylim(down, -1)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -132,17 +132,25 @@ Row = tuple[str, Callable[[Measured], str]]
 
 def table(measured: Sequence[Measured]) -> str:
     """One column for each tokenizer; languages and probes below."""
-    blocks = [_rows(measured, [("", lambda m: m.name), *_GENERAL])]
     first = measured[0]
-    if first.languages:
-        charged: list[Row] = [(f"  {one.name}", _language(i)) for i, one in enumerate(first.languages)]
-        blocks.append(_rows(measured, [("tokens against English · per word", _nothing), *charged]))
+    charged: list[Row] = [(f"  {one.name}", _language(i)) for i, one in enumerate(first.languages)]
     numbers: list[Row] = [(f"  {number}", _number(number)) for number in NUMBERS]
     names: list[Row] = [(f"  {name}", _name(name)) for name in first.splits.names]
-    blocks.append(_rows(measured, [("numbers", lambda m: m.splits.grouping), *numbers]))
-    blocks.append(_rows(measured, [("code", lambda m: f"{m.splits.code_bytes_per_token:.2f} bytes/token"), *_CODE]))
-    blocks.append(_rows(measured, [("names", _nothing), *names]))
-    return "\n\n".join(blocks)
+    blocks: list[list[Row]] = [
+        [("", lambda m: m.name[-WIDEST:]), *_GENERAL],
+        [("tokens against English · per word", _nothing), *charged] if charged else [],
+        [("numbers", lambda m: m.splits.grouping), *numbers],
+        [("code", lambda m: f"{m.splits.code_bytes_per_token:.2f} bytes/token"), *_CODE],
+        [("names", _nothing), *names],
+    ]
+    cells = [[[label, *(cell(one) for one in measured)] for label, cell in block] for block in blocks if block]
+    wide = [max(len(line[column]) for block in cells for line in block) for column in range(len(measured) + 1)]
+    return "\n\n".join("\n".join(_line(line, wide) for line in block) for block in cells)
+
+
+def _line(cells: Sequence[str], wide: Sequence[int]) -> str:
+    label, *rest = cells
+    return "  ".join([f"{label:<{wide[0]}}", *(f"{cell:>{width}}" for cell, width in zip(rest, wide[1:], strict=True))])
 
 
 def _nothing(_: Measured) -> str:
@@ -198,13 +206,3 @@ _CODE: list[Row] = [
     ),
     ("  operators in one token", lambda m: f"{len(m.splits.operators)} of {len(OPERATORS)}"),
 ]
-
-
-def _rows(measured: Sequence[Measured], rows: Sequence[Row]) -> str:
-    cells = [[label, *(cell(one) for one in measured)] for label, cell in rows]
-    wide = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    wide[1:] = [max([*wide[1:], 12])] * len(wide[1:])
-    return "\n".join(
-        "  ".join([f"{line[0]:<{max(wide[0], 34)}}", *(f"{c:>{w}}" for c, w in zip(line[1:], wide[1:], strict=True))])
-        for line in cells
-    )

@@ -16,6 +16,7 @@ from openbook.text.tokenizer import Tokenizer
 
 NUMBERS = ("1", "12", "123", "1234", "2024", "3.14159", "1,000,000")
 LONG_NUMBERS = ("4096", "81729", "1234567", "73205080", "57721566490")  # how these group says what the rule is
+UNKNOWN = "[?]"
 INDENTS = (4, 8, 12)  # spaces
 OPERATORS = ("==", "!=", "<=", ">=", "->", "=>", "+=", "//", "**", "&&", "||", "::", "...")
 NAMES = ("max_token_count", "maxTokenCount", "MAX_TOKENS", "__init__", "HTTPServer2")
@@ -73,15 +74,16 @@ def split(tokenizer: Tokenizer) -> Splits:
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    """What each token of `text` says, without the space that some vocabularies put before a text.
+    """What each token of `text` says there: without a space that the vocabulary thinks of and the text does not have.
 
     Tokens that are parts of a character come together in one piece; an unknown token is `[?]`.
     """
     found: list[str] = []
     held = b""
+    at = 0  # how far `text` is told
     for number in tokenizer.encode(text):
         if number == tokenizer.unk:
-            found.append("[?]")
+            found.append(UNKNOWN)
             continue
         held += tokenizer.token_bytes(number)
         try:
@@ -89,12 +91,12 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
         except UnicodeDecodeError:
             continue
         held = b""
+        if piece.startswith(" ") and not text.startswith(" ", at):
+            piece = piece[1:]
+        place = text.find(piece, at)
+        at = at if place < 0 else place + len(piece)
         found.append(piece)
-    if held:
-        found.append(held.decode("utf-8", errors="replace"))
-    if found and not text.startswith(" "):
-        found[0] = found[0].removeprefix(" ")
-    return [piece for piece in found if piece]
+    return [piece for piece in [*found, held.decode("utf-8", errors="replace")] if piece]
 
 
 def grouping(numbers: Sequence[Sequence[str]]) -> str:
