@@ -116,8 +116,8 @@ class Contamination:
     """… if it has at least so many."""
     common: int = 10
     """A run that more items than this share is the wording of the task, and is passed over."""
-    ignore: int = 10
-    """A run that more documents than this have is a saying, and is passed over."""
+    ignore: int = 50
+    """A shared part of less than 2 `words` that stands in more documents than this is a phrase: it stays."""
     action: Literal["cut", "remove"] = "cut"
     """cut: the shared part goes with a margin; remove: the whole document."""
     margin: int = 200
