@@ -13,6 +13,7 @@ from openbook.errors import OpenbookWarning, TokenizerError
 from openbook.text import Tokenizer
 from openbook.text.formats import merges
 from openbook.text.formats.byte_level import translate
+from openbook.text.formats.ranks import PUBLISHED
 from tests.text.formats import layouts
 
 
@@ -48,6 +49,17 @@ def test_ranks_that_merging_does_not_reach(table: dict[bytes, int], tmp_path: Pa
     ours = Tokenizer.load(written(tmp_path, layouts.rank_file(odd)), pattern=layouts.PATTERN)
     for text in ["xqzw", " xqzw", "xqzwv", "axqzw xqzw xqzwv", "zwv", "qzwv"]:
         assert ours.encode(text) == theirs.encode_ordinary(text), text
+
+
+def test_the_published_patterns(table: dict[bytes, int], tmp_path: Path) -> None:
+    import tiktoken
+
+    path = written(tmp_path, layouts.rank_file(table))
+    for pattern in {known.pattern for known in PUBLISHED.values()}:
+        theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=table, special_tokens={})
+        ours = Tokenizer.load(path, pattern=pattern)
+        for text in layouts.texts(6, 150):
+            assert ours.encode(text) == theirs.encode_ordinary(text), (pattern, text)
 
 
 def test_a_rank_file_does_not_say_how_text_is_split(table: dict[bytes, int], tmp_path: Path) -> None:
