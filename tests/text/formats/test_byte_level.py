@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openbook.errors import OpenbookWarning, TokenizerError
+from openbook.errors import OpenbookWarning, TokenizerError, UsageError
 from openbook.text import Tokenizer
 from openbook.text.formats import merges
 from openbook.text.formats.byte_level import translate
@@ -267,3 +267,13 @@ def test_a_folder_with_several_vocabularies(tmp_path: Path) -> None:
         written(tmp_path, layouts.rank_file({bytes([byte]): byte for byte in range(256)}), name)
     with pytest.raises(TokenizerError, match=r"several vocabularies.*a\.tiktoken, b\.tiktoken"):
         Tokenizer.load(tmp_path)
+
+
+def test_what_the_files_say_is_not_asked_for(tmp_path: Path) -> None:
+    folders = layouts.write_all(tmp_path)
+    for name, key in (("spm", "pattern"), ("gpt2", "lowercase"), ("bert", "pattern"), ("gpt2.gguf", "specials")):
+        with pytest.raises(UsageError, match=f"`{key}` is of no use"):
+            Tokenizer.load(folders[name], **{key: {} if key == "specials" else "x"})
+    Tokenizer.load(folders["gpt2"]).save(tmp_path / "saved")
+    with pytest.raises(UsageError, match="`pattern` is of no use"):
+        Tokenizer.load(tmp_path / "saved", pattern=".")
