@@ -47,6 +47,8 @@ def read(path: Path, asked: Asked) -> tuple[tokenizers.Tokenizer, Settings, str]
     """
     file = _inside(path) if path.is_dir() else path
     layout = _layout(file) if file is not None and file.is_file() else None
+    if layout is None and file is not None and file.suffix != ".json":
+        return None  # whatever was given, that it is no vocabulary comes first
     given = {"pattern": asked.pattern, "specials": asked.specials, "lowercase": asked.lowercase}
     for key, value in given.items():
         if value is not None and key not in _ASKED.get(layout or "", ()):
