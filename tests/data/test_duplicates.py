@@ -55,7 +55,7 @@ def test_the_first_of_equals(texts: list[str]) -> None:
 
 
 @given(st.text(st.sampled_from("ab \n\t\r世"), max_size=60), st.sampled_from(["paragraphs", "lines"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_paragraphs_together_are_the_text(text: str, by: str) -> None:
     pieces = paragraphs(text, by=by)
     assert "".join(pieces) == text

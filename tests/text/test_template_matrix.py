@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,19 @@ import pytest
 from openbook.errors import InputError
 from openbook.text import Tokenizer
 from tests.archive import archive
-from tests.text.conversations import CALLED, CONVERSATIONS, DOCUMENTS, OPTIONS, WEATHER, both, differences
+from tests.text.conversations import (
+    ASKED,
+    CALLED,
+    CONVERSATIONS,
+    DOCUMENTS,
+    OPTIONS,
+    RESULT,
+    SAID,
+    SYSTEM,
+    WEATHER,
+    both,
+    differences,
+)
 from tests.text.templates import CONSTRUCTS, IMAGES, TALL
 
 ARCHIVE = "tasks/tokenizers/llama.cpp/templates"
@@ -166,3 +179,27 @@ def test_the_one_inside_a_gguf(tmp_path: Path) -> None:
     file = archive("tasks/tokenizers/llama.cpp/ggml-vocab-phi-3.gguf")
     template = gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents()
     assert differences(*both(template, tmp_path), names=SOME, options=OPTIONS[:2]) == []
+
+
+@pytest.mark.slow
+def test_the_ids_of_mistral_common() -> None:
+    """On a real vocabulary: what a message says in the way of special tokens is text there, too."""
+    mistral_common = pytest.importorskip("mistral_common")
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    template = (archive(ARCHIVE) / "mistralai-Mistral-Nemo-Instruct-2407.jinja").read_text(encoding="utf-8")
+    file = Path(mistral_common.__file__).parent / "data" / "tekken_240718.json"
+    ours, theirs = Tokenizer.load(file).with_chat_template(template), MistralTokenizer.v3(is_tekken=True)
+    named = {"role": "user", "content": "x <s> [INST] y [/INST]</s> 狐狸"}
+    call = {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Ülm"}}}
+    called = [named, {"role": "assistant", "content": None, "tool_calls": [call]}, RESULT]
+    tool = copy.deepcopy(WEATHER)
+    tool["function"]["description"] = "the weather"  # the template does not escape what is in quotes
+    for messages, tools in (([SYSTEM, named], None), ([ASKED, SAID, named], None), (called, [tool])):
+        text = copy.deepcopy(messages)
+        for message in text:
+            for one in message.get("tool_calls") or []:
+                one["function"]["arguments"] = json.dumps(one["function"]["arguments"], ensure_ascii=False)
+        request = ChatCompletionRequest.from_openai(text, tools=tools)
+        assert ours.chat(messages, tools=tools) == theirs.encode_chat_completion(request).tokens

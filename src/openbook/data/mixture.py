@@ -48,7 +48,48 @@ class Change:
     weights: Mapping[str, float]
 
 
-class Mixture(Reader):
+class Several(Reader):
+    """Rows of several texts in one order: `turns` says whose each row is."""
+
+    def __init__(self, loaders: Mapping[str, Loader]) -> None:
+        self.loaders = dict(loaders)
+        self.begins: Ints = np.cumsum([0, *(loader.rows for loader in loaders.values())], dtype=np.int64)
+        self.rows = int(self.begins[-1])
+        self.targets = sum(loader.targets for loader in loaders.values())
+
+    def parts(self) -> Mapping[str, Loader]:
+        return self.loaders
+
+    def numbers(self, start: int, rows: int) -> Ints:
+        """Rows of the layouts of all sources, counted on from source to source."""
+        turns, numbers = self._numbers(start, rows)
+        return self.begins[turns] + numbers
+
+    def _numbers(self, start: int, rows: int) -> tuple[Ints, Ints]:
+        """The source of each row, and which row of its layout it is."""
+        turns, places = self.turns(start, rows)
+        numbers = np.zeros(rows, np.int64)
+        for source, loader in enumerate(self.loaders.values()):
+            mine = np.flatnonzero(turns == source)
+            if len(mine):  # a source's rows follow each other
+                numbers[mine] = loader.numbers(int(places[mine[0]]), len(mine))
+        return turns, numbers
+
+    def batch(self, start: int, rows: int) -> Batch:
+        turns, numbers = self._numbers(start, rows)
+        filled: dict[str, Any] = {}
+        for source, loader in enumerate(self.loaders.values()):
+            mine = np.flatnonzero(turns == source)
+            if len(mine):
+                part = loader.layout.fill(loader.spans, numbers[mine])
+                for field in fields(part):
+                    values = getattr(part, field.name)
+                    if values is not None:
+                        filled.setdefault(field.name, np.zeros((rows, values.shape[1]), np.int64))[mine] = values
+        return as_batch(Rows(filled["ids"], filled["targets"], filled.get("positions"), filled.get("segments")))
+
+
+class Mixture(Several):
     """Training batches from several sources; `block` and what follows are those of `Loader`, the same for all.
 
     `linear`: between two changes (and from the first weights, at row 0, to the first change) weights move in a line;
@@ -73,18 +114,16 @@ class Mixture(Reader):
         _check(sources, temperature, changes)
         self.sources, self.temperature = tuple(sources), temperature
         self.changes, self.linear = tuple(changes), linear
-        self.loaders: dict[str, Loader] = {}
+        loaders: dict[str, Loader] = {}
         for number, source in enumerate(sources):
             try:
-                self.loaders[source.name] = Loader(
+                loaders[source.name] = Loader(
                     source.shards, block=block, seed=seed + 1_000_003 * number, packing=packing,
                     document_mask=document_mask, pad=pad, curriculum=curriculum, blur=blur,
                 )  # fmt: skip
             except DataError as error:
                 raise DataError(f"Source '{source.name}': {error}") from error
-        self.rows = sum(loader.rows for loader in self.loaders.values())
-        self.targets = sum(loader.targets for loader in self.loaders.values())
-        self._begins: Ints = np.cumsum([0, *(loader.rows for loader in self.loaders.values())], dtype=np.int64)
+        super().__init__(loaders)
         self._limits = [
             None if source.epochs is None else max(1, round(source.epochs * loader.rows))
             for source, loader in zip(sources, self.loaders.values(), strict=True)
@@ -110,43 +149,12 @@ class Mixture(Reader):
         weights = self._turns.course.at(np.zeros(1, np.int64))[0]
         return dict(zip(self.loaders, weights.tolist(), strict=True))
 
-    def parts(self) -> Mapping[str, Loader]:
-        return self.loaders
-
     def turns(self, start: int, rows: int) -> tuple[Ints, Ints]:
         if start < 0 or rows < 1:
             raise UsageError(
                 f"A batch begins at row 0 or later and has at least 1 row: got start={start}, rows={rows}."
             )
         return self._turns.of(start, rows)
-
-    def numbers(self, start: int, rows: int) -> Ints:
-        """Rows of the layouts of all sources, counted on from source to source."""
-        turns, numbers = self._numbers(start, rows)
-        return self._begins[turns] + numbers
-
-    def _numbers(self, start: int, rows: int) -> tuple[Ints, Ints]:
-        """The source of each row, and which row of its layout it is."""
-        turns, places = self.turns(start, rows)
-        numbers = np.zeros(rows, np.int64)
-        for source, loader in enumerate(self.loaders.values()):
-            mine = np.flatnonzero(turns == source)
-            if len(mine):  # a source's rows follow each other
-                numbers[mine] = loader.numbers(int(places[mine[0]]), len(mine))
-        return turns, numbers
-
-    def batch(self, start: int, rows: int) -> Batch:
-        turns, numbers = self._numbers(start, rows)
-        filled: dict[str, Any] = {}
-        for source, loader in enumerate(self.loaders.values()):
-            mine = np.flatnonzero(turns == source)
-            if len(mine):
-                part = loader.layout.fill(loader.spans, numbers[mine])
-                for field in fields(part):
-                    values = getattr(part, field.name)
-                    if values is not None:
-                        filled.setdefault(field.name, np.zeros((rows, values.shape[1]), np.int64))[mine] = values
-        return as_batch(Rows(filled["ids"], filled["targets"], filled.get("positions"), filled.get("segments")))
 
     def held_out(self, rows: int, *, limit: int | None = None) -> Together[HeldOut]:
         """Of every source that has some, with equal parts of the `limit`."""

@@ -1,6 +1,7 @@
 """The texts of a run as ids on the disk, and the reader of their rows; what was read, written down at the end.
 
 OUT/text/             the text, prepared; with several sources OUT/text/NAME for each that was not prepared before
+OUT/text-1/ …         with `data.dropout` or `data.alpha`: the same text cut in other ways, to train on in turn
 OUT/reading.json      rows, epochs of each source, what packing costs
 """
 
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openbook.data.copies import Copies, Sampled
 from openbook.data.documents import documents, find_files
+from openbook.data.encoding import Encoder
 from openbook.data.loader import Loader, Reader
 from openbook.data.mixture import Change, Mixture, Source
 from openbook.data.packing import packing_report
@@ -57,13 +60,19 @@ def prepare_texts(recipe: Recipe, out: Path, tokenizer: Tokenizer, *, overwrite:
     def tell(progress: Progress) -> None:
         status(f"preparing the text: {progress.bytes / max(progress.bytes_total, 1):.0%}, {progress.tokens:,} tokens")
 
-    def ids_of(paths: tuple[str, ...], folder: Path) -> Shards:
-        data = recipe.data
+    data = recipe.data
+
+    def ids_of(paths: tuple[str, ...], folder: Path, encoder: Encoder = tokenizer) -> Shards:
         return prepare(
-            paths, tokenizer, folder, field=data.field, held_out=data.held_out, overwrite=overwrite, progress=tell
+            paths, encoder, folder, field=data.field, held_out=data.held_out, overwrite=overwrite, progress=tell
         )
 
-    found = {"text": ids_of(recipe.data.text, out)} if recipe.data.text else {}
+    cuts = {
+        f"text-{number}": Sampled(tokenizer, dropout=data.dropout, alpha=data.alpha, copy=number)
+        for number in range(1, data.copies * data.sampled + 1)
+    }
+    found = {"text": ids_of(data.text, out)} if data.text else {}
+    found |= {name: ids_of(data.text, out.with_name(name), cut) for name, cut in cuts.items()}
     for source in recipe.data.sources:
         if not prepared(source.path):
             found[source.called] = ids_of((source.path,), out / source.called)
@@ -76,13 +85,17 @@ def prepare_texts(recipe: Recipe, out: Path, tokenizer: Tokenizer, *, overwrite:
 
 
 def reader(recipe: Recipe, shards: dict[str, Shards], pad: int) -> Reader:
-    """The rows of the recipe's one text, or of the mixture of its sources."""
+    """The rows of the recipe's one text, of its copies in turn, or of the mixture of its sources."""
     data, seed = recipe.data, recipe.train.seed
     if not data.sources:
-        return Loader(
-            shards["text"], block=data.block, seed=seed, packing=data.packing, document_mask=data.document_mask,
-            pad=pad, curriculum=data.curriculum, blur=data.blur,
+        plain, *copies = (
+            Loader(
+                one, block=data.block, seed=seed + 1_000_003 * number, packing=data.packing,
+                document_mask=data.document_mask, pad=pad, curriculum=data.curriculum, blur=data.blur,
+            )
+            for number, one in enumerate(shards.values())
         )  # fmt: skip
+        return Copies(plain, copies) if copies else plain
     sources = [
         Source(name=part.called, shards=shards[part.called], weight=part.weight, epochs=part.epochs)
         for part in data.sources

@@ -54,7 +54,24 @@ class DataPart:
     blur: float = 0.3
     """How much chance is in the curriculum's order: 0 none, 1 nothing else."""
 
+    dropout: float | None = None
+    """Train on `copies` of the text, cut by BPE with this dropout (0.1 is usual), in turn."""
+    alpha: float | None = None
+    """The same for a Unigram tokenizer, cut with probability to this power (0.1 to 0.5)."""
+    copies: int = 4
+    """In how many ways the text is cut then; each costs its place on the disk."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the text is cut in several ways."""
+        return self.dropout is not None or self.alpha is not None
+
     def __post_init__(self) -> None:
+        if self.sampled and (self.sources or (self.dropout is not None and self.alpha is not None) or self.copies < 1):
+            raise ConfigError(
+                "`data.dropout` or `data.alpha`, one of the two, cuts `data.text` into 1 or more `data.copies`; it is "
+                "not for [[data.sources]]."
+            )
         if bool(self.text) == bool(self.sources):
             raise ConfigError("Say what to read: `data.text`, or [[data.sources]] for several that are mixed.")
         check_sources(self.sources, self.schedule)
@@ -283,6 +300,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     if not recipe.data.sources:  # as runs from before there were mixtures
         for name in ("sources", "temperature", "schedule"):
             del tree["data"][name]
+    if not recipe.data.sampled:
+        del tree["data"]["dropout"], tree["data"]["alpha"], tree["data"]["copies"]
     if recipe.data.curriculum == "none":
         del tree["data"]["curriculum"], tree["data"]["blur"]
     for name, objectives in (("masking", ("masked", "replaced")), ("generator", ("replaced",))):

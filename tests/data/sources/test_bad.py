@@ -137,6 +137,7 @@ def test_a_damaged_parquet_file(tmp_path: Path) -> None:
     assert [document.line for document in found] == [1, 2, 3, 5, 6]
     assert [(b.reason, b.line) for b in bad] == [("not UTF-8", 4)]
     assert len(blocks([put(path, b"PAR1" * 9)], 8)) == 1
+    assert read_all(put(tmp_path / "b.parquet.gz", gzip.compress(whole)))[1][0].reason == "packed"
 
 
 def test_a_damaged_web_archive(tmp_path: Path) -> None:

@@ -94,3 +94,12 @@ def test_what_cannot_be_meant_is_refused(text: str | tuple[str, ...]) -> None:
 def test_a_template_reads_nothing_but_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no field 'title\.__class__'"):
         read(tmp_path, Columns(text="{title.__class__}"))
+
+
+def test_a_column_of_markup_is_what_a_reader_sees(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps({"text": "<p>Fish &amp; <b>chips</b><br>for two</p>"}) + "\n" + json.dumps({"text": "1 < 2"})
+    )
+    found = [document.text for document in read_documents(path, columns=Columns(html=True))]
+    assert found == ["Fish & chips\nfor two", "1 < 2"]

@@ -13,12 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbook.data.corpus.recipe import Source
+from openbook.data.corpus.recipe import Corpus
 from openbook.data.documents import find_files
 from openbook.data.sources.blocks import Bad, Block, blocks
 from openbook.errors import DataError, OpenbookError
@@ -57,31 +56,34 @@ class Plan:
         return sum(file["bytes"] for file in self.files)
 
 
-def make_plan(sources: Sequence[Source], recipe: object, size: int) -> Plan:
-    """The plan for `sources`, in blocks of about `size` bytes. DataError: a file stands in two sources.
-
-    recipe    everything else that decides the result, as JSON
-    """
+def make_plan(recipe: Corpus) -> Plan:
+    """The plan of a corpus. DataError: a file stands in two sources, a file that the recipe names is not there."""
+    size = recipe.block_megabytes << 20
     parts: list[Part] = []
     files: list[dict[str, Any]] = []
     owner: dict[Path, str] = {}
     bad: list[Bad] = []
-    for index, source in enumerate(sources):
-        name, found = source.name, find_files(source.paths)
+    for index, source in enumerate(recipe.rooted()):
+        found = find_files(source.paths)
         for path in found:
             real = path.resolve()
-            if owner.setdefault(real, name) != name:
-                raise DataError(f"'{path}' is in two sources, {owner[real]!r} and {name!r}: leave it out of one.")
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise explain_os_error(error, path, "read") from error
-            facts = {"source": name, "path": str(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
-            files.append(facts)
+            if owner.setdefault(real, source.name) != source.name:
+                both = f"{owner[real]!r} and {source.name!r}"
+                raise DataError(f"'{path}' is in two sources, {both}: leave it out of one.")
+            files.append({"source": source.name, **_facts(path)})
         for block in blocks(found, size, separator=source.separator, bad=bad.append):
             parts.append(Part(len(parts), index, block))
-    whole = json.dumps([VERSION, recipe, files, size], sort_keys=True, default=str)
+    whole = json.dumps([VERSION, recipe.identity(), files, list(map(_facts, recipe.reads()))], sort_keys=True)
     return Plan(tuple(parts), tuple(files), tuple(bad), hashlib.sha256(whole.encode()).hexdigest()[:32])
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What tells whether a file is still the one that it was."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise explain_os_error(error, path, "read") from error
+    return {"path": str(path), "bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
 def take_up(folder: Path, plan: Plan) -> bool:

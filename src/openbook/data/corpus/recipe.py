@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openbook import config
+from openbook.data.clean.classify import Quality
+from openbook.data.clean.grams import Perplexity
 from openbook.data.clean.language import Language
 from openbook.data.clean.repair import Repair
 from openbook.data.clean.rules import C4, Rules
+from openbook.data.clean.scrub import Scrub
+from openbook.data.dedupe.evaluation import evaluations
 from openbook.data.dedupe.near import Near
 from openbook.data.dedupe.overlap import Overlap
 from openbook.data.sources.columns import Columns
@@ -37,10 +41,22 @@ class Cleaning:
     rules: Rules | None = field(default_factory=Rules)
     """The rules of Gopher and FineWeb for the quality of text and for repetition in it."""
 
+    perplexity: Perplexity | None = None
+    """How much a model of good text is surprised (`openbook data perplexity`)."""
+    quality: Quality | None = None
+    """What a classifier takes for good (`openbook data classifier`)."""
+    scrub: Scrub | None = field(default_factory=Scrub)
+    """Addresses, numbers and keys of people and machines become placeholders."""
+
     def build(self) -> tuple[Step, ...]:
         """The steps that are wanted, in order."""
-        steps = (self.repair, self.language, self.c4, self.rules)
+        steps = (self.repair, self.language, self.c4, self.rules, self.perplexity, self.quality, self.scrub)
         return tuple(step for step in steps if step is not None)
+
+    def reads(self) -> list[Path]:
+        """The files that steps read."""
+        models = [step.model for step in (self.perplexity, self.quality) if step is not None]
+        return models + ([self.c4.bad_words] if self.c4 is not None and self.c4.bad_words is not None else [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +116,8 @@ class Contamination:
     """… if it has at least so many."""
     common: int = 10
     """A run that more items than this share is the wording of the task, and is passed over."""
-    ignore: int = 10
-    """A run that more documents than this have is a saying, and is passed over."""
+    ignore: int = 50
+    """A shared part of less than 2 `words` that stands in more documents than this is a phrase: it stays."""
     action: Literal["cut", "remove"] = "cut"
     """cut: the shared part goes with a margin; remove: the whole document."""
     margin: int = 200
@@ -173,6 +189,17 @@ class Corpus:
     def _under_root(self, paths: tuple[str, ...]) -> tuple[str, ...]:
         root = Path(self.root).expanduser()
         return tuple(path if path == "-" else str(root / path) for path in paths)
+
+    def reads(self) -> list[Path]:
+        """The files besides the sources that decide the result: models, word lists, evaluation sets, the tokenizer."""
+        cleanings = {self.cleaning, *(source.cleaning for source in self.sources if source.cleaning is not None)}
+        found = [path for cleaning in cleanings for path in cleaning.reads()]
+        if self.contamination.against:
+            found += [evaluation.path for evaluation in evaluations(self.evaluation())]
+        if self.tokens is not None and self.tokens.tokenizer is not None:
+            given = Path(self.tokens.tokenizer).expanduser()
+            found += sorted(path for path in given.iterdir() if path.is_file()) if given.is_dir() else [given]
+        return sorted(set(found))
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, besides the files: not where it goes nor where the files lie."""

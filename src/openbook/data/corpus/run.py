@@ -56,7 +56,7 @@ def build(
     `overwrite`. DataError: text that cannot be used; OpenbookError: a full disk (free some space and run it again).
     """
     out = Path(recipe.out).expanduser().absolute()
-    plan = make_plan(recipe.rooted(), recipe.identity(), recipe.block_megabytes << 20)
+    plan = make_plan(recipe)
     if _already(out, plan, overwrite):
         return out
     staging = out.parent / f".{out.name}.part"

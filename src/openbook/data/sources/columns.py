@@ -24,13 +24,14 @@ class Columns:
     key; where no key has that name, dots lead inward: `data.body.text`. Of several, one whose name ends in `?` may be
     missing or null, and is then empty; numbers are written out. `keep` names other columns to keep (nested ones too);
     None keeps every string of at most 1,024 characters, number and boolean of the record itself. The column `id` is
-    kept as `id`.
+    kept as `id`. With `html` the text is a piece of a web page, and becomes what a reader sees of it.
     """
 
     text: str | tuple[str, ...] = "text"
     join: str = "\n\n"
     keep: tuple[str, ...] | None = None
     id: str = ""
+    html: bool = False
 
     parts: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
     """(what stands before, column) of a template or of several columns; empty for one column."""
@@ -50,6 +51,14 @@ class Columns:
 
     def text_of(self, record: Mapping[str, Any]) -> str:
         """The text of a record. Raises `Refused`."""
+        text = self._text_of(record)
+        if self.html and ("<" in text or "&" in text):
+            from openbook.data.sources.html import seen  # which is made of this module
+
+            return seen(text)
+        return text
+
+    def _text_of(self, record: Mapping[str, Any]) -> str:
         if not self.parts:
             text = record.get(self.asked[0])
             if isinstance(text, str):

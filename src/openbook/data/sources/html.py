@@ -64,6 +64,18 @@ def page(data: bytes, charset: str | None = None) -> tuple[str, dict[str, str]]:
     return text, {key: value.strip() for key, value in meta.items() if 0 < len(value.strip()) <= SMALL}
 
 
+def seen(markup: str) -> str:
+    """What a reader sees of a piece of a page. Raises `Refused`."""
+    if len(markup) > LONGEST_PAGE:
+        raise Refused("too long", f"a piece of a page has {LONGEST_PAGE >> 20} Mi characters at most.")
+    library = _library()
+    try:
+        text: str = library.extract(library.tree.parse(markup), main_content=False)
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise Refused("not HTML", f"not a piece of a page that can be read: {error}.") from error
+    return text.strip()
+
+
 def _is_shallow(content: str) -> bool:
     """Whether boxes are not nested without end: to find the main one of them takes the square of their depth."""
     depth = 0

@@ -31,6 +31,8 @@ def starts(path: Path) -> list[int]:
 def read(source: Source) -> Iterator[Document]:
     """The rows of a block's row groups. `line` counts the rows of the file, `at` is where the row group begins."""
     try:
+        if not source.exact:
+            raise Refused("packed", "a packed Parquet file, which packs its columns by itself: unpack it first.")
         file = _open(source.raw)
         columns = _wanted(source.columns, file.schema_arrow, file.metadata)
     except Refused as refused:

@@ -12,14 +12,16 @@ Each gives a `Found`: the state of a tokenizer.json with exactly the ids of the 
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
 
 from openbook.errors import TokenizerError
-from openbook.text.folder import Settings, read_settings
+from openbook.text.folder import Added, Settings, read_settings
 from openbook.text.formats import bpe_files, gguf, ranks, sentencepiece, tekken, word_pieces
-from openbook.text.formats.found import Asked, Found
+from openbook.text.formats.found import Asked, Found, damaged, read_text
 
 __all__ = ["Asked", "Found", "read"]
 
@@ -35,9 +37,24 @@ def read(path: Path, asked: Asked) -> tuple[tokenizers.Tokenizer, Settings, str]
     file = _inside(path) if path.is_dir() else path
     if file is None or not file.is_file():
         return None
-    beside = read_settings(file.parent)
+    beside = _with_added(read_settings(file.parent), file.parent / "added_tokens.json")
     found = _read(file, beside, asked)
     return None if found is None else (found.backend(file), found.beside(beside), str(file))
+
+
+def _with_added(beside: Settings, path: Path) -> Settings:
+    """The settings with the ids in added_tokens.json, the older place of `added_tokens_decoder`, which wins."""
+    if beside.added or not path.is_file():
+        return beside
+    try:
+        ids = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise damaged(path, f"it is not JSON ({error})") from error
+    if not isinstance(ids, dict) or not all(type(number) is int and number >= 0 for number in ids.values()):
+        raise damaged(path, "it must be an object of tokens and their ids")
+    special = {token.content: token for token in [*beside.roles.values(), *beside.extra]}
+    added = {number: special.get(name, Added(content=name, special=False)) for name, number in ids.items()}
+    return replace(beside, added=added)
 
 
 def _inside(folder: Path) -> Path | None:
@@ -60,7 +77,7 @@ def _read(file: Path, beside: Settings, asked: Asked) -> Found | None:
     with file.open("rb") as handle:
         head = handle.read(1 << 12)
     if head.startswith(gguf.MAGIC):
-        return gguf.read(file, beside)
+        return gguf.read(file)
     if ranks.is_ranks(head):
         return ranks.read(file, asked)
     if pair := bpe_files.pair_of(file):

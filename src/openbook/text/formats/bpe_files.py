@@ -1,23 +1,26 @@
 """GPT-2's pair of files: `vocab.json` (token → id) and `merges.txt` (a pair on each line, the first merged first).
 
-They are also published as `encoder.json` and `vocab.bpe`. Entries that no merge makes and that stand in brackets are the
-special tokens. Where there are a `<s>`, a `</s>` and a `<mask>`, or the configuration names `cls` and `sep`, the files
-are an encoder's, as RoBERTa's: those two stand around a text.
+They are also published as `encoder.json` and `vocab.bpe`. Entries that no merge makes and that stand in brackets are
+the special tokens. Where there are a `<s>`, a `</s>` and a `<mask>`, or the configuration names `cls` and `sep`, the
+files are an encoder's, as RoBERTa's: those two stand around a text.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
-from openbook.errors import TokenizerError
+from openbook.errors import OpenbookWarning, TokenizerError
+from openbook.text.engine import ALPHABET
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level
 from openbook.text.formats.found import Around, Asked, Found, added_tokens, damaged, read_text
+from openbook.text.split import WORDS
 from openbook.text.training import roles_of
 
 _SIBLINGS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -37,23 +40,24 @@ def read(files: tuple[Path, Path], beside: Settings, asked: Asked) -> Found:
     """Read the pair."""
     vocab = _vocab(files[0])
     merges = _merges(files[1], vocab)
-    missing = [character for character in byte_level.CHARACTERS if character not in vocab]
-    if missing:
-        raise TokenizerError(
-            f"'{files[0]}' is not a byte-level vocabulary: {len(missing)} of the 256 bytes have no token. Its layout is "
-            "not read here: load it with the library that made it and save a tokenizer.json."
-        )
+    _check_alphabet(vocab, merges, files[0])
     made = {left + right for left, right in merges}
     if asked.pattern is None:
         _check_words(made, files[0])
     specials = _specials(vocab, made, beside, asked)
     roles = roles_of(list(specials))
-    named = {**{role: token.content for role, token in roles.items()}, **{r: t.content for r, t in beside.roles.items()}}
+    named = {
+        **{role: token.content for role, token in roles.items()},
+        **{r: t.content for r, t in beside.roles.items()},
+    }
     around = _encoder(named, specials)
     if around is not None:
-        roles = roles | {"cls": Added(content=next(iter(around.before))), "sep": Added(content=next(iter(around.after)))}
+        roles = roles | {
+            "cls": Added(content=next(iter(around.before))),
+            "sep": Added(content=next(iter(around.after))),
+        }
     described = [*beside.extra, *beside.roles.values(), *beside.added.values()]
-    patterns = (byte_level.WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
+    patterns = (WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
     state = byte_level.pipeline(
         vocab | specials,
         merges,
@@ -70,7 +74,9 @@ def _vocab(path: Path) -> dict[str, int]:
         value: Any = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise damaged(path, f"it is not JSON ({error})") from error
-    if not isinstance(value, dict) or not all(type(number) is int and 0 <= number < 1 << 31 for number in value.values()):
+    if not isinstance(value, dict) or not all(
+        type(number) is int and 0 <= number < 1 << 31 for number in value.values()
+    ):
         raise damaged(path, "it must be an object of tokens and their ids")
     if len(set(value.values())) < len(value):
         raise damaged(path, "two tokens have the same id")
@@ -93,8 +99,25 @@ def _merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     return list(merges)
 
 
+def _check_alphabet(vocab: Mapping[str, int], merges: list[tuple[str, str]], path: Path) -> None:
+    """TokenizerError when the tokens are not bytes; a warning when some bytes have no token."""
+    alphabet = set(ALPHABET)
+    bytewise = all(alphabet.issuperset(left + right) and not right.endswith("</w>") for left, right in merges)
+    if not merges or not bytewise:
+        raise TokenizerError(
+            f"'{path}' is not a byte-level vocabulary, and its layout is not read here. Load it with the library that "
+            "made it and save a tokenizer.json."
+        )
+    if missing := alphabet - vocab.keys():
+        warnings.warn(
+            f"{len(missing)} of the 256 bytes have no token in '{path}': what is written with them is left out.",
+            OpenbookWarning,
+            stacklevel=2,
+        )
+
+
 def _specials(vocab: Mapping[str, int], made: set[str], beside: Settings, asked: Asked) -> dict[str, int]:
-    alphabet = set(byte_level.CHARACTERS)
+    alphabet = set(ALPHABET)
     found = {
         token: number
         for token, number in vocab.items()
@@ -108,7 +131,7 @@ def _encoder(named: Mapping[str, str], specials: Mapping[str, int]) -> Around | 
     first, last = named.get("cls"), named.get("sep")
     if first is None and last is None and {"<s>", "</s>", "<mask>"} <= specials.keys():
         first, last = "<s>", "</s>"
-    if first not in specials or last not in specials:
+    if first is None or last is None or first not in specials or last not in specials:
         return None
     end = {last: specials[last]}
     return Around(before={first: specials[first]}, after=end, between=end)
@@ -119,8 +142,8 @@ def _check_words(made: set[str], path: Path) -> None:
 
     Its tokens then reach across the words of that pattern, and would never be made.
     """
-    back = {character: byte for byte, character in enumerate(byte_level.CHARACTERS)}
-    words = pre_tokenizers.Split(Regex(byte_level.WORDS), "isolated")
+    back = {character: byte for byte, character in enumerate(ALPHABET)}
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     texts = []
     for token in sorted(made)[:: max(1, len(made) // 5000)]:
         try:
@@ -130,6 +153,6 @@ def _check_words(made: set[str], path: Path) -> None:
     across = [text for text in texts if len(words.pre_tokenize_str(text)) > 1]
     if len(across) > max(2, len(texts) // 100):
         raise TokenizerError(
-            f"The vocabulary in '{path}' was not made with GPT-2's split pattern: tokens like {across[0]!r} reach across "
-            "its words. These files do not say which one it was: give `pattern=`, or take the tokenizer.json."
+            f"The vocabulary in '{path}' was not made with GPT-2's split pattern: tokens like {across[0]!r} reach "
+            "across its words. These files do not say which one it was: give `pattern=`, or take the tokenizer.json."
         )

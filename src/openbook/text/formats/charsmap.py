@@ -1,14 +1,14 @@
 """SentencePiece's table of characters (`precompiled_charsmap`), followed exactly by the steps of the backend.
 
-The table is a trie of strings and what each becomes; at every place of a text the longest string in the trie wins. It is
-written as a double array (darts-clone): u32 size of the array, the array, the replacements with a NUL after each.
+The table is a trie of strings and what each becomes; at every place of a text the longest string in the trie wins. It
+is written as a double array (darts-clone): u32 size of the array, the array, the replacements with a NUL after each.
 
 The backend's own step for it looks at one user-perceived character at a time and takes the shortest string, so it loses
 marks (`ﬁ` with an accent) and does not compose what is longer than five bytes (Hangul letters, kana with marks).
 Here two characters that occur in no text keep things apart for a while:
 
-    1  WALL after a character that becomes several, where a mark follows: the table does not join them (nor anything to
-       a user-defined piece)
+    1  WALL after a character that becomes several, or none, where a mark follows: the table does not join them; nor
+       does it join anything to a user-defined piece
     2  GAP before everything but plain ASCII: now every character stands alone
     3  the backend's step, which for single characters follows the table; the gaps are taken away
     4  WALL between characters that NFC would join or reorder, but the table does not join
@@ -25,16 +25,18 @@ import unicodedata
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 from tokenizers import normalizers
 
 from openbook.errors import TokenizerError
-from openbook.text.formats.found import State, damaged, substitute
+from openbook.text.formats.found import State, substitute
 
 WALL, GAP = "\U000e0fff", "\U000e0ffe"  # never assigned, no part of a user-perceived character, compose with nothing
+OTHER = "\U000e0ffd"  # what a text that does hold one of them is read as
 _NFC = normalizers.NFC().normalize_str  # of the backend: it may know an older Unicode than the table
 _NEWER = 64  # strings that the table joins and the backend's NFC does not know yet; they are replaced one by one
 _KEYS = 1 << 20
@@ -43,45 +45,76 @@ _LONGEST = 64  # bytes of a key
 Product = tuple[frozenset[str], ...]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the steps of one table need: classes of characters, the pattern for walls, strings replaced by hand."""
+
+    several: str
+    raw: str
+    by_hand: Mapping[str, str]
+    apart: str
+
+
 def steps(charsmap: bytes, where: Path, whole: Sequence[str] = ()) -> list[State]:
     """The steps of normalisation that do what the table says, but join nothing to the strings that are `whole`.
 
     TokenizerError: the table is damaged, or cannot be followed.
     """
-    keys = table(charsmap, where)
+    try:
+        plan = _plan(charsmap)
+    except ValueError as error:
+        raise TokenizerError(f"The table of characters in '{where}' cannot be used: {error}.") from error
     alone: list[State] = [
-        substitute(r"(?<=[\s\S])(?=[^\x20-\x7E])", GAP),
+        substitute(r"(?=[^\x20-\x7E])(?<=[\s\S])", GAP),
         {"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode("ascii")},
         substitute(GAP, "", literal=True),
     ]
-    joined = _joined(keys, where)
+    kept = substitute(f"[{WALL}{GAP}]", OTHER)
+    if plan is None:
+        return [kept, *alone]
+    ends = [part for part in [plan.several, *map(re.escape, whole)] if part]
+    first = [substitute(f"(?={plan.raw})(?<={'|'.join(ends)})", WALL)] if ends else []
+    by_hand = [substitute(key, plan.by_hand[key], literal=True) for key in sorted(plan.by_hand, key=len, reverse=True)]
+    last = [substitute(plan.apart, WALL), {"type": "NFC"}, substitute(WALL, "", literal=True)]
+    return [kept, *first, *alone, *by_hand, *last]
+
+
+def changes(charsmap: bytes, text: str, where: Path) -> bool:
+    """Whether the table changes anything in `text`. TokenizerError: it is damaged."""
+    try:
+        return any(key in text for key in table(charsmap))
+    except ValueError as error:
+        raise TokenizerError(f"The table of characters in '{where}' cannot be used: {error}.") from error
+
+
+@lru_cache(maxsize=4)
+def _plan(charsmap: bytes) -> _Plan | None:
+    """None where nothing is joined. ValueError: the table cannot be followed."""
+    keys = table(charsmap)
+    joined = _joined(keys)
     if not joined:
-        return alone
+        return None
     newer = {key: value for key, value in joined.items() if _NFC(key) != value}
     older = joined.keys() - newer.keys()
     followers = _followers() | {character for key in older for character in key[1:]}
-    several = [key for key, value in keys.items() if len(key) == 1 and len(value) > 1]
+    several = [key for key, value in keys.items() if len(key) == 1 and len(value) != 1]
     raw = followers | {key for key, value in keys.items() if len(key) == 1 and value[:1] in followers}
-    ends = ([_class(several)] if several else []) + [re.escape(text) for text in whole]
-    first = [substitute(f"(?<={'|'.join(ends)})(?={_class(raw, marks=True)})", WALL)] if ends else []
-    by_hand = [substitute(key, newer[key], literal=True) for key in sorted(newer, key=len, reverse=True)]
-    walls = substitute(_apart(older, followers), WALL)
-    return [*first, *alone, *by_hand, walls, {"type": "NFC"}, substitute(WALL, "", literal=True)]
+    return _Plan(_class(several) if several else "", _class(raw, marks=True), newer, _apart(older, followers))
 
 
-def table(charsmap: bytes, where: Path) -> dict[str, str]:
-    """The strings of the table and what they become. TokenizerError: it is no such table."""
+@lru_cache(maxsize=4)
+def table(charsmap: bytes) -> Mapping[str, str]:
+    """The strings of the table and what they become. ValueError: it is no such table."""
     size = int.from_bytes(charsmap[:4], "little")
     if len(charsmap) < 8 or size % 4 or size > len(charsmap) - 4:
-        raise damaged(where, "its table of characters is cut off")
+        raise ValueError("it is cut off")
     units = np.frombuffer(charsmap, dtype="<u4", count=size // 4, offset=4)
     values = charsmap[4 + size :]
-    found: dict[str, str] = {}
-    try:
-        for key, at in _leaves(units):
-            found[key.decode("utf-8")] = values[at : values.index(b"\0", at)].decode("utf-8")
-    except ValueError as error:
-        raise damaged(where, f"its table of characters is damaged ({error})") from error
+    found = {}
+    for key, at in _leaves(units):
+        found[key.decode("utf-8")] = values[at : values.index(b"\0", at)].decode("utf-8")
+    if "" in found:
+        raise ValueError("it has a rule for nothing")
     return found
 
 
@@ -98,6 +131,8 @@ def _leaves(units: np.ndarray) -> list[tuple[bytes, int]]:
     found: list[tuple[bytes, int]] = []
     level, keys = np.zeros(1, dtype=np.int64), [b""]
     for _ in range(_LONGEST):
+        if int((bases[level] | 0xFF).max()) >= len(units):
+            raise ValueError("a place in it lies beyond the end")  # of the backend, which would look there
         starts, ends = (np.searchsorted(parents, bases[level], side=side) for side in ("left", "right"))
         if int((ends - starts).sum()) + len(found) > _KEYS:
             break
@@ -117,10 +152,10 @@ def _leaves(units: np.ndarray) -> list[tuple[bytes, int]]:
     raise ValueError("its keys do not end")
 
 
-def _joined(keys: Mapping[str, str], where: Path) -> dict[str, str]:
+def _joined(keys: Mapping[str, str]) -> dict[str, str]:
     """The strings of several characters that the table joins, each character already as the table has it alone.
 
-    TokenizerError where NFC would not do the same.
+    ValueError where NFC would not do the same.
     """
     long = {key: value for key, value in keys.items() if len(key) > 1}
     joined = {"".join(keys.get(one, one) for one in key): value for key, value in long.items()}
@@ -135,9 +170,9 @@ def _joined(keys: Mapping[str, str], where: Path) -> dict[str, str]:
         wrong += [value for key, value in keys.items() if len(key) == 1 and _NFC(value) != value]
         wrong += [one for one in _canonical() if one not in keys and _NFC(one) != one]
     if wrong or written != len(long):
-        raise TokenizerError(
-            f"The table of characters in '{where}' has rules of its own ({len(wrong) or abs(written - len(long))} of them) "
-            "that no tokenizer.json can say exactly. Train the model with SentencePiece's rule nmt_nfkc, nfkc or identity."
+        raise ValueError(
+            f"it has {len(wrong) or abs(written - len(long))} rules of its own that no tokenizer.json can say exactly; "
+            "train the model with SentencePiece's nmt_nfkc, nfkc or identity"
         )
     return joined
 
@@ -152,7 +187,9 @@ def _canonical() -> tuple[str, ...]:
 @cache
 def _followers() -> frozenset[str]:
     """All characters that NFC may join to, or reorder with, the one before."""
-    seconds = {chr(int(parts[1], 16)) for one in _canonical() if len(parts := unicodedata.decomposition(one).split()) > 1}
+    seconds = {
+        chr(int(parts[1], 16)) for one in _canonical() if len(parts := unicodedata.decomposition(one).split()) > 1
+    }
     seconds |= set(map(chr, [*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)]))
     every = map(chr, [*range(0xD800), *range(0xE000, 0x110000)])
     marks = {one for one in every if unicodedata.combining(one)}
@@ -171,7 +208,7 @@ def _apart(joined: Iterable[str], followers: Iterable[str]) -> str:
         for product in _products(keys)
         for cut in range(1, len(product))
     ]
-    return rf"(?<=[\s\S])(?={_class(followers, marks=True)})(?!{'|'.join(inside)})"
+    return rf"(?={_class(followers, marks=True)})(?<=[\s\S])(?!{'|'.join(inside)})"
 
 
 def _products(keys: list[str]) -> list[Product]:

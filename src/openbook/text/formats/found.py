@@ -19,7 +19,8 @@ from openbook.text.backend import guarded
 from openbook.text.folder import Added, Settings
 
 State = dict[str, Any]
-LARGEST = 1 << 30  # bytes of a vocabulary file; the largest that is published has 20 MB
+LARGEST = 1 << 27  # bytes of a vocabulary file; the largest that is published has 20 MB
+MOST = 1 << 22  # tokens of a vocabulary; the largest that is published has 256 thousand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file of bearable size; TokenizerError."""
     try:
         if (size := path.stat().st_size) > LARGEST:
-            raise TokenizerError(
-                f"'{path}' holds {size >> 20} MB: that is no vocabulary (at most {LARGEST >> 20} MB). Give another file."
-            )
+            raise TokenizerError(f"'{path}' holds {size >> 20} MB: that is no vocabulary (at most {LARGEST >> 20} MB).")
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(str(explain_os_error(error, path, "read"))) from error

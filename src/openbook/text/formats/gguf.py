@@ -17,7 +17,17 @@ from typing import Any
 from openbook.errors import TokenizerError, nearest
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level, word_pieces
-from openbook.text.formats.found import Around, Found, State, added_tokens, damaged, sequence, split, state_of, substitute
+from openbook.text.formats.found import (
+    Around,
+    Found,
+    State,
+    added_tokens,
+    damaged,
+    sequence,
+    split,
+    state_of,
+    substitute,
+)
 from openbook.text.formats.gguf_header import MAGIC, read_header
 from openbook.text.formats.gguf_splits import SPLITS
 from openbook.text.formats.pieces import SPACE, Kind, Piece, Spaces, byte_pairs, decoder, unigram
@@ -25,7 +35,15 @@ from openbook.text.formats.spaces import normalizer
 
 __all__ = ["MAGIC", "read"]
 
-_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask"}
+_ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "sep": "seperator",
+    "pad": "padding",
+    "cls": "cls",
+    "mask": "mask",
+}
 _DEFAULTS: dict[str, dict[str, int]] = {
     "llama": {"bos": 1, "eos": 2, "unk": 0},
     "bert": {"cls": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
@@ -87,7 +105,7 @@ class _Header:
         return [Piece(*row) for row in zip(self.tokens, scores, kinds, strict=True)]
 
 
-def read(path: Path, beside: Settings) -> Found:
+def read(path: Path) -> Found:
     """Read the vocabulary of a GGUF."""
     header = _header(path)
     state = _BUILDERS[header.model](header)
@@ -165,9 +183,7 @@ def _scored(header: _Header) -> State:
 
 
 def _likeliest(header: _Header) -> State:
-    spaces = Spaces(
-        dummy=header.flag("add_space_prefix", True), collapse=header.flag("remove_extra_whitespaces", True)
-    )
+    spaces = Spaces(dummy=header.flag("add_space_prefix", True), collapse=header.flag("remove_extra_whitespaces", True))
     charsmap = b""
     if "ggml.precompiled_charsmap" in header.values:
         charsmap = bytes(number & 0xFF for number in header.listed("precompiled_charsmap", int))

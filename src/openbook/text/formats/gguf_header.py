@@ -23,6 +23,7 @@ _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q
 _STRING, _ARRAY = 8, 9
 _MOST = 1 << 16  # values; published files have some dozens
 _DEPTH = 4
+_LISTED = 1 << 24  # members of a list that is read one by one
 
 
 def read_header(path: Path, prefix: str) -> dict[str, Any]:
@@ -93,8 +94,10 @@ class _Reader:
         if kind in _CODES:
             size = struct.calcsize(_CODES[kind])
             start = self._step(count * size)
+            if wanted and count > _LISTED:
+                raise ValueError(f"it claims an array of {count}")
             return list(struct.unpack_from(f"<{count}{_CODES[kind]}", self.data, start)) if wanted else []
-        if depth > _DEPTH or count * 8 > self.size - self.at:  # a string or an array takes eight bytes at least
+        if depth > _DEPTH or count > _LISTED or count * 8 > self.size - self.at:  # each takes eight at least
             raise ValueError(f"it claims an array of {count}")
         if wanted:
             return [self._value(kind, True, depth) for _ in range(count)]

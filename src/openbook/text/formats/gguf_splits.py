@@ -25,8 +25,8 @@ def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
     return words + rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*" + _ENDS
 
 
-_ANY_UPPER, _ANY_LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
-_MARKED_UPPER, _MARKED_LOWER = r"(?:(?=[\p{L}\p{M}])[^a-z])", r"(?:(?=[\p{L}\p{M}])[^A-Z])"
+_ANY_UPPER, _ANY_LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
+_MARKED_UPPER, _MARKED_LOWER = r"[\p{L}\p{M}&&[^a-z]]", r"[\p{L}\p{M}&&[^A-Z]]"
 _MARKED = _cased(_MARKED_UPPER, _MARKED_LOWER, _CONTRACTED + "?", r"\p{N}{1,3}")
 _SENTENCE = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _ASCII_SIGN = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
@@ -78,13 +78,7 @@ _BY_NAMES: dict[str, Split] = {
     "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert": Split((_GPT2,)),
     "mpt olmo jais trillion granite-docling exaone4 jina-v1-en jina-v2-code roberta-bpe": Split((_GPT2,)),
     "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": Split((_QWEN2,)),
-    "qwen35": Split(
-        (
-            _CONTRACTED
-            + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-            + _ENDS,
-        )
-    ),
+    "qwen35": Split((_CONTRACTED + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _ENDS,)),
     "poro-chat bloom gpt3-finnish": Split((_SENTENCE,)),
     "viking": Split((_SENTENCE, r"\p{N}")),
     "tekken": Split((_cased(_ANY_UPPER, _ANY_LOWER, "", r"\p{N}"),), True, True),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from openbook.errors import TokenizerError
@@ -26,7 +27,7 @@ def segment(parts: list[Text], priority: Mapping[Text, float], upto: int = 1) ->
 
     The whole of byte-pair encoding, with priorities on tokens.
     """
-    found = [priority.get(left + right) for left, right in zip(parts, parts[1:], strict=False)]
+    found = [priority.get(left + right) for left, right in pairwise(parts)]
     while len(parts) > upto:
         best, at = None, -1
         for index, value in enumerate(found):

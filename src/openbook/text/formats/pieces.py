@@ -73,8 +73,8 @@ def byte_pairs(
         for part in pair:
             if part not in normal:
                 raise TokenizerError(
-                    f"The piece {''.join(pair)!r} in '{where}' holds {part!r}, which is no piece of its own: no list of "
-                    "merges can say how it is made. Add that character to the vocabulary."
+                    f"The piece {''.join(pair)!r} in '{where}' holds {part!r}, which is no piece of its own: no list "
+                    "of merges can say how it is made. Add that character to the vocabulary."
                 )
     steps = [split(_any_of(users))] if users else []
     steps += _words(normal, spaces)
@@ -86,16 +86,16 @@ def byte_pairs(
 
 
 def unigram(pieces: Sequence[Piece], spaces: Spaces, byte_fallback: bool, where: Path) -> Made:
-    """The likeliest segmentation; user-defined pieces are cut out of the text before.
+    """The likeliest segmentation; user-defined pieces are likely beyond all others, with a score of 0.
 
     SentencePiece adds up scores in single precision, the backend in double: of segmentations that are equally likely
     (`a aa` and `aa a`) either may be taken where the sums round differently. No tokenizer.json can say this.
     """
     normal = {piece.text: piece.score for piece in pieces if piece.kind is Kind.NORMAL}
     lowest = min(normal.values(), default=0.0)
-    users = [piece.text for piece in pieces if piece.kind is Kind.USER]
-    scores = {**{piece.text: lowest for piece in pieces}, **normal, **dict.fromkeys(users, 0.0)}
-    steps = [split(_any_of(users))] if users else []
+    users = {piece.text: piece.score for piece in pieces if piece.kind is Kind.USER}
+    scores = {**{piece.text: lowest for piece in pieces}, **normal, **users}
+    steps = []
     if byte_fallback:  # the name of a byte in a text is text: it is cut where no piece reaches across
         if any("<0" in text for text in [*normal, *users]):
             raise TokenizerError(f"A piece of '{where}' holds '<0', as the names of bytes do. Rename that piece.")
@@ -116,7 +116,8 @@ def decoder(spaces: Spaces, byte_fallback: bool) -> State | None:
     steps += [{"type": "ByteFallback"}] if byte_fallback else []
     steps.append({"type": "Fuse"})
     if (spaces.dummy or spaces.collapse) and spaces.escape:
-        ends = {"start": 0, "stop": 1} if spaces.suffix else {"start": 1, "stop": 0}
+        count = 1 << 10 if spaces.collapse else 1  # where spaces collapse, none is left in front
+        ends = {"start": 0, "stop": 1} if spaces.suffix else {"start": count, "stop": 0}
         steps.append({"type": "Strip", "content": " ", **ends})
     return sequence("decoders", steps)
 

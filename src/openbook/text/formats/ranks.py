@@ -19,7 +19,7 @@ from pathlib import Path
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level
-from openbook.text.formats.found import Asked, Found, State, added_tokens, damaged, read_bytes
+from openbook.text.formats.found import MOST, Asked, Found, State, added_tokens, damaged, read_bytes
 from openbook.text.formats.merges import in_order, last_pairs
 
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -47,6 +47,13 @@ class Published:
     roles: Mapping[str, str] = field(default_factory=dict)
 
 
+_LLAMA3_SPECIALS = {  # those that are the same in every edition of these ranks
+    "<|begin_of_text|>": 128000,
+    "<|end_of_text|>": 128001,
+    "<|start_header_id|>": 128006,
+    "<|end_header_id|>": 128007,
+    "<|eot_id|>": 128009,
+}
 _END = {"eos": "<|endoftext|>"}
 # By the SHA-256 of the ranks in order, written as in the published files.
 PUBLISHED = {
@@ -70,6 +77,9 @@ PUBLISHED = {
     "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": Published(
         _O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}, _END
     ),
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": Published(
+        _LLAMA3, _LLAMA3_SPECIALS, {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}
+    ),
 }
 
 
@@ -84,8 +94,9 @@ def is_ranks(head: bytes) -> bool:
 
 def read(path: Path, asked: Asked) -> Found:
     """Read a rank file."""
-    ranks = parse(read_bytes(path), path)
-    known = PUBLISHED.get(fingerprint(ranks))
+    data = read_bytes(path)
+    ranks = parse(data, path)
+    known = PUBLISHED.get(fingerprint(ranks)) or PUBLISHED.get(hashlib.sha256(data).hexdigest())
     pattern = asked.pattern or (known.pattern if known else None)
     if pattern is None:
         raise TokenizerError(
@@ -114,6 +125,8 @@ def parse(data: bytes, path: Path) -> dict[bytes, int]:
         if value in ranks:
             raise damaged(path, f"line {number} has the token {value!r:.60} a second time")
         ranks[value] = int(rank)
+        if len(ranks) > MOST:
+            raise damaged(path, f"it has more than {MOST} tokens")
     check(ranks, path)
     return ranks
 

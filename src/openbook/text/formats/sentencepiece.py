@@ -21,8 +21,8 @@ from pathlib import Path
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import wire
-from openbook.text.formats.charsmap import table
-from openbook.text.formats.found import Around, Found, State, added_tokens, damaged, read_bytes, state_of
+from openbook.text.formats.charsmap import changes
+from openbook.text.formats.found import MOST, Around, Found, added_tokens, damaged, read_bytes, state_of
 from openbook.text.formats.pieces import Kind, Piece, Spaces, byte_pairs, decoder, unigram
 from openbook.text.formats.spaces import normalizer
 
@@ -61,7 +61,7 @@ def is_model(head: bytes) -> bool:
 def read(path: Path, beside: Settings) -> Found:
     """Read a model file, with what tokenizer_config.json beside it adds."""
     model = parse(read_bytes(path), path)
-    return build(model, beside, path)
+    return build(_renumbered(model, beside, path), beside, path)
 
 
 def parse(data: bytes, path: Path) -> Model:
@@ -71,6 +71,8 @@ def parse(data: bytes, path: Path) -> Model:
         for number, value in wire.fields(data):
             if number == 1 and isinstance(value, bytes):
                 model.pieces.append(_piece(value))
+                if len(model.pieces) > MOST:
+                    raise ValueError(f"it has more than {MOST} pieces")
             elif number == 2 and isinstance(value, bytes):
                 model = _trainer(model, value)
             elif number == 3 and isinstance(value, bytes):
@@ -91,15 +93,17 @@ def build(model: Model, beside: Settings, path: Path) -> Found:
         raise TokenizerError(f"'{path}' is a model of whole words (model_type WORD), which is not read here.")
     if any(piece.kind is Kind.UNUSED for piece in model.pieces):
         raise TokenizerError(f"'{path}' has unused pieces, which no tokenizer.json can say. Train it without them.")
-    if changed := _changed(model, path):
-        raise TokenizerError(
-            f"The user-defined piece {min(changed)!r} in '{path}' is text that the model's own normalisation changes, except "
-            "where it stands for the piece. No tokenizer.json can say that. Train it with the rule `identity`."
-        )
     users = [piece.text for piece in model.pieces if piece.kind is Kind.USER]
+    changed = [text for text in users if model.charsmap and changes(model.charsmap, text, path)]
+    if changed:
+        raise TokenizerError(
+            f"The user-defined piece {changed[0]!r} in '{path}' is text that the model's own normalisation changes, "
+            "except where it stands for the piece. No tokenizer.json can say that. Train it with the rule `identity`."
+        )
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
     specials = {p.text: ids[p.text] for p in model.pieces if p.kind in (Kind.CONTROL, Kind.UNKNOWN)}
     specials |= {token.content: number for number, token in beside.added.items()}
+    specials |= _sentinels(beside, len(ids), path)
     roles = {role: Added(content=name) for role, name in model.names.items() if name in specials}
     unk = next(piece.text for piece in model.pieces if piece.kind is Kind.UNKNOWN)
     roles["unk"] = Added(content=unk)
@@ -119,11 +123,37 @@ def build(model: Model, beside: Settings, path: Path) -> Found:
     return Found(state=state, settings=Settings(roles=roles))
 
 
-def _changed(model: Model, path: Path) -> set[str]:
-    """The user-defined pieces in which the table of characters changes something."""
-    users = [piece.text for piece in model.pieces if piece.kind is Kind.USER]
-    keys = table(model.charsmap, path) if users and model.charsmap else {}
-    return {text for text in users if any(key in text for key in keys)} if keys else set()
+def _renumbered(model: Model, beside: Settings, path: Path) -> Model:
+    """The model with the ids that its publisher gave the pieces, where those are not its own.
+
+    fairseq puts four tokens of its own first, and the pieces after the model's first three behind them. That is how a
+    `sentencepiece.bpe.model` is used, with different tokens; which, only `added_tokens_decoder` says.
+    """
+    first = {number: token.content for number, token in beside.added.items() if number < 4}
+    own = [piece.text for piece in model.pieces[:3]]
+    if [first.get(number) for number in range(4)] == _FAIRSEQ and own == ["<unk>", "<s>", "</s>"]:
+        kinds = [Kind.CONTROL, Kind.CONTROL, Kind.CONTROL, Kind.UNKNOWN]
+        front = [Piece(text, 0.0, kind) for text, kind in zip(_FAIRSEQ, kinds, strict=True)]
+        return replace(model, pieces=[*front, *(piece for piece in model.pieces[3:] if piece.text != "<pad>")])
+    named = {piece.text: number for number, piece in enumerate(model.pieces)}
+    moved = [token.content for number, token in beside.added.items() if named.get(token.content, number) != number]
+    if moved or (path.name == "sentencepiece.bpe.model" and not beside.added):
+        raise TokenizerError(
+            f"The ids of the pieces in '{path}' are not the model's own, and the files do not say which they are. Take "
+            "the tokenizer.json, or give the model file under another name if its own ids are meant."
+        )
+    return model
+
+
+_FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+def _sentinels(beside: Settings, size: int, path: Path) -> dict[str, int]:
+    """T5's tokens for what is left out of a text: `extra_ids` of them after the pieces, counted down."""
+    count = beside.raw.get("extra_ids") or 0
+    if type(count) is not int or not 0 <= count <= 1 << 12:
+        raise TokenizerError(f"`extra_ids` must be a small number: got {count!r:.40} (beside '{path}'). Correct it.")
+    return {f"<extra_id_{number}>": size + count - 1 - number for number in range(count)}
 
 
 def _around(beside: Settings, ids: dict[str, int], roles: dict[str, Added]) -> Around | None:
@@ -135,6 +165,12 @@ def _around(beside: Settings, ids: dict[str, int], roles: dict[str, Added]) -> A
         return {named.content: ids[named.content]} if asked and named and named.content in ids else {}
 
     first, last = token("bos"), token("eos")
+    if beside.raw.get("extra_ids") and "eos" in roles:
+        last = {roles["eos"].content: ids[roles["eos"].content]}
+    pair = [beside.roles[role].content for role in ("cls", "sep") if role in beside.roles]
+    if len(pair) == 2 and not (first or last) and all(name in ids for name in pair):
+        first, last = ({name: ids[name]} for name in pair)
+        return Around(before=first, after=last, between=last)
     return Around(before=first, after=last, between=first) if first or last else None
 
 

@@ -20,7 +20,7 @@ def normalizer(charsmap: bytes, spaces: Spaces, where: Path, whole: Sequence[str
     if spaces.collapse:
         steps += [substitute(r"\A +", ""), substitute(" {2,}", " "), substitute(f"[ {mark}]+\\z", "")]
         steps += [first] if before else []
-    if spaces.dummy and spaces.suffix:
+    if spaces.dummy and spaces.suffix:  # SentencePiece gives a text that vanishes here the suffix alone, this nothing
         steps.append(substitute(r"(?<=[\s\S])\z", mark))
     if spaces.escape:
         steps.append(substitute(" ", SPACE, literal=True))

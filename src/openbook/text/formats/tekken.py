@@ -15,28 +15,9 @@ from openbook.text.folder import Added, Settings
 from openbook.text.formats.found import Found, damaged, read_text
 from openbook.text.formats.ranks import check, from_ranks
 
-_EARLY = [
-    "<unk>",
-    "<s>",
-    "</s>",
-    "[INST]",
-    "[/INST]",
-    "[AVAILABLE_TOOLS]",
-    "[/AVAILABLE_TOOLS]",
-    "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]",
-    "[TOOL_CALLS]",
-    "[IMG]",
-    "<pad>",
-    "[IMG_BREAK]",
-    "[IMG_END]",
-    "[PREFIX]",
-    "[MIDDLE]",
-    "[SUFFIX]",
-    "[SYSTEM_PROMPT]",
-    "[/SYSTEM_PROMPT]",
-    "[TOOL_CONTENT]",
-]
+_EARLY = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
+_EARLY += ["[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"]
+_EARLY += ["[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
 _ROLES = {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}
 
 
@@ -99,7 +80,7 @@ def _specials(rows: object, reserved: int, path: Path) -> dict[str, int]:
         named = {row["token_str"]: row["rank"] for row in rows}
     else:
         raise damaged(path, "`special_tokens` must be a list of tokens with `token_str` and `rank`")
-    count = len(_EARLY) if rows is None else len(rows)  # type: ignore[arg-type]
+    count = len(_EARLY) if rows is None else len(rows)
     if len(named) < count or sorted(named.values()) != list(range(count)) or count > reserved:
         raise damaged(path, f"the {count} special tokens must be different and have the ids from 0 to {reserved - 1}")
     return named | {f"<SPECIAL_{number}>": number for number in range(count, reserved)}

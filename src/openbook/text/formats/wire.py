@@ -1,8 +1,8 @@
 """The wire format of protocol buffers, as far as a SentencePiece model needs it.
 
-A message is a row of fields; a field is a key (its number and how it is written) and a value: a varint, 4 or 8 bytes, or
-a length and that many bytes. Nothing is taken on trust: a length that reaches beyond the data is an error, and no more
-memory is used than the data has.
+A message is a row of fields; a field is a key (its number and how it is written) and a value: a varint, 4 or 8 bytes,
+or a length and that many bytes. Nothing is taken on trust: a length that reaches beyond the data is an error, and no
+more memory is used than the data has.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def bert_normalizer(*, lowercase: bool, strip_accents: bool | None, chinese: boo
 def around(specials: Mapping[str, int], roles: Mapping[str, str]) -> Around | None:
     """`cls` before a text and `sep` after it, where there are these tokens."""
     first, last = roles.get("cls"), roles.get("sep")
-    if first not in specials or last not in specials:
+    if first is None or last is None or first not in specials or last not in specials:
         return None
     return Around(before={first: specials[first]}, after={last: specials[last]})
 
