@@ -100,8 +100,8 @@ def _text(config: Config) -> int:
     columns: dict[str, Counter[str]] = {}
     lengths: list[int] = []
     spread = _Spread(config.sample)
-    files = find_files(config.paths)
-    for block in blocks(files):
+    files = find_files(config.paths, bad=bad.append)
+    for block in blocks(files, bad=bad.append):
         for document in read_block(block, Columns(text=config.field), bad=bad.append):
             size = len(document.text.encode())
             lengths.append(size)
@@ -118,7 +118,7 @@ def _text(config: Config) -> int:
     else:
         print(_pairs({key: value for key, value in found.items() if key != "bad"}))
         for one in bad:
-            print(f"could not be read: {one}")
+            print(f"{'to know' if one.note else 'could not be read'}: {one}")
         spread.show()
     return 0
 

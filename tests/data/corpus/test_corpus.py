@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +121,12 @@ def test_processes_change_nothing(made: Path, tmp_path: Path) -> None:
     )
     build(again, executor=Processes(2))
     mine, theirs = contents(made), contents(tmp_path / "out")
-    for name in ("card.md", "recipe.toml", "plan.json"):  # they name the folder, and when it was planned
+    for name in (
+        "card.md",
+        "recipe.toml",
+        "training.toml",
+        "plan.json",
+    ):  # they name the folder, and when it was planned
         mine.pop(name), theirs.pop(name)
     assert mine == theirs
 
@@ -217,6 +224,17 @@ def test_a_full_disk_is_said_and_loses_nothing(made: Path, tmp_path: Path, monke
     assert [r["text"] for r in texts(tmp_path / "out")] == [r["text"] for r in texts(made)]
 
 
+def test_a_disk_that_fills_while_comparing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped file without room behind it would end the process with a signal."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OpenbookError, match=r"signatures\.bin.*disk is full"):
+        build(recipe(tmp_path), executor=Here())
+
+
 def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Nothing is left"):
         build(recipe(tmp_path, cleaning={"language": {"keep": ["ja"]}}), executor=Here())
@@ -267,6 +285,46 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "alert(1)" in page
     assert "<script" not in page
+
+
+def test_what_lies_in_a_folder_and_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "good.jsonl").write_text(json.dumps({"text": prose(1)}))
+    (text / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    (text / "same.jsonl").symlink_to(text / "good.jsonl")
+    os.mkfifo(text / "pipe.txt")
+    folder = build(
+        recipe(tmp_path, sources=[{"name": "a", "paths": [str(text)]}], contamination={}, tokens="None"),
+        executor=Here(),
+    )
+    report = report_of(folder)
+    assert report["left"]["documents"] == 1
+    assert report["bad"]["count"] == 2
+    listed = [Path(one["path"]).name for one in report["bad"]["listed"]]
+    assert sorted(listed) == ["lost.jsonl", "pipe.txt", "same.jsonl"]
+    assert main(["data", "inspect", str(text)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("could not be read") == 2
+    assert "to know: " in shown
+
+
+def test_a_card_holds_no_markup_of_others(tmp_path: Path) -> None:
+    evil = "</td><img src=x>|[a](javascript:b)\\| ``` `"
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a`b|c.jsonl").write_text(json.dumps({"text": prose(1)}))
+    sources = [{"name": "a", "paths": [str(text)], "licence": evil, "origin": "```\n# head"}]
+    folder = build(recipe(tmp_path, sources=sources, contamination={}, tokens="None"), executor=Here())
+    prose_of_card, fence, code = (folder / "card.md").read_text(encoding="utf-8").partition("````toml\n")
+    assert fence
+    assert code.endswith("\n````\n")
+    assert code.count("````") == 1
+    table = prose_of_card.partition("## Sources")[2]
+    assert "<img" not in table
+    assert "\\[a\\](javascript" in table
+    (row,) = (line for line in table.splitlines() if line.startswith("| a |"))
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 8, "a bar from outside parts no cells"
 
 
 def test_inspect_reads_what_prepare_wrote(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

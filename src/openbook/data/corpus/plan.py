@@ -47,7 +47,7 @@ class Plan:
 
     parts: tuple[Part, ...]
     files: tuple[dict[str, Any], ...]  # source, path, bytes, modified
-    bad: tuple[Bad, ...]  # files that cannot be opened
+    bad: tuple[Bad, ...]  # files that cannot be opened, links that lead nowhere, notes
     identity: str
 
     @property
@@ -64,7 +64,7 @@ def make_plan(recipe: Corpus) -> Plan:
     owner: dict[Path, str] = {}
     bad: list[Bad] = []
     for index, source in enumerate(recipe.rooted()):
-        found = find_files(source.paths)
+        found = find_files(source.paths, bad=bad.append)
         for path in found:
             real = path.resolve()
             if owner.setdefault(real, source.name) != source.name:

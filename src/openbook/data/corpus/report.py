@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def report(
     ledger = Ledger()
     about: Counter[str] = Counter()
     bad: list[Mapping[str, Any]] = [listed(one) for one in plan.bad]
-    count = len(bad)
+    count = sum(not one.note for one in plan.bad)
     for one, notes in parts:
         ledger.merge(one)
         about.update(notes.get("about", {}))
@@ -93,13 +94,13 @@ def card(made: Mapping[str, Any]) -> str:
     """The dataset card, with the front matter that dataset hubs read."""
     licences = sorted({source["licence"] for source in made["sources"].values()})
     languages = sorted((name for name in made["languages"] if name), key=lambda name: -made["languages"][name])
-    head = ["---", f"pretty_name: {json.dumps(made['name'])}", "license: other", "license_details:"]
-    head += [f"- {json.dumps(licence)}" for licence in licences]
-    head += ["language:", *(f"- {name}" for name in languages[:20])] if languages else []
+    head = ["---", f"pretty_name: {json.dumps(made['name'], ensure_ascii=False)}", "license: other", "license_details:"]
+    head += [f"- {json.dumps(licence, ensure_ascii=False)}" for licence in licences]
+    head += ["language:", *(f"- {json.dumps(name)}" for name in languages[:20])] if languages else []
     head += ["tags:", "- openbook", "---"]
     tokens = f", {made['tokens']:,} tokens" if made["tokens"] else ""
     text = [
-        f"# {made['name']}", "",
+        f"# {_cell(made['name'])}", "",
         f"{made['left']['documents']:,} documents, {amount(made['left']['bytes'])} of text{tokens}, out of "
         f"{made['read']['documents']:,} documents and {amount(made['read']['bytes'])} that were read.",
         "", "## Sources", "",
@@ -114,8 +115,7 @@ def card(made: Mapping[str, Any]) -> str:
     if made["bad"]["count"]:
         text += ["", f"{made['bad']['count']:,} places could not be read: bad.jsonl lists them."]
     text += ["", "## Made again with", "", "`openbook data prepare recipe.toml`, where recipe.toml is:", ""]
-    text += ["```toml", made["recipe"].strip(), "```", ""]
-    return "\n".join([*head, "", *text])
+    return "\n".join([*head, "", *text, *_fenced("toml", made["recipe"].strip()), ""])
 
 
 def _row(name: str, source: Mapping[str, Any]) -> str:
@@ -135,7 +135,14 @@ def _steps(ledger: Ledger) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
+    """Text from outside between the bars of a Markdown table: no markup, no link, one line."""
+    return " ".join(re.sub(r"([\\`*\[\]|])", r"\\\1", str(text)).replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def _fenced(kind: str, text: str) -> list[str]:
+    """A block of code, whatever fences stand in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return [f"{fence}{kind}", text, fence]
 
 
 def _source(
