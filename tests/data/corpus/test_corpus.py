@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from openbook.data.corpus.executor import Here, Processes
 from openbook.data.corpus.recipe import Corpus
 from openbook.data.corpus.run import Told, build
 from openbook.data.shards import Shards
-from openbook.errors import ConfigError, DataError, OpenbookError
+from openbook.errors import ConfigError, DataError, OpenbookError, TokenizerError
 from tests.data.corpus.dirt import QUESTION, prose, recipe
 
 pytest.importorskip("ftfy")
@@ -249,11 +250,29 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
         ({"sources": [{"name": "a", "paths": ["x"], "skip": ["rulez"]}]}, "rules"),
         ({"sources": [{"name": "a", "paths": ["x"], "wieght": 1}]}, "weight"),
         ({"cleaning": {"languages": {}}}, "language"),
+        ({"sources": [{"name": "a", "paths": []}]}, "'a' has no `paths`"),
+        ({"sources": [{"name": "a", "paths": ["x"], "weight": math.inf}]}, "weight"),
+        ({"tokens": {"held_out": 0.9}}, "held_out"),
+        ({"tokens": {"shard_tokens": 0}}, "shard_tokens"),
+        ({"tokens": {"megabytes": 0}}, "megabytes"),
+        ({"contamination": {"words": 5}}, "5 `words`"),
+        ({"contamination": {"margin": -1}}, "margin"),
+        ({"duplicates": {"paragraphs": 0}}, "paragraphs"),
     ],
 )
 def test_wrong_recipes_name_the_place(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         recipe(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("tokens", "says"), [({"vocab": 100}, "too small"), ({"tokenizer": "text"}, "tokenizer.json")])
+def test_a_tokenizer_that_cannot_be_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: dict[str, Any], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TokenizerError, match=says):
+        build(recipe(tmp_path, tokens=tokens), executor=Here())
+    assert not (tmp_path / ".out.part").exists()
 
 
 def test_a_file_in_two_sources_is_refused(tmp_path: Path) -> None:

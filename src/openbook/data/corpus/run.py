@@ -20,7 +20,7 @@ from openbook import config
 from openbook.data.corpus import clean, compare, contaminated, report, write
 from openbook.data.corpus.executor import Executor, local
 from openbook.data.corpus.plan import Plan, make_plan, take_up
-from openbook.data.corpus.recipe import Corpus
+from openbook.data.corpus.recipe import Corpus, Tokens
 from openbook.data.corpus.work import read_ledger, read_records
 from openbook.data.encoding import Encoder
 from openbook.data.prepare import Progress, alone, prepare
@@ -59,6 +59,8 @@ def build(
     plan = make_plan(recipe)
     if _already(out, plan, overwrite):
         return out
+    if recipe.tokens is not None:
+        _try_tokenizer(recipe.tokens)
     staging = out.parent / f".{out.name}.part"
     try:
         staging.mkdir(parents=True, exist_ok=True)
@@ -204,6 +206,16 @@ class _Work:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - start
             write_json(self.folder / SECONDS, self.seconds)
+
+
+def _try_tokenizer(tokens: Tokens) -> None:
+    """What is wrong with the tokenizer that is wanted is said now, and not after hours of cleaning."""
+    from openbook.text.tokenizer import Tokenizer
+
+    if tokens.tokenizer is not None:
+        Tokenizer.load(tokens.tokenizer)
+    else:
+        Tokenizer.train(["A text."], min(tokens.vocab, 512))
 
 
 def _untold(_: Told) -> None:
