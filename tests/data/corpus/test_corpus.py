@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from openbook import config
 from openbook.cli import main
+from openbook.data import documents
 from openbook.data.corpus import run
 from openbook.data.corpus.executor import Here, Processes
 from openbook.data.corpus.recipe import Corpus
@@ -234,6 +236,35 @@ def test_a_disk_that_fills_while_comparing_is_said(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OpenbookError, match=r"signatures\.bin.*disk is full"):
         build(recipe(tmp_path), executor=Here())
+
+
+def test_files_written_to_meanwhile_are_said(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    paths = [text / name for name in ("grows.jsonl", "same.jsonl")]
+    for number, path in enumerate(paths):
+        path.write_text(json.dumps({"text": prose(number)}) + "\n")
+    before = paths[0].read_bytes()
+
+    def more(told: Told) -> None:
+        if told.stage == "writing" and told.done == 0:
+            paths[0].write_bytes(before + b'{"text": "more"}\n')
+
+    wanted = recipe(tmp_path, sources=[{"name": "a", "paths": [str(text)]}], contamination={}, tokens="None")
+    report = report_of(build(wanted, executor=Here(), progress=more))
+    grown, same = report["files"]
+    assert grown["sha256"] == hashlib.sha256(before).hexdigest(), "the checksum is that of what was read"
+    assert grown["bytes"] == len(before)
+    assert "changed" not in same
+    assert report["bad"]["count"] == 1
+    assert "written to" in report["bad"]["listed"][0]["why"]
+
+
+def test_a_document_of_any_length_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text has a longer line in the cleaned text: what was let in at the beginning is let through."""
+    monkeypatch.setattr(documents, "LONGEST_LINE", 100)
+    report = report_of(build(recipe(tmp_path), executor=Here()))
+    assert report["tokens"]
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:

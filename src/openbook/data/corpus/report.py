@@ -17,9 +17,11 @@ from openbook.data.corpus.plan import Plan
 from openbook.data.corpus.recipe import Corpus
 from openbook.data.corpus.tally import Ledger
 from openbook.data.shards import Shards
+from openbook.data.sources.document import Bad
 from openbook.files import write_atomic, write_json
 
 NAME = "report.json"
+CHANGED = "it was written to after this corpus was begun: parts of it may be older than others. Make the corpus anew."
 LISTED = 1000  # bad places in the report; bad.jsonl lists what the blocks listed
 
 
@@ -47,6 +49,10 @@ def report(
         about.update(notes.get("about", {}))
         count += notes.get("bad", {}).get("count", 0)
         bad += notes.get("bad", {}).get("listed", [])
+    for file in files:
+        if file.get("changed"):
+            bad.append(listed(Bad(Path(file["path"]), "changed while read", CHANGED)))
+            count += 1
     sources = {source.name: _source(source.name, recipe, ledger, parts, shards) for source in recipe.sources}
     total = {
         stage: {key: sum(source[stage][key] for source in sources.values()) for key in ("documents", "bytes")}

@@ -30,6 +30,7 @@ from openbook.files import explain_os_error, read_json, sync_folder, write_atomi
 
 J = TypeVar("J")
 SECONDS = "seconds.json"
+LONGEST_RECORD = 1 << 30  # bytes of a line of the cleaned text: what a document may have, each letter written with six
 INTERLEAVED = 64  # documents taken from a source before the next, when a tokenizer is trained
 
 
@@ -104,9 +105,9 @@ class _Work:
             self._map("writing", write.write_part, writing, sizes)
         shards = self._tokenise() if recipe.tokens is not None else {}
         with self._timed("checksums"):
-            paths = [file["path"] for file in self.plan.files]
-            sums = self._map("checksums", _checksum, paths, [file["bytes"] for file in self.plan.files])
-        files = [{**file, "sha256": sums[file["path"]]} for file in self.plan.files]
+            read = [(file["path"], file["bytes"], file["modified"]) for file in self.plan.files]
+            sums = self._map("checksums", _checksum, read, [file["bytes"] for file in self.plan.files])
+        files = [{**file, **sums[one]} for file, one in zip(self.plan.files, read, strict=True)]
         ledgers = [
             read_ledger(self.folder / stage / f"{part.name}.json") for stage in ("clean", "text") for part in parts
         ]
@@ -125,7 +126,7 @@ class _Work:
         for job, result in self.executor.map(function, jobs):
             done += size[id(job)]
             self.tell(Told(stage, done, total))
-            if isinstance(job, str):
+            if isinstance(job, tuple):
                 results[job] = result
         return results
 
@@ -154,6 +155,7 @@ class _Work:
                     held_out=tokens.held_out,
                     shard_tokens=tokens.shard_tokens,
                     overwrite=True,
+                    longest_line=LONGEST_RECORD,
                     progress=tell,
                 )
         return made
@@ -222,8 +224,11 @@ def _untold(_: Told) -> None:
     """Where nobody listens."""
 
 
-def _checksum(path: str) -> str:
-    return sha256(Path(path))
+def _checksum(read: tuple[str, int, int]) -> dict[str, Any]:
+    """Of the bytes of a file that were read; and whether it has been written to since the plan was made."""
+    path, size, modified = read
+    found: dict[str, Any] = {"sha256": sha256(Path(path), size)}
+    return found if Path(path).stat().st_mtime_ns == modified else {**found, "changed": True}
 
 
 def _texts(folder: Path) -> Iterator[str]:
