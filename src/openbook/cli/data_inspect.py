@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbook.errors import DataError, UsageError
+from openbook.errors import UsageError
 from openbook.options import Positional, parse
 
 SHOWN = 300  # characters of a document
@@ -38,20 +38,25 @@ def main(args: Sequence[str], prog: str) -> int:
     if not config.paths:
         raise UsageError(f"Nothing was named: {prog} FILE… or a folder that `openbook data prepare` wrote.")
     folder = Path(config.paths[0]).expanduser()
-    if len(config.paths) == 1 and (folder / "report.json").is_file():
-        return _corpus(config, folder)
+    if len(config.paths) == 1 and (report := _report(folder)):
+        return _corpus(config, folder, report)
     if len(config.paths) == 1 and (folder / "manifest.json").is_file():
         return _shards(config, folder)
     return _text(config)
 
 
-def _corpus(config: Config, folder: Path) -> int:
-    from openbook.data.corpus.report import NAME, summary
+def _report(folder: Path) -> dict[str, Any] | None:
+    """The report of a corpus, None where a folder holds none: other commands write files of that name too."""
+    from openbook.data.corpus.report import NAME
     from openbook.files import read_json
 
-    report = read_json(folder / NAME)
-    if not isinstance(report, dict) or report.get("format") != "openbook-corpus":
-        raise DataError(f"'{folder / NAME}' is not the report of a corpus.")
+    report = read_json(folder / NAME) if (folder / NAME).is_file() else None
+    return report if isinstance(report, dict) and report.get("format") == "openbook-corpus" else None
+
+
+def _corpus(config: Config, folder: Path, report: dict[str, Any]) -> int:
+    from openbook.data.corpus.report import summary
+
     if config.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:

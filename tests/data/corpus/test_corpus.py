@@ -238,6 +238,41 @@ def test_a_disk_that_fills_while_comparing_is_said(tmp_path: Path, monkeypatch: 
         build(recipe(tmp_path), executor=Here())
 
 
+@pytest.mark.parametrize("gone", [["clean"], ["clean", "choice"], ["clean", "choice", "evaluation", "seconds.json"]])
+def test_killed_while_it_is_tidied_up_it_is_there(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: list[str]
+) -> None:
+    """Between the last byte and the name of the folder lies the removal of everything else, which may take long."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Path) -> None:
+        for name in gone:
+            for file in sorted((tmp_path / ".out.part" / name).glob("*"))[1:]:
+                file.unlink() if file.is_file() else None
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_give", killed)
+        with pytest.raises(Killed):
+            build(recipe(tmp_path), executor=Here())
+    build(recipe(tmp_path), executor=Here())
+    assert [r["text"] for r in texts(tmp_path / "out")] == [r["text"] for r in texts(made)]
+    assert report_of(tmp_path / "out")["left"] == report_of(made)["left"]
+
+
+def test_one_process_may_make_corpora_in_one_place(made: Path, tmp_path: Path) -> None:
+    """What a process keeps of a corpus (an index of evaluation sets) is not taken for the next one's."""
+    plain = report_of(build(recipe(tmp_path, contamination={}), executor=Here()))
+    assert plain["contamination"] is None
+    again = report_of(build(recipe(tmp_path), executor=Here(), overwrite=True))
+    assert again["contamination"] == report_of(made)["contamination"] | {
+        "samples": again["contamination"]["samples"]
+    }  # which name the files
+    assert again["left"] == report_of(made)["left"]
+
+
 def test_files_written_to_meanwhile_are_said(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()
@@ -375,6 +410,13 @@ def test_a_card_holds_no_markup_of_others(tmp_path: Path) -> None:
     assert "\\[a\\](javascript" in table
     (row,) = (line for line in table.splitlines() if line.startswith("| a |"))
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 8, "a bar from outside parts no cells"
+
+
+def test_inspect_takes_other_reports_for_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "documents.jsonl").write_text(json.dumps({"text": prose(1)}))
+    (tmp_path / "report.json").write_text('{"documents": 1}')
+    assert main(["data", "inspect", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 1
 
 
 def test_inspect_reads_what_prepare_wrote(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from openbook.data.steps import Removed
 
 FOLDER, SAYINGS = "evaluation", "sayings.npz"
 STEP = "decontaminate"
+Made = tuple[int, int]
 EXAMPLES = 50  # shared parts of one part of the corpus that are shown
 
 
@@ -37,10 +38,24 @@ def prepare_index(folder: Path, recipe: Corpus) -> None:
     Index.build(sets, place, n=wanted.words, shortest=wanted.shortest, common=wanted.common, fields=wanted.fields)
 
 
-@lru_cache(maxsize=2)
 def opened(folder: Path) -> Index | None:
     """The index, opened once in a process; None where no sets were named."""
-    return Index(folder / FOLDER) if (folder / FOLDER / "index.json").exists() else None
+    made = _made(folder / FOLDER / "index.json")
+    return _index(folder, made) if made is not None else None
+
+
+@lru_cache(maxsize=2)
+def _index(folder: Path, _file: Made) -> Index:
+    return Index(folder / FOLDER)
+
+
+def _made(path: Path) -> Made | None:
+    """Which file this is: another corpus may have had the same folder, in the same process. None: there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 class Counter:
@@ -77,7 +92,8 @@ class Cutter:
     """Takes evaluation text out of the documents of one part, and keeps what was found."""
 
     def __init__(self, folder: Path, wanted: Contamination) -> None:
-        self.step = _step(folder, wanted)
+        sayings = _made(folder / FOLDER / SAYINGS)
+        self.step = _step(folder, wanted, sayings) if sayings is not None else None
         self.overlaps = Overlaps(self.step.index, EXAMPLES) if self.step is not None else None
 
     def __call__(self, document: Document, tallies: Callable[[str], Tally]) -> Document | None:
@@ -104,7 +120,7 @@ class Cutter:
 
 
 @lru_cache(maxsize=2)
-def _step(folder: Path, wanted: Contamination) -> Decontaminate | None:
+def _step(folder: Path, wanted: Contamination, _file: Made) -> Decontaminate | None:
     index = opened(folder)
     if index is None:
         return None

@@ -87,19 +87,32 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def take_up(folder: Path, plan: Plan) -> bool:
-    """Whether `folder` holds the beginning of this very plan; if not, it holds it from now on, and nothing else."""
+    """Whether `folder` holds all of this very plan. If it holds not even its beginning, it does from now on, and
+    nothing else."""
     try:
-        if read_json(folder / PLAN)["identity"] == plan.identity:
-            return True
+        begun = read_json(folder / PLAN)
+        if begun["identity"] == plan.identity:
+            return bool(begun["finished"])
     except (OpenbookError, KeyError, TypeError):
         pass
     clear(folder)
-    write_json(folder / PLAN, {"identity": plan.identity, "files": plan.files, "parts": len(plan.parts)})
+    _write(folder, plan, finished=False)
     return False
 
 
+def finish(folder: Path, plan: Plan) -> None:
+    """All of the plan is there: from now on what only the work needed may go, in any order."""
+    _write(folder, plan, finished=True)
+
+
+def _write(folder: Path, plan: Plan, finished: bool) -> None:
+    tree = {"identity": plan.identity, "finished": finished, "files": plan.files, "parts": len(plan.parts)}
+    write_json(folder / PLAN, tree)
+
+
 def clear(folder: Path) -> None:
-    """Remove everything in a folder of work."""
+    """Remove everything in a folder of work; first what says whose it is, for this may be stopped half way."""
+    (folder / PLAN).unlink(missing_ok=True)
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -11,6 +11,7 @@ from typing import Any
 
 import openbook
 from openbook import config
+from openbook.data.corpus.clean import LISTED as OF_A_BLOCK
 from openbook.data.corpus.clean import listed
 from openbook.data.corpus.page import amount, duration, page
 from openbook.data.corpus.plan import Plan
@@ -119,7 +120,8 @@ def card(made: Mapping[str, Any]) -> str:
         *(f"| {_cell(file['path'])} | {file['bytes']:,} | {file['sha256']} |" for file in made["files"]),
     ]  # fmt: skip
     if made["bad"]["count"]:
-        text += ["", f"{made['bad']['count']:,} places could not be read: bad.jsonl lists them."]
+        count = f"{made['bad']['count']:,} places could not be read"
+        text += ["", f"{count}: bad.jsonl lists them, of every block the first {OF_A_BLOCK}."]
     text += ["", "## Made again with", "", "`openbook data prepare recipe.toml`, where recipe.toml is:", ""]
     return "\n".join([*head, "", *text, *_fenced("toml", made["recipe"].strip()), ""])
 

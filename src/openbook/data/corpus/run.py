@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from openbook import config
 from openbook.data.corpus import clean, compare, contaminated, report, write
 from openbook.data.corpus.executor import Executor, local
-from openbook.data.corpus.plan import Plan, make_plan, take_up
+from openbook.data.corpus.plan import Plan, finish, make_plan, take_up
 from openbook.data.corpus.recipe import Corpus, Tokens
 from openbook.data.corpus.work import read_ledger, read_records
 from openbook.data.encoding import Encoder
@@ -66,8 +66,9 @@ def build(
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with alone(staging, out):
-            take_up(staging, plan)
-            _Work(recipe, plan, staging, executor or local(), progress or _untold).run()
+            if not take_up(staging, plan):
+                _Work(recipe, plan, staging, executor or local(), progress or _untold).run()
+                finish(staging, plan)
             _give(staging, out)
     except OSError as error:
         raise explain_os_error(error, out, "prepare a corpus in") from error
