@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from openbook.cli import main
 from openbook.data.dedupe import spans
-from openbook.data.dedupe.corpus import Paragraphs, Rules, dedupe
+from openbook.data.dedupe.corpus import Paragraphs, Rules, Texts, dedupe
 from openbook.data.dedupe.exact import digest, digests, first_of
 from openbook.data.dedupe.overlap import Overlap, Within, covered, windows, winnow
 from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs, repeated, without
@@ -266,3 +266,9 @@ def test_a_foreign_folder_is_not_replaced(
     assert thesis.read_text() == "mine"
     assert main([*run, "new"]) == 0
     assert main([*run, "new"]) == 0
+
+
+def test_nothing_to_compare_says_why(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match=r"no document to compare.*empty\.txt.*0 bytes"):
+        dedupe(Texts([tmp_path / "empty.txt"]), tmp_path / "out", Rules())

@@ -37,6 +37,8 @@ def main(args: Sequence[str], prog: str) -> int:
     config = parse(Config, args, prog=prog)
     if not config.paths:
         raise UsageError(f"Nothing was named: {prog} FILE… or a folder that `openbook data prepare` wrote.")
+    if config.block < 1 or config.sample < 0:
+        raise UsageError(f"--block is 1 or more, --sample 0 or more: got {config.block} and {config.sample}.")
     folder = Path(config.paths[0]).expanduser()
     if len(config.paths) == 1 and (report := _report(folder)):
         return _corpus(config, folder, report)

@@ -419,6 +419,12 @@ def test_inspect_takes_other_reports_for_none(tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["documents"] == 1
 
 
+@pytest.mark.parametrize("wrong", [["--block", "0"], ["--sample", "-1"]])
+def test_inspect_of_nothing_is_wrong_usage(made: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(made / "shards" / "pages"), *wrong]) == 2
+    assert "or more" in capsys.readouterr().err
+
+
 def test_inspect_reads_what_prepare_wrote(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(made), "--sample", "2"]) == 0
     shown = capsys.readouterr().out

@@ -157,6 +157,8 @@ def train(
 
     `sample`: characters that are read of each document. Raises DataError for fewer than 10 documents of a kind.
     """
+    if min(sample, epochs) < 1:
+        raise UsageError(f"`sample` and `epochs` are 1 or more: got {sample} and {epochs}.")
     kinds = [[features(excerpt(text, sample)) for text in texts] for texts in (bad, good)]
     counts = [len(kind) for kind in kinds]
     if min(counts) < 10:

@@ -120,6 +120,11 @@ def unread_of(read: Read) -> list[str]:
     return list(read.unread) if isinstance(read, Texts) else []
 
 
+def why_none(read: Read) -> str:
+    """Where there is no document: the first thing that could not be read, as a sentence."""
+    return next((f" {bad}" for bad in unread_of(read)), "")
+
+
 Tell = Callable[[str, Document, int], None]  # what is being done, the document that is read, how many were before it
 
 
@@ -205,7 +210,7 @@ class _Work:
         if near and waiting:
             signed.add(signatures(waiting, near))
         if not digests.rows:
-            raise DataError("There is no document to compare.")
+            raise DataError(f"There is no document to compare.{why_none(self.read)}")
         self._judge(digests.done(), signed.done())
         for name, above in (("paragraphs", rules.paragraphs.above if rules.paragraphs else 0), ("overlap", 0)):
             columns[name].judge(np.flatnonzero(self.like != STAYS), above)
