@@ -20,7 +20,7 @@ from openbook.data.clean.excerpt import excerpt
 from openbook.data.clean.stored import load_arrays, save_arrays, version
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
-from openbook.errors import DataError
+from openbook.errors import DataError, UsageError
 
 Numbers = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
