@@ -303,8 +303,11 @@ def test_a_document_of_any_length_comes_back(tmp_path: Path, monkeypatch: pytest
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Nothing is left"):
+    with pytest.raises(DataError, match=r"Nothing is left.*language, another language: \d+"):
         build(recipe(tmp_path, cleaning={"language": {"keep": ["ja"]}}), executor=Here())
+    (tmp_path / "text" / "pages.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"no document could be read \(it is empty"):
+        build(recipe(tmp_path, sources=[{"name": "a", "paths": [str(tmp_path / "text" / "pages.jsonl")]}]))
 
 
 @pytest.mark.parametrize(

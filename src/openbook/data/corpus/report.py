@@ -73,6 +73,24 @@ def report(
     }  # fmt: skip
 
 
+def nothing_left(plan: Plan, parts: Sequence[tuple[Ledger, Mapping[str, Any]]]) -> str:
+    """Why there is no text to make tokens of: what took most of it, or what could not be read."""
+    ledger = Ledger()
+    bad = [listed(one)["why"] for one in plan.bad]
+    for one, notes in parts:
+        ledger.merge(one)
+        bad += [place["why"] for place in notes.get("bad", {}).get("listed", [])]
+    gone = [
+        (kind.documents, f"{step}, {reason}" if reason else step)
+        for step, tally in ledger.over_sources().items()
+        for reason, kind in tally.removed.items()
+    ]
+    if not gone:
+        return "Nothing is left of the text: no document could be read" + (f" ({bad[0]})" if bad else ".")
+    most = "; ".join(f"{what}: {count:,}" for count, what in sorted(gone, key=lambda one: -one[0])[:4])
+    return f"Nothing is left of the text. What removed most documents: {most}. Loosen these steps, or leave them out."
+
+
 def write(folder: Path, made: Mapping[str, Any], out: Path) -> None:
     """report.json, report.html, card.md; bad.jsonl where something could not be read; training.toml where there are
     tokens. `out`: where the folder will be."""

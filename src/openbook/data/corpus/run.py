@@ -104,14 +104,16 @@ class _Work:
             writing = [write.Job(self.folder, part, sources[part.source].name, recipe) for part in parts]
             sizes = [(self.folder / "clean" / f"{part.name}.jsonl").stat().st_size for part in parts]
             self._map("writing", write.write_part, writing, sizes)
+        ledgers = [
+            read_ledger(self.folder / stage / f"{part.name}.json") for stage in ("clean", "text") for part in parts
+        ]
+        if recipe.tokens is not None and not any(notes.get("documents") for _, notes in ledgers):
+            raise DataError(report.nothing_left(self.plan, ledgers))
         shards = self._tokenise() if recipe.tokens is not None else {}
         with self._timed("checksums"):
             read = [(file["path"], file["bytes"], file["modified"]) for file in self.plan.files]
             sums = self._map("checksums", _checksum, read, [file["bytes"] for file in self.plan.files])
         files = [{**file, **sums[one]} for file, one in zip(self.plan.files, read, strict=True)]
-        ledgers = [
-            read_ledger(self.folder / stage / f"{part.name}.json") for stage in ("clean", "text") for part in parts
-        ]
         shown = dict(self.seconds)
         made = report.report(recipe, self.plan, files, ledgers, found, shards, shown, self.executor.workers)
         made["contamination"] = contaminated.summed(self.folder, [notes for _, notes in ledgers])
@@ -184,8 +186,6 @@ class _Work:
         """Text of all sources in turn, of each as much as its share, `size` bytes in all."""
         folders = [self.folder / "text" / source.name for source in self.recipe.sources]
         whole = sum(map(_bytes, folders))
-        if not whole:
-            raise DataError("Nothing is left of the text: see what each step removed, and loosen the steps.")
         reading = [(_texts(folder), size * _bytes(folder) / whole) for folder in folders]
         while reading:
             going = []
