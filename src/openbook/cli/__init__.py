@@ -41,6 +41,15 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "tokenizer compare": _verb(
             "tokenizer_compare", _MAKE, "DIR… --text TEXT…", "tokenizers side by side: a table and a picture"
         ),
+        "tokenizer extend": _verb(
+            "tokenizer_extend", _MAKE, "DIR --token T… --out DIR", "new tokens, for a tokenizer and its model"
+        ),
+        "tokenizer trim": _verb(
+            "tokenizer_trim", _MAKE, "DIR --text TEXT… --out DIR", "only the tokens that some text needs"
+        ),
+        "tokenizer transplant": _verb(
+            "tokenizer_transplant", _MAKE, "DIR --tokenizer DIR --out DIR", "another tokenizer for a model"
+        ),
         "data prepare": _verb(
             "data_prepare", _MAKE, "RECIPE|TEXT… --out DIR", "clean text and turn it into shards of tokens"
         ),
