@@ -171,6 +171,7 @@ def test_all_kinds_of_evaluation_files(tmp_path: Path) -> None:
     )
     (tmp_path / "page.txt").write_text("\ufeffwhole page\n")
     (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / "README.md").write_text("no")
     with gzip.open(tmp_path / "zipped.jsonl.gz", "wt") as file:
         file.write('{"q": {"deep": ["u\\u2028v"]}, "id": "w"}\n\n')
     found = {e.name: [item.texts for item in e.items()] for e in evaluations([tmp_path])}
@@ -205,8 +206,10 @@ def test_evaluation_files_that_cannot_be_read(tmp_path: Path, name: str, content
 def test_no_evaluation_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no evaluation file or folder"):
         evaluations([tmp_path / "none"])
-    with pytest.raises(DataError, match="was named"):
+    with pytest.raises(DataError, match=r"No \.jsonl, .*\.txt file"):
         evaluations([tmp_path])
+    with pytest.raises(DataError, match="was named"):
+        evaluations([])
     with pytest.raises(DataError, match="not an index"):
         Index(tmp_path)
     path = write_jsonl(tmp_path / "a.jsonl", ["some text"])

@@ -71,7 +71,7 @@ def like_each_other(seed: int, count: int = 120) -> list[str]:
 
 @needs_native
 @given(texts, st.sampled_from(words.UNITS), st.integers(1, 14))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_units_and_ngrams(text: str, unit: str, n: int) -> None:
     found, expected = words.units(text, unit), words.units_reference(text, unit)
     assert equal((found.hashes, found.starts, found.ends), (expected.hashes, expected.starts, expected.ends))
@@ -179,7 +179,7 @@ def test_signatures_do_not_depend_on_the_blocks(size: int, seed: int) -> None:
 
 
 @given(st.lists(st.integers(0, 12), max_size=80), st.integers(1, 30), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_repeats_do_not_depend_on_what_is_in_memory(values: list[int], together: int, above: int) -> None:
     hashes = words.mix(np.array(values, np.uint64))  # 0 stays 0: never a repetition
     counts = {value: values.count(value) for value in values}

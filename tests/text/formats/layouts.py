@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.text import Tokenizer
-from openbook.text.formats.byte_level import CHARACTERS
+from openbook.text.engine import ALPHABET
 from tests.text.kinds import ODD, SENTENCES
 
 PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s+"
@@ -68,7 +68,7 @@ def _one(draw: random.Random, words: Sequence[str]) -> str:
 def ranks(vocab: int = 420) -> dict[bytes, int]:
     """Bytes in the order of tiktoken's files, then what training merges."""
     state = json.loads(Tokenizer.train(SENTENCES * 3, vocab, specials=())._backend.to_str())["model"]
-    back = {character: byte for byte, character in enumerate(CHARACTERS)}
+    back = {character: byte for byte, character in enumerate(ALPHABET)}
     made = [bytes(back[character] for pair in merge for character in pair) for merge in state["merges"]]
     return {token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *dict.fromkeys(made)])}
 

@@ -103,6 +103,7 @@ class TestRanks:
             assert ours.encode(text) == theirs.encode_ordinary(text), text
             assert older.encode(text) == oldest.encode(text), text
 
+    @pytest.mark.slow
     def test_small_ones(self) -> None:
         import tiktoken
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from openbook.errors import OpenbookWarning, TokenizerError
+from openbook.errors import OpenbookWarning, TokenizerError, UsageError
 from openbook.text import Tokenizer
 from openbook.text.formats import merges
 from openbook.text.formats.byte_level import translate
+from openbook.text.formats.ranks import PUBLISHED
 from tests.text.formats import layouts
 
 
@@ -48,6 +49,17 @@ def test_ranks_that_merging_does_not_reach(table: dict[bytes, int], tmp_path: Pa
     ours = Tokenizer.load(written(tmp_path, layouts.rank_file(odd)), pattern=layouts.PATTERN)
     for text in ["xqzw", " xqzw", "xqzwv", "axqzw xqzw xqzwv", "zwv", "qzwv"]:
         assert ours.encode(text) == theirs.encode_ordinary(text), text
+
+
+def test_the_published_patterns(table: dict[bytes, int], tmp_path: Path) -> None:
+    import tiktoken
+
+    path = written(tmp_path, layouts.rank_file(table))
+    for pattern in {known.pattern for known in PUBLISHED.values()}:
+        theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=table, special_tokens={})
+        ours = Tokenizer.load(path, pattern=pattern)
+        for text in layouts.texts(6, 150):
+            assert ours.encode(text) == theirs.encode_ordinary(text), (pattern, text)
 
 
 def test_a_rank_file_does_not_say_how_text_is_split(table: dict[bytes, int], tmp_path: Path) -> None:
@@ -255,3 +267,13 @@ def test_a_folder_with_several_vocabularies(tmp_path: Path) -> None:
         written(tmp_path, layouts.rank_file({bytes([byte]): byte for byte in range(256)}), name)
     with pytest.raises(TokenizerError, match=r"several vocabularies.*a\.tiktoken, b\.tiktoken"):
         Tokenizer.load(tmp_path)
+
+
+def test_what_the_files_say_is_not_asked_for(tmp_path: Path) -> None:
+    folders = layouts.write_all(tmp_path)
+    for name, key in (("spm", "pattern"), ("gpt2", "lowercase"), ("bert", "pattern"), ("gpt2.gguf", "specials")):
+        with pytest.raises(UsageError, match=f"`{key}` is of no use"):
+            Tokenizer.load(folders[name], **{key: {} if key == "specials" else "x"})
+    Tokenizer.load(folders["gpt2"]).save(tmp_path / "saved")
+    with pytest.raises(UsageError, match="`pattern` is of no use"):
+        Tokenizer.load(tmp_path / "saved", pattern=".")

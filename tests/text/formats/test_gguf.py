@@ -44,6 +44,13 @@ def test_what_stands_around_a_text(tmp_path: Path) -> None:
     assert (tokenizer.prefix, tokenizer.suffix) == ((), (len(layouts.ranks()),))
 
 
+def test_without_types_every_token_is_normal(tmp_path: Path) -> None:
+    values = layouts.gguf_of_merges(layouts.ranks())
+    del values["tokenizer.ggml.token_type"]
+    tokenizer = load(values, tmp_path)
+    assert list(tokenizer.specials) == ["<|endoftext|>"]  # it has a role
+
+
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_pieces(kind: str, tmp_path: Path) -> None:
     from sentencepiece import SentencePieceProcessor

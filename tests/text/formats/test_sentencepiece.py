@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,38 @@ def check(options: dict[str, Any], path: Path, count: int) -> None:
 @pytest.mark.parametrize("kind", PLAIN)
 def test_ids(kind: str, tmp_path: Path) -> None:
     check(PLAIN[kind], tmp_path / "x.model", 60)
+
+
+@pytest.mark.slow
+def test_everything_beside_everything(tmp_path: Path) -> None:
+    """Characters that join, vanish, become several, or mean something to the steps here, in every order."""
+    from sentencepiece import SentencePieceProcessor
+
+    data = layouts.sentencepiece(**TABLES["bpe"])
+    (tmp_path / "x.model").write_bytes(data)
+    ours, theirs = Tokenizer.load(tmp_path / "x.model"), SentencePieceProcessor(model_proto=data)
+    one = [
+        "a",
+        "\x01",
+        "\ufeff",
+        " ",
+        "\xad",
+        "\u0301",
+        "½",
+        "ﬁ",
+        "\u200d",
+        "👩",
+        "\r",
+        "e\u0301",
+        "가",
+        "ᄀ",
+        "\u1161",
+    ]
+    one += ["\u11a8", "▁", "か", "ﾞ", "ê", "\u0323"]
+    for text in map("".join, itertools.product(one, repeat=3)):
+        assert ours.encode(text) == theirs.encode(text), text
+    walls = theirs.encode(f"a{charsmap.OTHER}b")  # in this model an unknown character is its bytes
+    assert len(ours.encode(f"a{charsmap.WALL}b")) == len(ours.encode(f"a{charsmap.GAP}b")) == len(walls)
 
 
 @pytest.mark.slow

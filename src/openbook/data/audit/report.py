@@ -249,9 +249,10 @@ def page(found: Mapping[str, Any]) -> str:
     parts.append(
         "countries: " + ", ".join(f"{name} {count:,}" for name, count in list(found["countries"].items())[:15])
     )
-    parts.append(
-        "years: " + (", ".join(f"{decade}s {count:,}" for decade, count in found["decades"].items()) or "none")
-    )
+    years: Counter[int] = Counter()
+    for decade, count in found["decades"].items():
+        years[int(decade) if int(decade) >= 1900 else int(decade) // 100 * 100] += count
+    parts.append("years: " + (", ".join(f"{year}s {count:,}" for year, count in sorted(years.items())) or "none"))
     topics = {", ".join(one["words"]): f"{one['share']:6.1%}" for one in found["topics_found"]}
     parts.append(
         "topics found, by their own words (of a sample):\n" + "\n".join(f"  {s}  {w}" for w, s in topics.items())

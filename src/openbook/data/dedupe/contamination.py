@@ -16,6 +16,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,8 @@ class Index:
             low, high = np.searchsorted(starts, [first, last])
             if last - first < 2 * self.n and self.ignored[grams[low:high]].all():
                 continue
-            items = {int(i) for gram in grams[low:high].tolist() for i in self._entries(gram)["item"]}
             ((start, end),) = spans.of_windows(np.array([first]), last - first, found, text).tolist()
-            parts.append(Found(start, end, tuple(sorted(items))))
+            parts.append(Found(start, end, self._items(grams[low:high])))
         return parts
 
     def grams(self, text: str) -> Ints:
@@ -158,19 +158,33 @@ class Index:
         return first, last, number
 
     def _equal(self, text: str, found: Units, hits: Ints) -> NDArray[np.bool_]:
-        """Which hits [3,H] have the same words as the item, not their hashes alone."""
-        same = np.zeros(hits.shape[1], bool)
-        for first, last in spans.merge(hits[0], hits[0] + hits[1]).tolist():
-            words = folded(text, found, first, last)
-            low, high = np.searchsorted(hits[0], [first, last])
-            for number, (start, length, gram) in enumerate(hits[:, low:high].T.tolist(), low):
-                item, place, word = self._entries(gram)[0].item()
-                theirs = _words_of(self._passages(item)[place])
-                same[number] = words[start - first : start - first + length] == theirs[word : word + length]
+        """Which hits [3,H] have the same words as the item, not their hashes alone.
+
+        Neighbours that stand side by side in the same passage are compared at once, as one run of words.
+        """
+        starts, lengths, grams = hits
+        places = self.entries[self.begins[grams]]
+        same_place = (places["item"][1:] == places["item"][:-1]) & (places["passage"][1:] == places["passage"][:-1])
+        steps = (np.diff(starts) == 1) & (np.diff(places["word"]) == 1) & (np.diff(lengths) == 0)
+        first = np.flatnonzero(np.append(True, ~(same_place & steps)))
+        same = np.zeros(len(starts), bool)
+        for low, high in pairwise([*first.tolist(), len(starts)]):
+            start, last = int(starts[low]), int(starts[high - 1] + lengths[low])
+            item, passage, word = places[low].item()
+            ours, theirs = folded(text, found, start, last), _words_of(self._passages(item)[passage])[word:]
+            if ours == theirs[: len(ours)]:
+                same[low:high] = True
+                continue
+            n = int(lengths[low])
+            same[low:high] = [ours[at : at + n] == theirs[at : at + n] for at in range(high - low)]
         return same
 
-    def _entries(self, gram: int) -> NDArray[Any]:
-        return self.entries[self.begins[gram] : self.begins[gram + 1]]
+    def _items(self, grams: Ints) -> tuple[int, ...]:
+        """All items that have one of the n-grams."""
+        begins, ends = self.begins[grams], self.begins[grams + 1]
+        counts = ends - begins
+        rows = np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+        return tuple(np.unique(self.entries["item"][rows]).tolist())
 
     def _read_item(self, number: int) -> Item:
         with (self.folder / "items.jsonl").open("rb") as file:
@@ -199,7 +213,7 @@ def _words_of(text: str) -> list[str]:
 
 
 def _mapped(path: Path) -> NDArray[Any]:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # a plain array over it: cheaper to index
 
 
 def _grams_of(item: Item, number: int, n: int, shortest: int) -> Iterator[tuple[Hashes, Hashes, int, NDArray[Any]]]:

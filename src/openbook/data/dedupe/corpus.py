@@ -1,11 +1,10 @@
 """A corpus without its duplicates: measured, judged, written, with a report of what went and of what it was like.
 
-    read ──digests, signatures, hashes of paragraphs──▶ columns in files ──▶ which documents and paragraphs go
-    read again ──windows of what stays──▶ a column ──▶ which parts go        (only with `overlap`)
+    read ──digests, signatures, hashes of paragraphs and of windows──▶ columns in files ──▶ what goes
     read again ──▶ OUT/documents.jsonl, OUT/report.json
 
-Each rule sees what the ones before it left: a document that goes repeats nothing. The first of equals stays, in the
-order of the corpus. Memory: about 60 bytes a document; everything else lies in files beside the result.
+The first of equals stays, in the order of the corpus; a document that goes repeats nothing. Memory: about 60 bytes a
+document; everything else lies in files beside the result.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook.data.dedupe import overlap as spans_of
+from openbook.data.dedupe import spans
 from openbook.data.dedupe.column import Column
 from openbook.data.dedupe.exact import digest, first_of
 from openbook.data.dedupe.near import Near, clusters, estimate, signatures
-from openbook.data.dedupe.overlap import Overlap
-from openbook.data.dedupe.paragraphs import paragraph_hashes, without
+from openbook.data.dedupe.overlap import Overlap, covered, windows
+from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs
 from openbook.data.dedupe.repeats import NEVER, repeated
 from openbook.data.dedupe.words import Hashes, Ints, units
 from openbook.data.documents import Bad, Document, find_files, read_documents
@@ -36,6 +35,7 @@ SAMPLES = 50  # of each rule
 SHOWN = 200  # characters of a sample
 LISTED = 1000  # of what could not be read
 STAYS = -1
+PARTS = ("paragraphs", "overlap")  # rules that take parts of documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Paragraphs:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is done, in this order; None: not done."""
+    """What is done; None: not done."""
 
     exact: bool = True
     near: Near | None = field(default_factory=Near)
@@ -113,7 +113,7 @@ Tell = Callable[[str, Document, int], None]  # what is being done, the document 
 
 
 def dedupe(read: Read, out: str | Path, rules: Rules, tell: Tell | None = None) -> Report:
-    """Write the documents that `read` gives (the same ones each time, up to three times) without duplicates into `out`.
+    """Write the documents that `read` gives (the same ones both times) without duplicates into `out`.
 
     The folder appears when everything is there. Raises `DataError` where there is no document or the corpus changes.
     """
@@ -129,6 +129,34 @@ def dedupe(read: Read, out: str | Path, rules: Rules, tell: Tell | None = None) 
         scratch.rmdir()
         write_json(part / "report.json", asdict(report))
     return report
+
+
+class _Ragged:
+    """Hashes of all documents one behind the other, and where those of each end."""
+
+    def __init__(self, scratch: Path, name: str) -> None:
+        self._hashes, self._ends = Column(scratch / name, np.uint64), Column(scratch / f"{name}.ends", np.int64)
+
+    def add(self, hashes: Hashes) -> None:
+        """Those of the next document."""
+        self._hashes.add(hashes)
+        self._ends.add(np.array(self._hashes.rows))
+
+    def judge(self, gone: Ints, above: int) -> None:
+        """Which are repeated; those of the documents `gone` do not count."""
+        hashes, self.ends = self._hashes.done(), self._ends.done()
+        for number in gone[: len(self.ends)].tolist():
+            hashes[self._span(number)] = NEVER
+        self.goes = repeated(hashes, above=above)
+
+    def of(self, number: int) -> NDArray[np.bool_]:
+        """Which of a document's."""
+        return self.goes[self._span(number)]
+
+    def _span(self, number: int) -> slice:
+        if not len(self.ends):
+            return slice(0, 0)
+        return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
 
 
 def _silent(doing: str, document: Document, number: int) -> None: ...
@@ -149,14 +177,15 @@ class _Work:
         rules, near = self.rules, self.rules.near
         digests = Column(self.scratch / "digests", np.uint64, 2)
         signed = Column(self.scratch / "signatures", np.uint32, near.permutations if near else 1)
-        hashed, bounds = Column(self.scratch / "paragraphs", np.uint64), Column(self.scratch / "bounds", np.int64)
+        columns = {name: _Ragged(self.scratch, name) for name in PARTS}
         waiting: list[str] = []
         for document in self._documents("measuring"):
             text = document.text
             digests.add(np.array(digest(text) if rules.exact else (0, 0), np.uint64))
-            if rules.paragraphs:
-                hashed.add(paragraph_hashes(text, rules.paragraphs.minimum_words, by=rules.paragraphs.by))
-            bounds.add(np.array(hashed.rows))
+            if (paragraph := rules.paragraphs) is not None:
+                columns["paragraphs"].add(paragraph_hashes(text, paragraph.minimum_words, by=paragraph.by))
+            if rules.overlap is not None:
+                columns["overlap"].add(windows(units(text), rules.overlap)[0])
             if near:
                 waiting.append(text)
                 if sum(map(len, waiting)) >= TOGETHER:
@@ -166,11 +195,13 @@ class _Work:
             signed.add(signatures(waiting, near))
         if not digests.rows:
             raise DataError("There is no document to compare.")
-        self._judge(digests.done(), signed.done(), bounds.done(), hashed.done())
-        if rules.overlap:
-            self._measure_parts(rules.overlap)
+        self._judge(digests.done(), signed.done())
+        for name, above in (("paragraphs", rules.paragraphs.above if rules.paragraphs else 0), ("overlap", 0)):
+            columns[name].judge(np.flatnonzero(self.like != STAYS), above)
+        self.columns = columns
 
-    def _judge(self, digests: Hashes, signed: NDArray[np.uint32], ends: Ints, hashed: Hashes) -> None:
+    def _judge(self, digests: Hashes, signed: NDArray[np.uint32]) -> None:
+        """Which documents go."""
         self.like = np.full(len(digests), STAYS, np.int64)
         self.by = np.zeros(len(digests), np.int8)
         if self.rules.exact:
@@ -181,37 +212,12 @@ class _Work:
             goes = np.flatnonzero(first != np.arange(len(first)))[:SAMPLES]
             found = estimate(signed, np.stack([goes, first[goes]], 1))
             self.similarity = dict(zip(goes.tolist(), found.tolist(), strict=True))
-        self.ends = ends
-        if rule := self.rules.paragraphs:
-            for number in np.flatnonzero(self.like != STAYS).tolist():
-                hashed[self._span(number)] = NEVER
-            self.repeated_paragraphs = repeated(hashed, above=rule.above)
 
     def _remove(self, rule: str, first: Ints) -> None:
         goes = first != np.arange(len(first))
         self.rule.append(rule)
         self.by[goes] = len(self.rule)
         self.like[goes] = first[goes]
-
-    def _span(self, number: int) -> slice:
-        return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
-
-    def _measure_parts(self, rule: Overlap) -> None:
-        """The windows of what the rules before left, and which of them stand in a document before."""
-        hashed = Column(self.scratch / "windows", np.uint64)
-        ends = Column(self.scratch / "window_ends", np.int64)
-        for number, document in enumerate(self._documents("comparing parts")):
-            if self.like[number] == STAYS:
-                hashed.add(spans_of.windows(units(self._left(number, document.text)), rule)[0])
-            ends.add(np.array(hashed.rows))
-        self.window_ends = ends.done()
-        self.repeated_windows = repeated(hashed.done())
-
-    def _left(self, number: int, text: str) -> str:
-        """What paragraphs leave of a document."""
-        if not self.rules.paragraphs or not (goes := self.repeated_paragraphs[self._span(number)]).any():
-            return text
-        return without(text, goes, by=self.rules.paragraphs.by)
 
     def _documents(self, doing: str) -> Iterator[Document]:
         number = -1
@@ -253,19 +259,27 @@ class _Work:
         if self.like[number] != STAYS:
             self.report.removed[self.rule[self.by[number] - 1]] += 1
             return ""
-        text = self._left(number, document.text)
-        self._lost("paragraphs", document, document.text, text)
-        if not (rule := self.rules.overlap) or not text:
-            return text
-        low, high = (int(self.window_ends[number - 1]) if number else 0), int(self.window_ends[number])
-        goes = self.repeated_windows[low:high]
-        if not goes.any():
-            return text
+        text = document.text
+        parts = self._paragraphs(number, text)
+        left = _without(text, parts, 1)
+        self._lost("paragraphs", document, text, left)
+        if (rule := self.rules.overlap) is None or not (goes := self.columns["overlap"].of(number)).any():
+            return left
         found = units(text)
-        parts, share = spans_of.covered(text, found, spans_of.windows(found, rule)[1][goes], rule)
-        left = spans_of.without(text, parts, share, rule)
-        self._lost("overlap", document, text, left, share=share, repeated=_line(text[parts[0, 0] : parts[0, 1]]))
-        return left
+        repeats, share = covered(text, found, windows(found, rule)[1][goes], rule)
+        both = np.concatenate([parts, repeats])
+        both = both[np.argsort(both[:, 0], kind="stable")]
+        less = "" if share >= rule.share else _without(text, spans.merge(both[:, 0], both[:, 1]), rule.shortest)
+        self._lost("overlap", document, left, less, share=share, repeated=_line(text[slice(*repeats[0])]))
+        return less
+
+    def _paragraphs(self, number: int, text: str) -> Ints:
+        """The paragraphs of a text that go, as parts of it."""
+        goes = self.columns["paragraphs"].of(number)
+        if self.rules.paragraphs is None or not goes.any():
+            return np.zeros((0, 2), np.int64)
+        ends = np.cumsum([len(piece) for piece in paragraphs(text, by=self.rules.paragraphs.by)])
+        return np.stack([np.append(0, ends[:-1]), ends], 1)[goes]
 
     def _lost(self, rule: str, document: Document, before: str, after: str, **more: Any) -> None:
         if before == after:
@@ -290,6 +304,10 @@ class _Work:
         report.characters += len(document.text)
         report.kept += bool(text)
         report.kept_characters += len(text)
+
+
+def _without(text: str, parts: Ints, shortest: int) -> str:
+    return spans.glue(spans.cut(text, parts, shortest=shortest)) if len(parts) else text
 
 
 def _shown(document: Document) -> dict[str, Any]:

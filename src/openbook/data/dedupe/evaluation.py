@@ -4,7 +4,7 @@
     .csv .tsv        a row is an item               others  the whole file is one item          (.gz of each)
 
 The texts of an item are the strings of a record, at every depth, or those under the fields that are chosen; each is
-compared by itself (see `Item.passages`). A folder stands for all its files, each a set.
+compared by itself (see `Item.passages`). A folder stands for all its files of these names and `.txt`, each a set.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from openbook.errors import DataError, nearest
 from openbook.files import explain_os_error
 
 LARGEST = 1 << 30  # bytes of a file, unpacked
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")  # of files in folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,23 @@ def evaluations(paths: Sequence[str | Path]) -> list[Evaluation]:
     """The evaluation files under `paths` (files and folders); a set's name is its path inside, without the suffix."""
     found: list[Evaluation] = []
     for given in map(Path, paths):
-        if not given.exists():
+        if given.is_dir():
+            inside = [path for path in sorted(given.rglob("*")) if _is_set(path, given)]
+            if not inside:
+                raise DataError(f"No {', '.join(SUFFIXES)} file (or .gz of one) under '{given}'.")
+            found += [Evaluation(_bare(path.relative_to(given)), path) for path in inside]
+        elif given.exists():
+            found.append(Evaluation(_bare(Path(given.name)), given))
+        else:
             raise DataError(f"There is no evaluation file or folder '{given}'.")
-        inside = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
-        base = given if given.is_dir() else given.parent
-        hidden = [p for p in inside if any(part.startswith(".") for part in p.relative_to(base).parts)]
-        found += [Evaluation(_bare(p.relative_to(base)), p) for p in inside if p not in hidden]
     if not found:
         raise DataError("No evaluation file was named: give .jsonl, .json, .csv or .txt files, or a folder of them.")
     return found
+
+
+def _is_set(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.name.lower().removesuffix(".gz").endswith(SUFFIXES) and path.is_file()
 
 
 def _bare(path: Path) -> str:

@@ -83,15 +83,6 @@ def covered(text: str, found: Units, places: Ints, overlap: Overlap) -> tuple[In
     return spans.of_windows(places, overlap.words, found, text), share
 
 
-def without(text: str, parts: Ints, share: float, overlap: Overlap) -> str:
-    """`text` without its repeated parts; nothing where too much of it is repeated, or too little is left."""
-    if not len(parts):
-        return text
-    if share >= overlap.share:
-        return ""
-    return spans.glue(spans.cut(text, parts, shortest=overlap.shortest))
-
-
 class Within:
     """What part of each of some texts, kept in memory (16 bytes a word), stands in a corpus that is read once.
 

@@ -13,12 +13,14 @@ Each gives a `Found`: the state of a tokenizer.json with exactly the ids of the 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
 
-from openbook.errors import TokenizerError
+from openbook.errors import TokenizerError, UsageError
+from openbook.files import explain_os_error
 from openbook.text.folder import Added, Settings, read_settings
 from openbook.text.formats import bpe_files, gguf, ranks, sentencepiece, tekken, word_pieces
 from openbook.text.formats.found import Asked, Found, damaged, read_text
@@ -29,17 +31,33 @@ __all__ = ["Asked", "Found", "read"]
 LAYOUTS = ("tekken.json", "*.model", "*.tiktoken", "vocab.json", "encoder.json", "vocab.txt", "*.gguf")
 
 
+# What the caller may say of each layout, because the files do not.
+_ASKED = {
+    "ranks": {"pattern", "specials"},
+    "bpe_files": {"pattern", "specials"},
+    "word_pieces": {"lowercase", "specials"},
+}
+
+
 def read(path: Path, asked: Asked) -> tuple[tokenizers.Tokenizer, Settings, str] | None:
     """The tokenizer in `path`, a file or a folder; None where it is a tokenizer.json or nothing known.
 
-    TokenizerError: damaged, or something that the files do not say and nobody gave.
+    TokenizerError: damaged, or something that the files do not say and nobody gave. UsageError: something was given
+    that the files say themselves.
     """
     file = _inside(path) if path.is_dir() else path
-    if file is None or not file.is_file():
+    layout = _layout(file) if file is not None and file.is_file() else None
+    if layout is None and file is not None and file.suffix != ".json":
+        return None  # whatever was given, that it is no vocabulary comes first
+    given = {"pattern": asked.pattern, "specials": asked.specials, "lowercase": asked.lowercase}
+    for key, value in given.items():
+        if value is not None and key not in _ASKED.get(layout or "", ()):
+            raise UsageError(f"`{key}` is of no use for '{path}': its files say it, or it has none. Leave it out.")
+    if layout is None or file is None:
         return None
     beside = _with_added(read_settings(file.parent), file.parent / "added_tokens.json")
-    found = _read(file, beside, asked)
-    return None if found is None else (found.backend(file), found.beside(beside), str(file))
+    found = _READERS[layout](file, beside, asked)
+    return found.backend(file), found.beside(beside), str(file)
 
 
 def _with_added(beside: Settings, path: Path) -> Settings:
@@ -73,22 +91,40 @@ def _inside(folder: Path) -> Path | None:
     return None
 
 
-def _read(file: Path, beside: Settings, asked: Asked) -> Found | None:
-    with file.open("rb") as handle:
-        head = handle.read(1 << 12)
+def _layout(file: Path) -> str | None:
+    """Which of the readers a file is for, by what it begins with and what lies beside it."""
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(1 << 12)
+    except OSError as error:
+        raise TokenizerError(str(explain_os_error(error, file, "read"))) from error
     if head.startswith(gguf.MAGIC):
-        return gguf.read(file)
+        return "gguf"
     if ranks.is_ranks(head):
-        return ranks.read(file, asked)
-    if pair := bpe_files.pair_of(file):
-        return bpe_files.read(pair, beside, asked)
+        return "ranks"
+    if bpe_files.pair_of(file):
+        return "bpe_files"
     if head.lstrip()[:1] == b"{":
-        return tekken.read(file) if _has_tekken(head) else None
+        return "tekken" if _has_tekken(head) else None
     if sentencepiece.is_model(head):
-        return sentencepiece.read(file, beside)
-    if file.suffix == ".txt":
-        return word_pieces.read(file, beside, asked)
-    return None
+        return "sentencepiece"
+    return "word_pieces" if file.suffix == ".txt" else None
+
+
+def _pair(file: Path, beside: Settings, asked: Asked) -> Found:
+    files = bpe_files.pair_of(file)
+    assert files is not None
+    return bpe_files.read(files, beside, asked)
+
+
+_READERS: dict[str, Callable[[Path, Settings, Asked], Found]] = {
+    "ranks": lambda file, _, asked: ranks.read(file, asked),
+    "tekken": lambda file, *_: tekken.read(file),
+    "bpe_files": _pair,
+    "word_pieces": word_pieces.read,
+    "sentencepiece": lambda file, beside, _: sentencepiece.read(file, beside),
+    "gguf": lambda file, *_: gguf.read(file),
+}
 
 
 def _has_tekken(head: bytes) -> bool:

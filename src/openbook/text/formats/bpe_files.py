@@ -16,9 +16,11 @@ from typing import Any
 from tokenizers import Regex, pre_tokenizers
 
 from openbook.errors import OpenbookWarning, TokenizerError
+from openbook.text.engine import ALPHABET
 from openbook.text.folder import Added, Settings
 from openbook.text.formats import byte_level
 from openbook.text.formats.found import Around, Asked, Found, added_tokens, damaged, read_text
+from openbook.text.split import WORDS
 from openbook.text.training import roles_of
 
 _SIBLINGS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -55,7 +57,7 @@ def read(files: tuple[Path, Path], beside: Settings, asked: Asked) -> Found:
             "sep": Added(content=next(iter(around.after))),
         }
     described = [*beside.extra, *beside.roles.values(), *beside.added.values()]
-    patterns = (byte_level.WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
+    patterns = (WORDS if asked.pattern is None else byte_level.translate(asked.pattern, files[0]),)
     state = byte_level.pipeline(
         vocab | specials,
         merges,
@@ -99,7 +101,7 @@ def _merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
 
 def _check_alphabet(vocab: Mapping[str, int], merges: list[tuple[str, str]], path: Path) -> None:
     """TokenizerError when the tokens are not bytes; a warning when some bytes have no token."""
-    alphabet = set(byte_level.CHARACTERS)
+    alphabet = set(ALPHABET)
     bytewise = all(alphabet.issuperset(left + right) and not right.endswith("</w>") for left, right in merges)
     if not merges or not bytewise:
         raise TokenizerError(
@@ -115,7 +117,7 @@ def _check_alphabet(vocab: Mapping[str, int], merges: list[tuple[str, str]], pat
 
 
 def _specials(vocab: Mapping[str, int], made: set[str], beside: Settings, asked: Asked) -> dict[str, int]:
-    alphabet = set(byte_level.CHARACTERS)
+    alphabet = set(ALPHABET)
     found = {
         token: number
         for token, number in vocab.items()
@@ -140,8 +142,8 @@ def _check_words(made: set[str], path: Path) -> None:
 
     Its tokens then reach across the words of that pattern, and would never be made.
     """
-    back = {character: byte for byte, character in enumerate(byte_level.CHARACTERS)}
-    words = pre_tokenizers.Split(Regex(byte_level.WORDS), "isolated")
+    back = {character: byte for byte, character in enumerate(ALPHABET)}
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     texts = []
     for token in sorted(made)[:: max(1, len(made) // 5000)]:
         try:

@@ -1,6 +1,6 @@
 """Byte-level vocabularies: a token is some bytes, written one character for each byte (Radford et al. 2019).
 
-Here are that alphabet, the split patterns as their publishers write them, and how the pieces become a pipeline.
+Here is how split patterns are written for the backend, and how the parts become a pipeline.
 """
 
 from __future__ import annotations
@@ -12,20 +12,9 @@ from pathlib import Path
 import tokenizers
 
 from openbook.errors import TokenizerError
+from openbook.text.engine import ALPHABET
 from openbook.text.formats.found import Around, State, bpe, sequence, split, state_of
-
-
-def _characters() -> list[str]:
-    """Visible bytes stand for themselves, the others are the characters from U+0100 on."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(0x100 + hidden.index(byte)) for byte in range(256)]
-
-
-CHARACTERS = _characters()
-
-# GPT-2's; it runs as the `ByteLevel` step with `use_regex` too.
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from openbook.text.split import WORDS
 
 _COUNTED = re.compile(r"((?:\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|[^\\()\[\]{}|?*+]))(\{\d+(?:,\d*)?\})\+")
 _PIECES = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|\[[^\]]*\]|[^\]\\\[])*\]|.", re.DOTALL)
@@ -33,7 +22,7 @@ _PIECES = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|\[[^\]]*\]|[^\]\\\[])*
 
 def spell(data: bytes) -> str:
     """`data` in the alphabet of byte-level vocabularies."""
-    return "".join([CHARACTERS[byte] for byte in data])
+    return "".join([ALPHABET[byte] for byte in data])
 
 
 def translate(pattern: str, where: Path | str) -> str:
@@ -41,10 +30,8 @@ def translate(pattern: str, where: Path | str) -> str:
 
     There `$` is the end of the text, here of a line; there `{1,3}+` gives nothing back, here it repeats.
     """
-    out = []
-    for piece in _PIECES.findall(_COUNTED.sub(r"(?>\1\2)", pattern)):
-        out.append({"$": r"\z", "^": r"\A"}.get(piece, piece))
-    text = "".join(out)
+    counted = _COUNTED.sub(_kept, pattern)
+    text = "".join({"$": r"\z", "^": r"\A"}.get(piece, piece) for piece in _PIECES.findall(counted))
     if "}+" in re.sub(r"\\[pP]\{[^}]*\}", "p", text):
         raise TokenizerError(
             f"The split pattern of '{where}' has a counted group that is followed by `+`: got {pattern!r:.200}. "
@@ -59,6 +46,13 @@ def translate(pattern: str, where: Path | str) -> str:
             f"The split pattern of '{where}' is no regular expression: {error}. Got {pattern!r:.200}."
         ) from error
     return text
+
+
+def _kept(match: re.Match[str]) -> str:
+    """A counted group that gives nothing back; at the end of an alternative no group is asked to."""
+    before = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "", match.string[: match.start()])
+    last = match.string[match.end() :][:1] in ("", "|") and before.count("(") == before.count(")")
+    return match[1] + match[2] if last else f"(?>{match[1]}{match[2]})"
 
 
 def pipeline(
@@ -77,7 +71,7 @@ def pipeline(
     added         tokens that are looked for in the text before; they are entries of `vocab` too
     prefix_space  a text that does not begin with a space is given one
     """
-    plain = patterns == (WORDS,)
+    plain = patterns == (WORDS,)  # GPT-2's, which the last step can do alone
     level = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": plain}
     steps = [level] if plain else [*map(split, patterns), level]
     return state_of(

@@ -36,6 +36,7 @@ from openbook.errors import TokenizerError
 from openbook.text.formats.found import State, substitute
 
 WALL, GAP = "\U000e0fff", "\U000e0ffe"  # never assigned, no part of a user-perceived character, compose with nothing
+OTHER = "\U000e0ffd"  # what a text that does hold one of them is read as
 _NFC = normalizers.NFC().normalize_str  # of the backend: it may know an older Unicode than the table
 _NEWER = 64  # strings that the table joins and the backend's NFC does not know yet; they are replaced one by one
 _KEYS = 1 << 20
@@ -64,17 +65,18 @@ def steps(charsmap: bytes, where: Path, whole: Sequence[str] = ()) -> list[State
     except ValueError as error:
         raise TokenizerError(f"The table of characters in '{where}' cannot be used: {error}.") from error
     alone: list[State] = [
-        substitute(r"(?<=[\s\S])(?=[^\x20-\x7E])", GAP),
+        substitute(r"(?=[^\x20-\x7E])(?<=[\s\S])", GAP),
         {"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode("ascii")},
         substitute(GAP, "", literal=True),
     ]
+    kept = substitute(f"[{WALL}{GAP}]", OTHER)
     if plan is None:
-        return alone
+        return [kept, *alone]
     ends = [part for part in [plan.several, *map(re.escape, whole)] if part]
-    first = [substitute(f"(?<={'|'.join(ends)})(?={plan.raw})", WALL)] if ends else []
+    first = [substitute(f"(?={plan.raw})(?<={'|'.join(ends)})", WALL)] if ends else []
     by_hand = [substitute(key, plan.by_hand[key], literal=True) for key in sorted(plan.by_hand, key=len, reverse=True)]
     last = [substitute(plan.apart, WALL), {"type": "NFC"}, substitute(WALL, "", literal=True)]
-    return [*first, *alone, *by_hand, *last]
+    return [kept, *first, *alone, *by_hand, *last]
 
 
 def changes(charsmap: bytes, text: str, where: Path) -> bool:
@@ -206,7 +208,7 @@ def _apart(joined: Iterable[str], followers: Iterable[str]) -> str:
         for product in _products(keys)
         for cut in range(1, len(product))
     ]
-    return rf"(?<=[\s\S])(?={_class(followers, marks=True)})(?!{'|'.join(inside)})"
+    return rf"(?={_class(followers, marks=True)})(?<=[\s\S])(?!{'|'.join(inside)})"
 
 
 def _products(keys: list[str]) -> list[Product]:

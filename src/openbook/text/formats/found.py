@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,7 @@ def added_tokens(ids: Mapping[str, int], described: Mapping[str, Added] | None =
     rows = []
     for content, number in sorted(ids.items(), key=lambda item: item[1]):
         token = (described or {}).get(content, Added(content=content))
-        flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-        rows.append({"id": number, "content": content, **flags})
+        rows.append({"id": number, **asdict(replace(token, content=content))})
     return rows
 
 

@@ -132,7 +132,8 @@ def _header(path: Path) -> _Header:
     if not tokens or len(set(tokens)) < len(tokens):
         raise damaged(path, "its tokens must be different")
     try:
-        kinds = [Kind(value) for value in header.listed("token_type", int, len(tokens))]
+        types = header.listed("token_type", int, len(tokens)) if "ggml.token_type" in values else [1] * len(tokens)
+        kinds = [Kind(value) if value else Kind.UNUSED for value in types]
     except ValueError as error:
         raise damaged(path, f"there is no such type of a token ({error})") from error
     roles = dict(_DEFAULTS[model])

@@ -25,8 +25,8 @@ def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
     return words + rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*" + _ENDS
 
 
-_ANY_UPPER, _ANY_LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
-_MARKED_UPPER, _MARKED_LOWER = r"(?:(?=[\p{L}\p{M}])[^a-z])", r"(?:(?=[\p{L}\p{M}])[^A-Z])"
+_ANY_UPPER, _ANY_LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
+_MARKED_UPPER, _MARKED_LOWER = r"[\p{L}\p{M}&&[^a-z]]", r"[\p{L}\p{M}&&[^A-Z]]"
 _MARKED = _cased(_MARKED_UPPER, _MARKED_LOWER, _CONTRACTED + "?", r"\p{N}{1,3}")
 _SENTENCE = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _ASCII_SIGN = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
