@@ -48,7 +48,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "tokenizer_trim", _MAKE, "DIR --text TEXT… --out DIR", "only the tokens that some text needs"
         ),
         "tokenizer transplant": _verb(
-            "tokenizer_transplant", _MAKE, "DIR --tokenizer DIR --out DIR", "another tokenizer for a model"
+            "tokenizer_transplant", _MAKE, "DIR --tokenizer DIR", "another tokenizer for a model"
         ),
         "data prepare": _verb(
             "data_prepare", _MAKE, "RECIPE|TEXT… --out DIR", "clean text and turn it into shards of tokens"
