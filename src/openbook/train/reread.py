@@ -43,10 +43,11 @@ def _reader(recipe: Recipe, run: Path) -> Reader:
 
 def _rows(run: Path) -> int:
     """Rows read up to the end, or up to the newest checkpoint."""
-    places = [run / READING, *sorted((run / "checkpoints").glob(f"step-*/{RECORD}"), reverse=True)]
-    for place, key in zip(places, ["rows"] + ["row"] * len(places), strict=False):
+    records = sorted((run / "checkpoints").glob(f"step-*/{RECORD}"), reverse=True)
+    for place in [run / READING, *records]:
         try:
-            return int(read_json(place)[key])
+            found = read_json(place)
+            return int(found["rows"] if place.name == READING else found["run"]["row"])
         except (OpenbookError, KeyError, TypeError, ValueError):
             continue
     raise CheckpointError(f"'{run}' has saved nothing yet: say how many --rows to list.")
