@@ -10,7 +10,6 @@ large, and the matrices after them as much smaller: the same function, as hard t
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ from openbook.nn.mlp import FeedForward
 from openbook.nn.model import LanguageModel
 from openbook.nn.serving import serve_form
 from openbook.quant.int8 import measure
-from openbook.train.heldout import evaluate
-from openbook.train.objectives import Language
+from openbook.train.heldout import perplexity
 
 
 class PerTensor(Linear):
@@ -82,8 +80,8 @@ def per_tensor(model: LanguageModel) -> LanguageModel:
     return model
 
 
-def case(folder: Path, held: HeldOut, factor: float) -> dict[str, Any]:
-    """Perplexity of each form, and its change against bf16 in percent."""
+def case(folder: Path, held: HeldOut, tokenizer: str, factor: float) -> dict[str, Any]:
+    """Perplexity of each form, per token and per byte, and the change against bf16 in percent, per token."""
 
     def fresh() -> LanguageModel:
         model = load(folder, dtype="float32")
@@ -96,10 +94,15 @@ def case(folder: Path, held: HeldOut, factor: float) -> dict[str, Any]:
         "int8 unplanned": lambda: serve_form(fresh(), "int8"),
         "int8 per tensor": lambda: per_tensor(fresh()),
     }
-    found: dict[str, Any] = {name: {"loss": evaluate(make(), Language(), held)["loss"]} for name, make in forms.items()}
-    for result in found.values():
-        result["perplexity"] = math.exp(result["loss"])
-        result["change %"] = round(100 * (math.exp(result["loss"] - found["bf16"]["loss"]) - 1), 4)
+    measured = {name: perplexity(make(), held, tokenizer) for name, make in forms.items()}
+    found: dict[str, Any] = {
+        name: {
+            "loss": one.nats / one.tokens,
+            **one.plain(),
+            "change %": round(100 * (one.over(measured["bf16"], per="token") - 1), 4),
+        }
+        for name, one in measured.items()
+    }
     return {"results": found, "plan": plan.lines()}
 
 
@@ -109,14 +112,16 @@ def main() -> None:
         print(f"`{config.run}` is no run of `openbook pretrain`: give one with --run DIR, or `make run` first.")
         raise SystemExit(0)  # `openbook bench all` goes on
     folder = Path(config.run)
-    held = HeldOut(Shards.open(folder / "text"), block=256, rows=8, limit=config.tokens)
-    cases = {"as trained": case(folder, held, 0.0)}
+    shards = Shards.open(folder / "text")
+    held = HeldOut(shards, block=256, rows=8, limit=config.tokens)
+    cases = {"as trained": case(folder, held, shards.tokenizer, 0.0)}
     if config.outliers:
-        cases[f"outliers × {config.outliers:g}"] = case(folder, held, config.outliers)
+        cases[f"outliers × {config.outliers:g}"] = case(folder, held, shards.tokenizer, config.outliers)
     for name, one in cases.items():
         print(f"\n{name}: {one['plan'][0]}")
         for form, result in one["results"].items():
-            print(f"  {form:<16} perplexity {result['perplexity']:.4f}  {result['change %']:+.3f}%")
+            both = f"{result['perplexity_per_token']:.4f} per token, {result['perplexity_per_byte']:.4f} per byte"
+            print(f"  {form:<16} perplexity {both}  {result['change %']:+.3f}%")
     config.out.mkdir(parents=True, exist_ok=True)
     kept = {"title": "Perplexity of int8", "tokens": held.tokens, "machine": machine(), "cases": cases}
     (config.out / "quality.json").write_text(json.dumps(kept, indent=1) + "\n")

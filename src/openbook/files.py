@@ -21,11 +21,12 @@ from openbook.errors import ConfigError, OpenbookError
 
 def explain_os_error(error: OSError, path: Path, doing: str) -> OpenbookError:
     """Turn an operating-system error into a message that says what to do about it."""
+    denied = "leave it out" if doing == "read" else "choose a folder you may write to with --out"
     what_to_do = {
         errno.ENOSPC: "The disk is full: free space there or choose another folder with --out.",
         errno.EDQUOT: "The disk quota is used up: free space there or choose another folder with --out.",
         errno.EROFS: "The file system is read-only: choose another folder with --out.",
-        errno.EACCES: "Permission denied: choose a folder you may write to with --out, or change its permissions.",
+        errno.EACCES: f"Permission denied: {denied}, or change its permissions.",
         errno.ENOTDIR: "A part of this path is a file, not a folder: choose another --out.",
         errno.ENOENT: "A part of this path does not exist.",
     }.get(error.errno or 0, "Check the path and try again.")

@@ -15,7 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openbook.data.packing import IGNORED, BestFit, Ints, Layout, Rows, Sequence, Stream, best_fit
+from openbook.data.packing import (
+    IGNORED,
+    BestFit,
+    Ints,
+    Layout,
+    Rows,
+    Sequence,
+    Stream,
+    Waste,
+    best_fit,
+    packing_report,
+)
 from tests.data.tiny import Run
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=1, max_size=60)
@@ -107,6 +118,44 @@ def test_stream(lengths: list[int], block: int, masked: bool) -> None:
     else:
         assert rows.segments is None
         assert rows.positions is None
+
+
+def check_waste(waste: Waste, layout: Layout, run: Run) -> None:
+    """What the filled rows themselves show: a text's rows, and the tokens whose position is not that in their text."""
+    rows = layout.fill(run, np.arange(layout.rows))
+    assert rows.segments is not None
+    assert rows.positions is not None
+    text = rows.segments > 0
+    ids, first = np.unique(rows.ids[text], return_index=True)  # a stream's last row repeats some
+    owner = np.searchsorted(run.bounds, ids, side="right") - 1
+    behind = rows.positions[text][first] < ids - run.bounds[owner]
+    texts = int((np.diff(run.bounds) > 0).sum())
+    assert waste.rows == layout.rows
+    assert waste.padding == pytest.approx(1 - text.mean()), "padding"
+    assert waste.context == pytest.approx(behind.sum() / len(run.ids), abs=1.01 / len(run.ids)), "context"
+    assert waste.cut == pytest.approx(len(np.unique(owner[behind])) / texts, abs=1.01 / texts), "cut"
+
+
+@given(LENGTHS, st.integers(2, 24))
+def test_the_waste_is_that_of_the_rows(lengths: list[int], block: int) -> None:
+    run = Run([*lengths, block + 1])
+    report = packing_report(run, block)
+    check_waste(report["best-fit"], best_fit(run.bounds, block), run)
+    if (run.bounds[-1] - 1) % block == 0:  # else the last row begins earlier, which saves it some context
+        check_waste(report["stream"], Stream(block, run.bounds, True), run)
+
+
+def test_the_waste_of_a_few_texts() -> None:
+    report = packing_report(Run([5, 4, 2, 20]), 8)
+    assert report["best-fit"] == Waste(4, 1 / 32, 1 / 4, 12 / 31)
+    assert report["stream"] == Waste(4, 0.0, 2 / 4, (1 + 15) / 31)
+    assert packing_report(Run([]), 8)["stream"] == Waste(0, 0.0, 0.0, 0.0)
+
+
+def test_fault_the_waste_of_another_packing() -> None:
+    run = Run([5, 4, 2, 20])
+    with pytest.raises(AssertionError, match="padding"):
+        check_waste(packing_report(run, 8)["stream"], best_fit(run.bounds, 8), run)
 
 
 def test_rows_are_filled_alone_as_together() -> None:

@@ -13,6 +13,8 @@ from openbook.text import Tokenizer
 from tests.text.kinds import SENTENCES
 
 MESSAGES = [{"role": "user", "content": "hello"}]
+BIG = "{% set s = 'a' * 3000000 %}{% set t = 'a' * 2999999 ~ 'b' %}"  # equal to their last letter
+MANY = "{% for a in range(90000) %}"
 GROW = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}"
 
 
@@ -60,6 +62,38 @@ BOMBS = {
     "loop recursion": "{% for a in [[]] recursive %}{{ loop([a]) }}{% endfor %}",
     "parentheses": "{{" + "(" * 20000 + "1" + ")" * 20000 + "}}",
     "blocks": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
+    "calls": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}" + "{% call m() %}" * 40 + "{% endcall %}" * 40,
+    "loops that take nothing": MANY + "{% for b in range(90000) if false %}{% endfor %}{% endfor %}",
+    "cheap steps": MANY + "{% set x = 1 %}" * 3000 + "{% endfor %}",
+    "comparing": BIG + MANY + "{% if s == t %}{% endif %}" * 100 + "{% endfor %}",
+    "searching": BIG + MANY + "{% if 'ba' in s %}{% endif %}" * 100 + "{% endfor %}",
+    "comparing with the last": BIG
+    + MANY
+    + "{% if loop.changed(s if a % 2 else t) %}{% endif %}" * 100
+    + "{% endfor %}",
+    "slices": BIG + MANY + "{% set x = s[1:] %}{% endfor %}",
+    "selecting by search": BIG + "{{ range(90000) | map('string') | select('in', s) | list }}",
+    "counting in a list": "{% set l = ['a' * 999] * 99999 %}"
+    + MANY
+    + "{% if l.count('b' * 999) %}{% endif %}{% endfor %}",
+    "sorting": MANY + "{% set x = (['a' * 999] * 999) | sort %}{% endfor %}",
+    "separators": "{{ ([0] * 100000) | tojson(separators=('a' * 100000, ':')) }}",
+    "indent of text": "{{ ([[0]] * 10000) | tojson(indent='a' * 99999) }}",
+    "marked text": "{{ (('a' * 100000) | safe).replace('a', 'b' * 100000) }}",
+    "joined by marked text": "{{ (('b' * 100000) | e).join(['a'] * 100000) }}",
+    "views": GROW.replace("STEP", "dict(a=ns.x, b=ns.x).values()").replace("START", "1").replace("60", "20")
+    + "{{ ns.x }}",
+    "batch": "{{ [1] | batch(10000000000, 0) | list }}",
+    "slice": "{{ [1] | slice(10000000000) | list }}",
+    "sum of lists": "{{ ([[0]] * 100000) | sum(start=[]) }}",
+    "center": "{{ 'a'.center(10000000000) }}",
+    "zeros": "{{ 'a'.zfill(10000000000) }}",
+    "tabs": "{{ ('\t' * 1000000).expandtabs(1000000) }}",
+    "format map": "{{ ('{a}' * 100000).format_map({'a': 'a' * 100000}) }}",
+    "splitting": "{{ ('的 ' * 2000000).split() }}",
+    "letters": "{{ ('的' * 4000000) | list | length }}",
+    "number addition": "{% set ns = namespace(x=9) %}" + MANY + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "filter block": "{% filter replace('a', 'b' * 100000) %}{{ 'a' * 100000 }}{% endfilter %}",
 }
 ESCAPES = {
     "class": "{{ ''.__class__.__mro__ }}",
@@ -81,6 +115,21 @@ ESCAPES = {
     "cycler": "{{ cycler.__init__.__globals__ }}",
     "debug": "{% debug %}",
     "do": "{% do 1 %}",
+    "bytes of a number": "{{ (1).to_bytes(10000000000, 'big') }}",
+    "counting a range": "{{ range(100000).count('a') }}",
+    "from": "{% from 'os' import path %}",
+    "extends": "{% extends '/etc/passwd' %}",
+    "ignored include": "{% include ['x', '/etc/passwd'] ignore missing %}",
+    "cycler's function": "{{ cycler.__globals__ }}",
+    "cycler's method": "{{ cycler('a').next.__func__ }}",
+    "marked format": "{{ ('{0.__globals__}' | safe).format(cycler) }}",
+    "grouping": "{{ [cycler] | sum(attribute='__globals__') }}",
+    "mro": "{{ namespace.mro() }}",
+    "generator": "{{ (messages | map('upper')).gi_frame }}",
+    "macro": "{% macro m() %}{% endmacro %}{{ m._func }}",
+    "loop": "{% for x in [1] %}{{ loop._iterator }}{% endfor %}",
+    "view": "{{ messages[0].keys().mapping }}",
+    "dict": "{{ dict.__call__.__globals__ }}",
 }
 
 
@@ -89,7 +138,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(SENTENCES, 300)
 
 
-@pytest.mark.parametrize("name", BOMBS)
+# Those that use the whole of their budget in small coin.
+LONG = {"calls", "cheap steps", "dict", "dicts", "join of a generator", "lists", "tuples", "views"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in BOMBS])
 def test_bombs(name: str, tokenizer: Tokenizer) -> None:
     hostile = tokenizer.with_chat_template(BOMBS[name])
     memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
@@ -108,6 +161,19 @@ def test_escapes(name: str, tokenizer: Tokenizer) -> None:
     except (TokenizerError, InputError):
         return
     assert text == "before "  # an attribute that may not be read is undefined, and undefined is written as nothing
+
+
+def test_what_refers_to_itself_is_written_by_its_name(tokenizer: Tokenizer) -> None:
+    template = (
+        "{% set ns = namespace() %}{% for i in range(99) %}{% set ns.x = namespace(a=ns, b=ns.x, c=ns.x) %}{% endfor %}"
+    )
+    assert tokenizer.with_chat_template(template + "{{ ns.x }}").render_chat(MESSAGES) == "<Namespace>"
+
+
+def test_a_refusal_is_short(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError) as refused:
+        tokenizer.with_chat_template("{{ raise_exception('a' * 1000000) }}").chat(MESSAGES)
+    assert len(str(refused.value)) < 2000
 
 
 def test_the_messages_stay_as_they_are(tokenizer: Tokenizer) -> None:

@@ -184,7 +184,8 @@ class TestErrors:
             (["hello"], "Message 0"),
             ([{"role": "user", "content": "hello"}, {"role": "wizard", "content": "x"}], "got wizard"),
             ([{"role": "user"}], "needs something that these messages do not have"),
-            ([{"role": "user", "content": None}], "cannot render these messages"),
+            ([{"role": "user", "content": None}], "needs something that these messages do not have"),
+            ([{"role": "user", "content": 3}], "cannot render these messages"),
             ([{"role": "user", "content": "\ud800"}], "half a character"),
             ([{"role": "user", "content": object()}], "got object"),
         ],
@@ -199,7 +200,10 @@ class TestErrors:
             ("{% if %}", "line 1"),
             ("\n{{ 'x' | nonsense }}", "line 2.*nonsense"),
             ("{% generation %}", "line 1"),
-            ("x" * 1_000_001, "1000001 characters"),
+            ("x" * 100_001, "100001 characters"),
+            ("{{" + "9" * 5000 + "}}", "cannot be compiled"),
+            ("{{ '\\ud800' }}", "half a character"),
+            ("{% include 'x' %}", "leave its sandbox"),
         ],
     )
     def test_templates(self, template: str, says: str, trained: Tokenizer) -> None:

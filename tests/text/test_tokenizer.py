@@ -342,7 +342,7 @@ class TestDamage:
         with pytest.raises(TokenizerError, match=r"no tokenizer\.json in"):
             Tokenizer.load(tmp_path)
         (tmp_path / "tokenizer.model").touch()
-        with pytest.raises(TokenizerError, match=r"It has 'tokenizer\.model'"):
+        with pytest.raises(TokenizerError, match=r"It has 'tokenizer\.model', but it is damaged"):
             Tokenizer.load(tmp_path)
         with pytest.raises(TokenizerError, match=r"is not a tokenizer\.json"):
             Tokenizer.load(tmp_path / "tokenizer.model")

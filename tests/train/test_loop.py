@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ from openbook.train.budget import Pace, measure_pace, plan_for
 from openbook.train.curve import losses, png_curve, smooth, text_curve
 from openbook.train.display import Panelled, Plain, View, clock
 from openbook.train.guard import WAIT, Guard
-from openbook.train.heldout import evaluate
+from openbook.train.heldout import evaluate, perplexity
 from openbook.train.loop import advance, fit
 from openbook.train.metrics import Journal, TensorBoard, read_journal
 from openbook.train.objectives import Classification, Language, Masking, mask_tokens
@@ -233,6 +234,11 @@ def test_evaluation_is_plain_and_leaves_no_trace() -> None:
     assert plain == evaluate(model, Language(label_smoothing=0.3, z_loss=1.0), Held())
     assert plain["loss"] == plain["language"] == pytest.approx(plain["nll"])
     assert model.training
+    found = perplexity(model, Held(), "a tokenizer")
+    assert found.plain() == {key: plain[key] for key in found.plain()}
+    assert found.per_token == pytest.approx(math.exp(plain["nll"]))
+    assert (found.bytes, found.tokenizer) == (Held.bytes, "a tokenizer")
+    assert found.nats == pytest.approx(plain["bits_per_byte"] * math.log(2) * Held.bytes)
 
 
 def test_masking_is_bert_s() -> None:
@@ -333,7 +339,14 @@ def test_compiled_is_eager() -> None:
 RECORDS = [
     {"kind": "step", "step": 1, "loss": 5.0, "tokens": 100, "took": 0.5, "seconds": 1.0},
     {"kind": "step", "step": 2, "loss": 4.0, "tokens": 200, "took": 0.5, "seconds": 2.0},
-    {"kind": "heldout", "step": 2, "loss": 4.1, "bits_per_byte": 1.5},
+    {
+        "kind": "heldout",
+        "step": 2,
+        "loss": 4.1,
+        "perplexity_per_token": 60.34,
+        "perplexity_per_byte": 2.828,
+        "bits_per_byte": 1.5,
+    },
     {"kind": "sample", "step": 2, "text": "Once\nupon"},
     {"kind": "step", "step": 3, "loss": 3.5, "tokens": 300, "took": 0.5, "seconds": 3.0},
 ]
@@ -346,7 +359,8 @@ def test_plain_lines_say_it_all() -> None:
         plain.record(record)
     plain.close()
     said = stream.getvalue()
-    assert "step 3 of 10 · loss 3.500 · held-out 1.500 bits per byte · speed 200 tokens/s, 20% of" in said
+    heldout = "held-out 1.500 bits per byte, perplexity 60.34 a token, 2.828 a byte"
+    assert f"step 3 of 10 · loss 3.500 · {heldout} · speed 200 tokens/s, 20% of" in said
     assert "left 0:07" in said
     assert "sample: Once upon" in said
     stream.close()

@@ -21,7 +21,7 @@ from openbook.models.load import load as load_model
 from openbook.text.tokenizer import Tokenizer
 from openbook.train.metrics import read_journal
 from openbook.train.pretrain import pretrain
-from openbook.train.recipe import Recipe, TrainPart
+from openbook.train.recipe import Recipe, TrainPart, identity
 
 RECIPE = """
 out = "unset"
@@ -334,3 +334,15 @@ def test_a_recipe_trains_experts_and_a_plain_family_comes_out(recipe_file: Path)
     assert all(step["router_z"] > 0 for step in steps)
     with pytest.raises(CheckpointError, match=r"experts\.capacity"):
         pretrain(read(recipe_file, "--experts.capacity", "2.0"), watchers=[])
+
+
+@pytest.mark.slow
+def test_a_text_in_several_cuts(recipe_file: Path) -> None:
+    """Training goes through the copies; what is held out, and a run without them, stay as they were."""
+    words = ["--data.dropout", "0.1", "--data.copies", "2"]
+    recipe = read(recipe_file, *words, out=recipe_file.parent / "copies")
+    out = pretrain(recipe, watchers=[Silent()])
+    found = json.loads((out / "reading.json").read_text())
+    assert sorted(found["epochs"]) == ["copy 1", "copy 2"]
+    assert {path.name for path in out.glob("text*")} == {"text", "text-1", "text-2"}
+    assert "copies" not in identity(read(recipe_file))["data"]

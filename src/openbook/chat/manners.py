@@ -31,7 +31,7 @@ from openbook.generate.grammars import Calls, Grammar, Json, Mark, Marks, Reason
 from openbook.generate.sampling import Sampling
 from openbook.text import Tokenizer
 
-RESERVED = ("add_generation_prompt", "messages", "self", "tools")
+RESERVED = ("add_generation_prompt", "continue_final_message", "messages", "self", "tools")
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ENDING = 48  # ids of a prompt in which the marks of reasoning are looked for
 EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}  # of a tool without parameters

@@ -36,6 +36,7 @@ class Piece:
 
     text: str
     place: tuple[int, int, int]  # file, document in it, piece in that
+    line: int  # where the document begins
     flags: int
     read: int  # bytes of all files read so far
 

@@ -8,7 +8,8 @@ nats include those of eos: a model also pays for knowing where a text ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,33 @@ from openbook.data.batch import IGNORED, Batch, as_batch
 from openbook.data.packing import Ints, Layout, Stream, best_fit
 from openbook.data.shards import BEGINS, Shards
 from openbook.errors import UsageError
+
+
+class Batches(Protocol):
+    """What `Together` holds."""
+
+    bytes: int
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+T = TypeVar("T", bound=Batches)
+
+
+class Together(Generic[T]):
+    """Held-out batches of several sources, one source after the other, so that each is also measured by its name."""
+
+    def __init__(self, parts: Mapping[str, T]) -> None:
+        self.parts = dict(parts)
+        self.bytes = sum(part.bytes for part in self.parts.values())
+
+    def __len__(self) -> int:
+        """How many sources."""
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in self.parts.values():
+            yield from part
 
 
 class HeldOut:

@@ -52,6 +52,8 @@ class Layout(Protocol):
     def rows(self) -> int: ...
     @property
     def targets(self) -> int: ...  # how many tokens are predicted in all rows together
+    def mean_lengths(self) -> NDArray[np.float64]: ...  # [R] tokens of the texts in each row, on average
+    def parts(self, rows: Ints) -> tuple[Ints, Ints, Ints]: ...  # stretches of the sequence: begin, end, row of each
     def fill(self, sequence: Sequence, rows: Ints) -> Rows: ...
 
 
@@ -78,6 +80,14 @@ class BestFit:
     def used(self) -> float:
         """The part of all places that hold text."""
         return float(self.lengths.sum()) / (self.rows * self.block)
+
+    def mean_lengths(self) -> NDArray[np.float64]:
+        return np.asarray(np.add.reduceat(self.lengths, self.first[:-1]) / np.diff(self.first))
+
+    def parts(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
+        counts = self.first[rows + 1] - self.first[rows]
+        part = np.repeat(self.first[rows], counts) + _count_up(counts)
+        return self.starts[part], self.starts[part] + self.lengths[part], np.repeat(rows, counts)
 
     def fill(self, sequence: Sequence, rows: Ints) -> Rows:
         shape = (len(rows), self.block)
@@ -121,6 +131,17 @@ class Stream:
     def targets(self) -> int:
         return self.tokens - (int((np.diff(self.bounds) > 0).sum()) if self.masked else 1)
 
+    def mean_lengths(self) -> NDArray[np.float64]:
+        starts = np.minimum(np.arange(self.rows) * self.block, self.tokens - 1 - self.block)
+        first, last = (
+            np.searchsorted(self.bounds, places, side="right") for places in (starts, starts + self.block - 1)
+        )
+        return np.asarray(self.block / (last - first + 1))
+
+    def parts(self, rows: Ints) -> tuple[Ints, Ints, Ints]:
+        starts = rows * self.block
+        return starts, np.minimum(starts + self.block, self.tokens - 1), rows
+
     def fill(self, sequence: Sequence, rows: Ints) -> Rows:
         last = self.tokens - 1 - self.block  # where the last full row begins
         assert last >= 0, "a stream shorter than one row"
@@ -159,6 +180,32 @@ def best_fit(bounds: Ints, block: int, pad: int = 0) -> BestFit:
     goes_on = np.concatenate([whole + block < whole_ends, np.zeros(len(order), dtype=bool)])
     first = np.concatenate([np.zeros(1, np.int64), np.cumsum(parts_in_row)])
     return BestFit(block, first, starts, sizes, goes_on, pad)
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What a way of packing costs; all are parts from 0 to 1."""
+
+    rows: int
+    padding: float  # of all places: hold no text
+    cut: float  # of the texts: do not stand in one row
+    context: float  # of the tokens: something before them in their text is not in their row
+
+
+def packing_report(sequence: Sequence, block: int) -> dict[str, Waste]:
+    """What each way of packing these texts in rows of `block` costs (Ding et al. 2024, §3)."""
+    begins, lengths = sequence.bounds[:-1], np.diff(sequence.bounds)
+    begins, lengths = begins[lengths > 0], lengths[lengths > 0]
+    texts, tokens = max(1, len(lengths)), max(1, int(lengths.sum()))
+    fitted, flowing = best_fit(sequence.bounds, block), Stream(block, sequence.bounds, True)
+    found = {}
+    for name, rows, room, padding in (
+        ("best-fit", fitted.rows, np.full(len(lengths), block), 1 - fitted.used if fitted.rows else 0.0),
+        ("stream", flowing.rows, block - begins % block, 0.0),
+    ):
+        behind = np.maximum(lengths - room, 0)  # tokens behind the first row of a text
+        found[name] = Waste(rows, padding, int((behind > 0).sum()) / texts, int(behind.sum()) / tokens)
+    return found
 
 
 def _count_up(counts: Ints) -> Ints:

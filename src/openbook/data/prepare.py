@@ -14,7 +14,6 @@ book too has a part that can be held out. The pieces that are trained on are joi
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import warnings
@@ -22,10 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from openbook.data.documents import SEPARATOR, Paths, find_files, read_documents
 from openbook.data.encoding import Encoded, Encoder, Piece, encode
@@ -38,9 +36,11 @@ from openbook.data.shards import (
     Shards,
     fingerprint,
     names,
+    origins_name,
     read_manifest,
     sha256,
 )
+from openbook.data.writing import ShardWriter
 from openbook.errors import DataError, OpenbookError, OpenbookWarning, UsageError
 from openbook.files import explain_os_error, read_json, sync_folder, write_json
 
@@ -135,7 +135,7 @@ class _Work:
     def run(self) -> Shards:
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
-            with _alone(self.staging, self.out):
+            with alone(self.staging, self.out):
                 self._recall()
                 self._write_shards()
                 self._finish()
@@ -148,13 +148,14 @@ class _Work:
         saved = _recorded(self.staging)
         if saved is not None and _comparable(saved["task"]) == _comparable(self.task):
             self.shards, self.totals, self.next = saved["shards"], saved["totals"], tuple(saved["next"])
-        known = {PROGRESS, *(name for number in range(len(self.shards)) for name in names(number))}
+        done = range(len(self.shards))
+        known = {PROGRESS, *(name for number in done for name in (*names(number), origins_name(number)))}
         for file in self.staging.iterdir():
             if file.name not in known:
                 file.unlink()
 
     def _write_shards(self) -> None:
-        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+        shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
         try:
             for batch in _batches(self._pieces()):
                 encoded = encode(batch, self.tokenizer, self.task["dtype"])
@@ -163,7 +164,7 @@ class _Work:
                     start = self._add(shard, encoded, start)
                     if shard.tokens >= self.task["shard_tokens"]:
                         self._close(shard)
-                        shard = _Shard(self.staging, len(self.shards), self.task["dtype"])
+                        shard = ShardWriter(self.staging, len(self.shards), self.task["dtype"])
                 self._report(batch[-1])
             if shard.tokens:
                 self._close(shard)
@@ -173,12 +174,13 @@ class _Work:
         if not self.totals["tokens"]:
             raise DataError(f"The tokenizer made no tokens of the text under '{self.files[0]}'.")
 
-    def _add(self, shard: _Shard, encoded: Encoded, start: int) -> int:
+    def _add(self, shard: ShardWriter, encoded: Encoded, start: int) -> int:
         """Pieces from `start` on, until the shard is full; returns the first that is not in it."""
         ends = encoded.ends
         full = ends[start] + self.task["shard_tokens"] - shard.tokens
         stop = min(int(np.searchsorted(ends, full)), len(encoded.pieces))
-        shard.add(encoded.ids[ends[start] : ends[stop]], encoded.records[start:stop])
+        origins = [(*piece.place[:2], piece.line) for piece in encoded.pieces[start:stop]]
+        shard.add(encoded.ids[ends[start] : ends[stop]], encoded.records[start:stop], origins)
         added = {
             "documents": sum(bool(piece.flags & ENDS) for piece in encoded.pieces[start:stop]),
             "pieces": stop - start,
@@ -203,10 +205,10 @@ class _Work:
                     for part, text in enumerate(texts):
                         if (number, place, part) >= start:
                             flags = BEGINS * (part == 0) | ENDS * (part == len(texts) - 1)
-                            yield Piece(text, (number, place, part), flags, total + document.end)
+                            yield Piece(text, (number, place, part), document.line, flags, total + document.end)
             total += self.task["sources"][number]["bytes"]
 
-    def _close(self, shard: _Shard) -> None:
+    def _close(self, shard: ShardWriter) -> None:
         self.shards.append(shard.close())
         saved = {"task": self.task, "shards": self.shards, "totals": self.totals, "next": self.next}
         write_json(self.staging / PROGRESS, saved)
@@ -230,44 +232,6 @@ class _Work:
         os.replace(self.staging, self.out)
         sync_folder(self.out.parent)
         shutil.rmtree(old, ignore_errors=True)
-
-
-class _Shard:
-    """One shard while it is written: ids go to the disk as they come, under a name that is not yet the shard's."""
-
-    def __init__(self, folder: Path, number: int, dtype: str) -> None:
-        self.folder, self.number, self.dtype = folder, number, np.dtype(dtype)
-        self.records: list[NDArray[Any]] = []
-        self.tokens = 0
-        self.part = folder / f"tokens-{number:05d}.part"
-        self.file: BinaryIO = self.part.open("wb")
-        self.sha = hashlib.sha256()
-
-    def add(self, ids: NDArray[Any], records: NDArray[Any]) -> None:
-        data = ids.tobytes()
-        self.file.write(data)
-        self.sha.update(data)
-        self.tokens += len(ids)
-        self.records.append(records)
-
-    def close(self) -> dict[str, Any]:
-        """Make the shard durable and say what the manifest should know of it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        tokens_name, pieces_name = names(self.number)
-        records = np.concatenate(self.records)
-        pieces = records.tobytes()
-        with (self.folder / pieces_name).open("wb") as file:
-            file.write(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(self.part, self.folder / tokens_name)
-        sync_folder(self.folder)
-        return {
-            "tokens": self.tokens, "tokens_sha256": self.sha.hexdigest(),
-            "pieces": len(records), "pieces_sha256": hashlib.sha256(pieces).hexdigest(),
-        }  # fmt: skip
 
 
 def cut(text: str, size: int) -> list[str]:
@@ -356,7 +320,7 @@ def _recorded(staging: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _alone(staging: Path, out: Path) -> Iterator[None]:
+def alone(staging: Path, out: Path) -> Iterator[None]:
     """Hold the staging folder against a second process that prepares the same target."""
     handle = os.open(staging, os.O_RDONLY)
     try:

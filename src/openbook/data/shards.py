@@ -3,6 +3,7 @@
     FOLDER/manifest.json        counts, checksums, where the text came from, which tokenizer read it
     FOLDER/tokens-00000.bin     ids one after the other, little-endian uint16 (uint32 when the vocabulary needs it)
     FOLDER/pieces-00000.bin     one `PIECE` record per piece, in the order of the tokens
+    FOLDER/origins-00000.bin    one `ORIGIN` record per piece: which document it is of (absent in older folders)
 
 A *piece* is a document, or a part of a long one. The first piece of a document begins with the bos token, if the
 tokenizer has one, and its last piece ends with eos; the ids of a document therefore stand in one run. Each piece knows
@@ -34,6 +35,14 @@ PIECE = np.dtype(
         ("bytes", "<u4"),  # UTF-8 bytes of the text
         ("lead", "<u4"),  # bytes of the first id that is text
         ("flags", "<u4"),
+    ]
+)
+
+ORIGIN = np.dtype(
+    [
+        ("file", "<u4"),  # in the manifest's list of sources
+        ("document", "<u4"),  # in that file, from 0
+        ("line", "<u8"),  # where the document begins, from 1
     ]
 )
 
@@ -89,6 +98,21 @@ class Shards:
         except OSError as error:
             raise explain_os_error(error, folder, "read") from error
         return cls(folder, manifest, tokens, pieces)
+
+    def origins(self) -> NDArray[Any]:
+        """Where each piece came from, [P] ORIGIN. Raises `DataError` for text prepared before this was written down."""
+        parts = []
+        for number, entry in enumerate(self.manifest["shards"]):
+            path = self.folder / origins_name(number)
+            if "origins_sha256" not in entry:
+                raise DataError(
+                    f"'{self.folder}' was prepared before it was written down which document each piece is of. "
+                    "Prepare the text again, to another folder: the ids will be the same."
+                )
+            _check_size(path, entry["pieces"] * ORIGIN.itemsize)
+            _check_sha(path, entry["origins_sha256"])
+            parts.append(np.fromfile(path, dtype=ORIGIN))
+        return np.concatenate(parts)
 
     def held(self) -> NDArray[np.bool_]:
         """Which pieces are held out, [P]: those with the lowest hashes.
@@ -188,6 +212,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def names(number: int) -> tuple[str, str]:
     """The files of one shard: its ids, its pieces."""
     return f"tokens-{number:05d}.bin", f"pieces-{number:05d}.bin"
+
+
+def origins_name(number: int) -> str:
+    """The file of one shard that says where its pieces came from."""
+    return f"origins-{number:05d}.bin"
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

@@ -64,6 +64,27 @@ def guarded(build: Callable[[], tokenizers.Tokenizer], what: str) -> tokenizers.
         ) from error
 
 
+def around(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that are put before and after a text."""
+    for probe in ("a", "A", "1", ".", "的"):
+        encoding = backend.encode(probe)
+        if 0 in encoding.special_tokens_mask:
+            inner = encoding.special_tokens_mask
+            first, last = inner.index(0), len(inner) - inner[::-1].index(0)
+            return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
+    return (), ()
+
+
+def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
+    """Raise TokenizerError when a tokenizer has ids for which a model has no row in its embedding."""
+    if tokenizer_vocab > model_vocab:
+        raise TokenizerError(
+            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has "
+            f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
+            f"{tokenizer_vocab} or more."
+        )
+
+
 def place(where: str) -> str:
     """` ('FILE')` for an error text, where a file is known."""
     return f" ('{where}')" if where else ""

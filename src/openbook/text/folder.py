@@ -54,7 +54,8 @@ def tokenizer_file(path: str | Path) -> Path:
     if path.is_file():
         if path.suffix != ".json":
             raise TokenizerError(
-                f"'{path}' is not a tokenizer.json. Give a tokenizer.json or the folder that holds it."
+                f"'{path}' is not a tokenizer.json, nor one of the other layouts that are read: ranks of tiktoken, "
+                "SentencePiece, GGUF, vocab.json with merges.txt, vocab.txt, tekken.json. Give one, or its folder."
             )
         return path
     if not path.is_dir():
@@ -63,10 +64,19 @@ def tokenizer_file(path: str | Path) -> Path:
     if file.is_file():
         return file
     hint = "Copy tokenizer.json there, or train one with `openbook tokenizer train`."
-    for old in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json", "tekken.json"):
-        if (path / old).is_file():
-            hint = f"It has '{old}', an older format: load it with transformers and save_pretrained it once."
+    for other, reason in _UNREAD.items():
+        if (path / other).is_file():
+            hint = f"It has '{other}', but {reason}."
     raise TokenizerError(f"There is no tokenizer.json in '{path}'. {hint}")
+
+
+_DAMAGED = "it is damaged or of another kind: fetch it again"
+_UNREAD = {
+    "vocab.json": "not the 'merges.txt' that belongs to it: copy it there",
+    "tekken.json": _DAMAGED,
+    "tokenizer.model": _DAMAGED,
+    "spiece.model": _DAMAGED,
+}
 
 
 def read_settings(folder: Path) -> Settings:

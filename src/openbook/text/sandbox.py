@@ -5,44 +5,61 @@ from running for a year or filling the memory (`x = x ~ x` forty times, or two n
 for from a budget before it is done: a loop step, a call, every string and list that is made, weighed with all that it
 holds. The budget grows with the size of the messages, so a long conversation is never refused.
 
-Where the steps are caught: operators and calls by the sandbox's own hooks, filters by wrapping them, loops, literals
-and `~` by a rewrite of the parsed template, output by `finalize`. Only the filters and string methods listed here
-exist.
+Where the steps are caught: operators and calls by the sandbox's own hooks, filters and tests by wrapping them, loops,
+literals, slices, comparisons and `~` by a rewrite of the parsed template, output by `finalize`. Only the filters and
+methods listed here exist. A list is paid for by its length where only its members' places are looked at, and with all
+that it holds where it is compared or written: a template may go over a long conversation as often as it likes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from datetime import datetime
-from types import BuiltinMethodType
+from types import BuiltinMethodType, MappingProxyType, MethodType
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from openbook.errors import InputError, TokenizerError
-from openbook.text.budget import STEP, WIDTH, Budget, Overrun
+from openbook.text.budget import MEMBER, STEP, WIDTH, Budget, Overrun
 
 BUDGET = "openbook budget"  # no template can spell a variable with a space in it
 
 _STRING_METHODS = {
-    "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii",
-    "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip",
-    "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
-    "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+    "capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format", "format_map", "index",
+    "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable",
+    "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix",
+    "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith",
+    "strip", "swapcase", "title", "upper", "zfill",
 }  # fmt: skip
+_METHODS: tuple[tuple[Any, set[str]], ...] = (  # of values; what stands here first decides
+    (str, _STRING_METHODS),
+    (int | float | complex | bytes, {"is_integer"}),
+    (dict, {"get", "items", "keys", "values", "copy"}),
+    (list | tuple, {"index", "count", "copy"}),
+    (range, {"start", "stop", "step"}),
+    (KeysView | ValuesView | ItemsView | MappingProxyType, set()),
+)
 _FILTERS = {
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format", "indent",
-    "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace",
-    "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper",
+    "abs", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "filesizeformat",
+    "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list",
+    "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select",
+    "selectattr", "slice", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper",
+    "urlencode", "wordcount",
 }  # fmt: skip
+_LAZY = {"map", "reject", "rejectattr", "select", "selectattr"}  # what they take is paid for as it is taken
+_COMPARING = {
+    "!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan", "lt", "ne",
+}  # fmt: skip
+_LONGEST_REFUSAL = 1000  # characters
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -60,16 +77,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self.extend(generation_marks=(start, end))
         self.filters = {name: _paid(name, _tojson if name == "tojson" else self.filters[name]) for name in _FILTERS}
+        self.tests = {name: _paid_test(name, test) if name in _COMPARING else test for name, test in self.tests.items()}
         self.globals = {
             "range": self.globals["range"],
             "dict": _Dict(),
-            "namespace": jinja2.utils.Namespace,
+            "namespace": _Namespace,
+            "cycler": _cycler,
+            "joiner": _joiner,
             "raise_exception": _raise,
             "strftime_now": _strftime_now,
         }
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr not in _STRING_METHODS:
+        known = next((names for kind, names in _METHODS if isinstance(obj, kind)), None)
+        if known is not None and attr not in known:
             return False
         return super().is_safe_attribute(obj, attr, value)
 
@@ -77,24 +98,35 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget = _budget(context)
         if operator == "%" and isinstance(left, str):
             budget.pay_format(left, "%", right)
-        elif operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+        elif operator in ("+", "*", "**") and isinstance(left, int) and isinstance(right, int):
             budget.pay_number(operator, left, right)
         elif operator == "*":
             sequence, times = (right, left) if isinstance(left, int) else (left, right)
             if isinstance(times, int):
-                budget.spend(budget.weigh(sequence) * max(times, 0))
+                budget.spend(budget.shallow(sequence) * max(times, 0))
+        elif operator == "+":
+            budget.shallow(left)
+            budget.shallow(right)
         result = super().call_binop(context, operator, left, right)
-        budget.weigh(result)
+        budget.shallow(result)
         return result
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # named as in jinja2
+        if __obj in __self.own:
+            return __obj(__context, *args)
         budget = _budget(__context)
         budget.spend(STEP)
         method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
-        if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str):
-            if method.__name__ == "join" and args:
-                args = (list(args[0]), *args[1:])  # a generator would be used up by weighing it
-            budget.pay_method(method.__self__, method.__name__, [*args, *kwargs.values()])
+        if isinstance(method, BuiltinMethodType | MethodType):
+            owner, given = method.__self__, [*args, *kwargs.values()]
+            if isinstance(owner, str):
+                if method.__name__ == "join" and args:
+                    args = (list(args[0]), *args[1:])  # a generator would be used up by weighing it
+                    given = [*args, *kwargs.values()]
+                budget.pay_method(owner, method.__name__, given)
+            elif isinstance(owner, list | tuple | dict | LoopContext):
+                budget.weigh(given)
+                budget.compare(owner) if isinstance(owner, list | tuple) else budget.shallow(owner)
         result = super().call(__context, __obj, *args, **kwargs)
         budget.weigh(result)
         return result
@@ -104,7 +136,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @staticmethod
     @jinja2.pass_context
     def pay(context: Context, work: int) -> str:
-        """Pay for one step of a loop, or one use of a macro, that writes `work` characters of the template itself."""
+        """Pay for one step of a loop, or one use of a macro, of which the template has `work` characters and parts."""
         _budget(context).spend(STEP + work)
         return ""
 
@@ -121,6 +153,29 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """The `~` operator."""
         _budget(context).weigh(parts)
         return "".join(map(str, parts))
+
+    @staticmethod
+    @jinja2.pass_context
+    def sliced(context: Context, value: Any) -> Any:
+        """Pay for a piece of a string or a list."""
+        _budget(context).shallow(value)
+        return value
+
+    @staticmethod
+    @jinja2.pass_context
+    def compared(context: Context, value: Any) -> Any:
+        """Pay for one side of a comparison."""
+        _budget(context).compare(value)
+        return value
+
+    @staticmethod
+    @jinja2.pass_context
+    def searched(context: Context, value: Any) -> Any:
+        """Pay for the right side of `in`."""
+        _budget(context).search(value)
+        return value
+
+    own = frozenset((pay, made, concat_paid, sliced, compared, searched))
 
     def compile_metered(self, source: str, rename: Callable[[str], str]) -> jinja2.Template:
         """Compile `source` with `rename` applied to all text written in it."""
@@ -149,25 +204,55 @@ class _Meter(NodeTransformer):
 
     def _literal(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        if isinstance(node, nodes.Tuple) and node.ctx != "load":
+        if (isinstance(node, nodes.Tuple) and node.ctx != "load") or _written(node):
             return node
         return _call("made", [node], node.lineno)
 
     visit_List = visit_Dict = visit_Tuple = _literal
 
-    def _body(self, node: Any) -> nodes.Node:
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        work = sum(len(data.data) for child in node.body for data in _all(child, nodes.TemplateData))
+        if not _written(node.expr):
+            node.expr = _call("compared", [node.expr], node.lineno)
+        for operand in node.ops:
+            if not _written(operand.expr):
+                method = "searched" if operand.op in ("in", "notin") else "compared"
+                operand.expr = _call(method, [operand.expr], node.lineno)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("sliced", [node], node.lineno) if isinstance(node.arg, nodes.Slice) else node
+
+    def _file(self, node: Any) -> nodes.Node:
+        raise jinja2.exceptions.SecurityError(f"line {node.lineno} wants another file")
+
+    visit_Include = visit_Import = visit_FromImport = visit_Extends = _file
+
+    def _body(self, node: Any) -> nodes.Node:
+        work = sum(_length(part) for part in node.find_all(nodes.Node))
+        self.generic_visit(node)
         payment = _call("pay", [nodes.Const(work, lineno=node.lineno)], node.lineno)
+        if isinstance(node, nodes.For) and node.test is not None:  # `pay` is "", so the test decides
+            node.test = nodes.Or(payment, node.test, lineno=node.lineno)
         node.body = [nodes.ExprStmt(payment, lineno=node.lineno), *node.body]
         return node
 
     visit_For = visit_Macro = visit_CallBlock = visit_Block = _body
 
 
-def _all(node: nodes.Node, kind: type[nodes.TemplateData]) -> list[nodes.TemplateData]:
-    found = list(node.find_all(kind))
-    return [*found, node] if isinstance(node, kind) else found
+def _length(node: nodes.Node) -> int:
+    """What a part of the template costs by being there."""
+    text = node.data if isinstance(node, nodes.TemplateData) else node.value if isinstance(node, nodes.Const) else ""
+    return len(text) // 16 + 1 if isinstance(text, str) else 1
+
+
+def _written(node: nodes.Node) -> bool:
+    """Whether `node` is a value that stands in the template as it is: it was paid for with its place there."""
+    if isinstance(node, nodes.Const):
+        return True
+    parts = list(node.iter_child_nodes())
+    return isinstance(node, nodes.List | nodes.Tuple | nodes.Dict | nodes.Pair) and all(map(_written, parts))
 
 
 def _call(method: str, args: list[Any], line: int) -> nodes.Call:
@@ -196,6 +281,25 @@ class _Dict:
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
 
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        """As `dict.fromkeys`."""
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace()`, written by its name alone: what it holds may be a thousand times itself."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+def _cycler(*items: Any) -> jinja2.utils.Cycler:
+    return jinja2.utils.Cycler(*items)
+
+
+def _joiner(sep: str = ", ") -> jinja2.utils.Joiner:
+    return jinja2.utils.Joiner(sep)
+
 
 def _budget(context: Context) -> Budget:
     budget: Budget = context.parent[BUDGET]
@@ -216,9 +320,13 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def paid(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget(context)
         budget.spend(STEP)
+        given = [*args, *kwargs.values()]
         if name == "join":
             value = list(value)
-        budget.pay_filter(name, value, [*args, *kwargs.values()])
+        if name not in _LAZY:
+            budget.pay_filter(name, value, given)
+        elif value:
+            value = budget.walked(value, MEMBER + budget.weigh(given))
         first: tuple[Any, ...] = ()
         if "eval_context" in wants:
             first = (context.eval_ctx,)
@@ -227,8 +335,21 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         elif "context" in wants:
             first = (context,)
         result = function(*first, value, *args, **kwargs)
-        budget.weigh(result)
+        budget.shallow(result)
         return result
+
+    return paid
+
+
+def _paid_test(name: str, function: Any) -> Callable[..., bool]:
+    """`function`, a test that compares, with its cost paid before."""
+
+    @jinja2.pass_context
+    def paid(context: Context, value: Any, other: Any) -> bool:
+        budget = _budget(context)
+        budget.compare(value)
+        (budget.search if name == "in" else budget.compare)(other)
+        return bool(function(value, other))
 
     return paid
 
@@ -244,7 +365,7 @@ def _tojson(
 
 
 def _raise(message: object) -> str:
-    raise InputError(f"The chat template refuses these messages: {message}")
+    raise InputError(f"The chat template refuses these messages: {str(message)[:_LONGEST_REFUSAL]}")
 
 
 def _strftime_now(pattern: object) -> str:

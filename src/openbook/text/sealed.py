@@ -65,6 +65,11 @@ class Sealed:
                     "library that wrote it."
                 )
 
+    @property
+    def twin(self) -> tokenizers.Tokenizer:
+        """The same vocabulary and pipeline, in which the special tokens have their secret names."""
+        return self._tokenizer
+
     def invent(self, label: str) -> str:
         """A name for `label` that no text contains."""
         return f".{self._secret}.{label}."

@@ -45,9 +45,10 @@ CHAT_TEMPLATE = """\
 CHAT_SPECIALS = ("<|bos|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_LONGEST = 1_000_000  # characters of a template
+_LONGEST = 100_000  # characters of a template: seconds to compile; published ones have some 20,000 at most
 _DEEPEST = 128  # objects and lists within each other, in a message or a variable
 _PRIVATE = range(0xE000, 0xF8FF)
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which messages carry it
 
 
 class ChatTemplate:
@@ -70,15 +71,35 @@ class ChatTemplate:
         try:
             self._compiled = Sandbox(*marks).compile_metered(source, lambda text: sealed.reveal(text, every))
         except Exception as error:
-            raise refusal(error, name) from error
+            refused = refusal(error, name)
+            if isinstance(refused, InputError):  # there are no messages yet that could be at fault
+                refused = TokenizerError(f"{name} cannot be compiled ({type(error).__name__}: {error}). Correct it.")
+            raise refused from error
         self._marked = bool(re.search(r"\{%[-+]?\s*generation\b", source))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        *,
+        continue_final_message: bool | str = False,
+    ) -> str:
         """The rendered conversation, special tokens of the template under their secret names, others as plain text.
 
+        With `continue_final_message` it ends where the last message ends, or the field of it that is named so.
         InputError when the template does not accept the messages, TokenizerError when the template itself is at fault.
         """
-        return self._sealed.expose(self._render(_checked(messages), _plain(variables)))
+        checked, plain = _checked(messages), _plain(variables)
+        if not continue_final_message:
+            return self._sealed.expose(self._render(checked, plain))
+        field = "content" if continue_final_message is True else continue_final_message
+        mark = self._sealed.invent("continue")
+        said = continued(checked[-1], field, f"{mark} ")  # the space shows whether the template trims
+        text = self._sealed.expose(self._render(checked, plain))
+        before, found, after = text.rpartition(mark)
+        if not found or said.strip() not in text:
+            raise InputError(f"{self._name} does not write the `{field}` of the last message: it cannot be continued.")
+        return before if after.startswith(" ") else before.rstrip()
 
     def render_learned(
         self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
@@ -139,10 +160,14 @@ class ChatTemplate:
     ) -> str:
         for message, given in zip(messages, original, strict=True):
             message["role"] = given["role"]  # names of roles are checked, and templates compute with them
-        budget = Budget(_size(messages) + _size(variables))
+        budget = Budget(_size(messages) + _size(variables), len(messages))
         given_variables = {"tools": None, "documents": None, "add_generation_prompt": False, **variables}
         try:
             text = self._compiled.render({**self._variables, **given_variables, "messages": messages, BUDGET: budget})
+            if not text.isascii():
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"{self._name} writes half a character (a lone surrogate). Correct it.") from error
         except Exception as error:
             raise refusal(error, self._name) from error
         return text if keep_marks else self._marks.sub("", text)
@@ -218,7 +243,31 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 f"got {message!r:.100}."
             )
     plain: list[dict[str, Any]] = _plain(list(messages))
-    return plain
+    return [_as_templates_read(message) for message in plain]
+
+
+def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` as transformers hands it to a template: without what is None, reasoning under all its names."""
+    given = {key: value for key, value in message.items() if value is not None}
+    thought = next((given[name] for name in REASONING if name in given), None)
+    return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
+
+
+def continued(message: dict[str, Any], field: str, mark: str) -> str:
+    """Put `mark` after the text of `field` in `message`, or after the last text among its parts; that text.
+
+    InputError where there is no text.
+    """
+    value = message.get(field)
+    names = [name for name in REASONING if message.get(name) == value] if field in REASONING else [field]
+    if isinstance(value, str):
+        message.update(dict.fromkeys(names, value + mark))
+        return value
+    for part in reversed(value) if isinstance(value, list) else ():
+        if isinstance(part, dict) and isinstance(text := part.get("text"), str):
+            part["text"] = text + mark
+            return text
+    raise InputError(f"The last message has no `{field}` that is text: there is nothing to continue.")
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -23,13 +23,17 @@ import tokenizers
 
 from openbook.errors import InputError, TokenizerError, nearest
 from openbook.files import explain_os_error, write_atomic
-from openbook.text.backend import declare, guarded, model_unk, place
+from openbook.text.algorithms.sampling import sample
+from openbook.text.algorithms.whole import Whole
+from openbook.text.backend import around, check_fits, declare, guarded, model_unk, place
 from openbook.text.engine import Engine, Ids, Places
 from openbook.text.folder import Settings, read_settings, tokenizer_file, write_settings
+from openbook.text.formats import Asked
+from openbook.text.formats import read as read_foreign
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
-from openbook.text.training import SPECIALS, roles_of, train_bpe
+from openbook.text.training import Kind, roles_of, specials_for, train_backend
 
 
 class Tokenizer:
@@ -64,15 +68,30 @@ class Tokenizer:
         self.mask: int | None = role.get("mask")
         self.sep: int | None = role.get("sep")
         self.cls: int | None = role.get("cls")
-        self.prefix, self.suffix = self._around()
+        self.prefix, self.suffix = around(backend)
         self.decoding = Decoding(backend.decoder)
         self._compiled: dict[str, ChatTemplate] = {}
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a Hugging Face folder with a tokenizer.json, or that file alone. TokenizerError: it cannot be used."""
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        pattern: str | None = None,
+        specials: Mapping[str, int] | None = None,
+        lowercase: bool | None = None,
+    ) -> Tokenizer:
+        """Read a Hugging Face folder with a tokenizer.json, or that file alone, or a vocabulary in an older layout.
+
+        The other layouts are in `formats/`: tiktoken's ranks, vocab.json and merges.txt, vocab.txt, SentencePiece,
+        tekken.json, GGUF. Where such a file does not say it: `pattern`, the regular expression that splits text;
+        `specials`, content → id; `lowercase`, whether a vocab.txt is for lower case. TokenizerError: it cannot be used.
+        """
+        asked = Asked(pattern=pattern, specials=specials, lowercase=lowercase)
+        if foreign := read_foreign(Path(path).expanduser(), asked):
+            return cls(*foreign)
         file = tokenizer_file(path)
         try:
             text = file.read_text(encoding="utf-8")
@@ -88,20 +107,26 @@ class Tokenizer:
         cls,
         texts: Iterable[str],
         vocab: int,
-        specials: Sequence[str] = SPECIALS,
+        specials: Sequence[str] | None = None,
         *,
+        kind: Kind = "bpe",
         chat_template: str | None = CHAT_TEMPLATE,
         closed: bool = False,
+        lowercase: bool = False,
     ) -> Tokenizer:
-        """Train byte-level BPE on `texts`: every string can be encoded, and decodes to itself.
+        """Train a tokenizer on `texts`. Byte-level "bpe": every string can be encoded, and decodes to itself.
 
-        `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0); a small text may
-        give fewer. Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat
-        template is used where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a
-        model that only continues text should have. `closed` puts the end token after a text, as encoders read them. The
-        same texts give the same tokenizer.
+        `vocab` ids at most, the 256 bytes and the `specials` among them (specials first, from id 0; None: the usual
+        ones of this kind); a small text may give fewer. "unigram" is lossless too, but for a ▁ in a text, which is read
+        as a space; "wordpiece" reads text as BERT does, `lowercase` or not, and has no token for rare characters.
+
+        Roles are read off the names: `<|bos|>`, `<s>`, `[PAD]`, `<|endoftext|>` … Openbook's own chat template is used
+        where `specials` holds the tokens that it writes; None gives a tokenizer without one, as a model that only
+        continues text should have. `closed` puts the end token after a text, as encoders read them ("wordpiece" always
+        does). The same texts give the same tokenizer.
         """
-        backend = train_bpe(texts, vocab, specials, closed)
+        specials = specials_for(kind, specials)
+        backend = train_backend(kind, texts, vocab, specials, closed=closed, lowercase=lowercase)
         usable = chat_template is not CHAT_TEMPLATE or set(CHAT_SPECIALS) <= set(specials)
         templates = {"default": chat_template} if chat_template is not None and usable else {}
         return cls(backend, Settings(roles=roles_of(specials), templates=templates))
@@ -111,6 +136,19 @@ class Tokenizer:
         raw = {key: value for key, value in self._settings.raw.items() if key != "chat_template"}
         templates = {} if source is None else {"default": source}
         return Tokenizer(self._backend, replace(self._settings, templates=templates, raw=raw), self._where)
+
+    def state(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        content: dict[str, Any] = json.loads(self._backend.to_str())
+        return content
+
+    def with_state(self, state: Mapping[str, Any], ids: Mapping[int, int]) -> Tokenizer:
+        """The same roles and templates over another tokenizer.json; `ids` says what became of the ids."""
+        text = json.dumps(state)
+        backend = guarded(lambda: tokenizers.Tokenizer.from_str(text), "The changed tokenizer is damaged")
+        raw = {key: value for key, value in self._settings.raw.items() if key != "added_tokens_decoder"}
+        stops = tuple(ids[number] for number in self._settings.stops if number in ids)
+        return Tokenizer(backend, replace(self._settings, added={}, stops=stops, raw=raw))
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (and the stop ids into generation_config.json) to `folder`.
@@ -159,6 +197,16 @@ class Tokenizer:
         [number of ids] uint32 and [number of texts + 1] int64, the last of which is the number of ids.
         """
         return self._sealed.encode_arrays([checked_text(text) for text in texts])
+
+    def sample(
+        self, text: str, *, dropout: float | None = None, alpha: float | None = None, seed: int = 0
+    ) -> list[int]:
+        """Ids of `text` cut in another way than the best one, drawn from `seed`: see algorithms/sampling.py.
+
+        `dropout` is for BPE vocabularies (0: as `encode`, 1: bytes), `alpha` for Unigram ones (0: all ways are equal).
+        The ids decode to what `encode`'s decode to; special tokens in `text` are text.
+        """
+        return sample(self.whole, checked_text(text), dropout, alpha, seed)
 
     def prompt(self, text: str, *, allow_specials: bool | Collection[str] = False) -> list[int]:
         """Ids of `text` with what this tokenizer puts around a text: exactly transformers' `tokenizer(text).input_ids`.
@@ -212,7 +260,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits that change when any text could get other ids, and not otherwise between runs and machines."""
-        state = json.loads(self._backend.to_str())
+        state = self.state()
         for inert in ("version", "truncation", "padding"):
             state.pop(inert, None)
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
@@ -233,32 +281,40 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
         """Ids of a conversation in this tokenizer's chat template, ready for the assistant's next turn.
 
-        messages    objects with `role` and `content`, and what else the template reads
-        tools       JSON schemas of functions; the template named "tool_use" is used where there is one
-        variables   what else the template reads, such as enable_thinking=False
+        messages                 objects with `role` and `content`, and what else the template reads
+        continue_final_message   instead of the next turn's beginning: end within the last message, after its content,
+                                 or after the field named so
+        tools                    JSON schemas of functions; the template named "tool_use" is used where there is one
+        variables                what else the template reads, such as enable_thinking=False
 
         Whatever the messages contain, only the template writes special tokens. InputError when the template refuses
         the messages; TokenizerError when there is no template or it is damaged or hostile.
         """
-        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._sealed.encode(self._template(tools).render(messages, variables))
+        begins = add_generation_prompt and not continue_final_message
+        variables |= {"add_generation_prompt": begins, "tools": tools}
+        template = self._template(tools)
+        return self._sealed.encode(template.render(messages, variables, continue_final_message=continue_final_message))
 
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The text that `chat` encodes, for people to read: in it special tokens look like any text with their name."""
-        variables |= {"add_generation_prompt": add_generation_prompt, "tools": tools}
-        return self._sealed.conceal(self._template(tools).render(messages, variables))
+        begins = add_generation_prompt and not continue_final_message
+        variables |= {"add_generation_prompt": begins, "tools": tools}
+        template = self._template(tools)
+        return self._sealed.conceal(template.render(messages, variables, continue_final_message=continue_final_message))
 
     def chat_ids(
         self,
@@ -282,7 +338,7 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no chat template: its model continues text. Encode text with "
                 "`encode`, or give it a template with `with_chat_template`."
             )
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
+        name = "tool_use" if tools is not None and "tool_use" in self.templates else "default"
         if name not in self.templates:
             known = nearest(name, self.templates)
             raise TokenizerError(f"This tokenizer{place(self._where)} has no default chat template.{known}")
@@ -301,6 +357,11 @@ class Tokenizer:
     @cached_property
     def _open(self) -> Engine:
         return Engine(self._backend)  # text that may name any special token
+
+    @cached_property
+    def whole(self) -> Whole:
+        """How a text is split into words, and the algorithm that cuts them; no text is a special token there."""
+        return Whole(self._sealed.twin)
 
     def _plain(self, text: str, allow_specials: bool | Collection[str]) -> list[int]:
         text = checked_text(text)
@@ -322,23 +383,3 @@ class Tokenizer:
                 f"This tokenizer{place(self._where)} has no {role} token: do not ask for `{role}=True`."
             )
         return [self.bos] if bos and self.bos is not None else [], [self.eos] if eos and self.eos is not None else []
-
-    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids put before and after a text by `prompt`."""
-        for probe in ("a", "A", "1", ".", "的"):
-            encoding = self._backend.encode(probe)
-            if 0 in encoding.special_tokens_mask:
-                inner = encoding.special_tokens_mask
-                first, last = inner.index(0), len(inner) - inner[::-1].index(0)
-                return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
-        return (), ()
-
-
-def check_fits(tokenizer_vocab: int, model_vocab: int) -> None:
-    """Raise TokenizerError when a tokenizer has ids for which a model has no row in its embedding."""
-    if tokenizer_vocab > model_vocab:
-        raise TokenizerError(
-            f"The tokenizer does not fit the model: it has ids up to {tokenizer_vocab - 1}, the model has "
-            f"{model_vocab} rows. Use the tokenizer that this model was trained with, or a model with a `vocab` of "
-            f"{tokenizer_vocab} or more."
-        )

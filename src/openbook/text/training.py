@@ -1,23 +1,35 @@
-"""Training byte-level byte-pair encoding (Sennrich et al. 2016; bytes: Radford et al. 2019).
+"""Training a tokenizer, of one of three kinds.
 
-Text is split into words, a word into its bytes, and the most frequent pair of neighbours becomes a new token until the
-vocabulary is full. With all 256 bytes in it every string can be encoded and decodes to itself.
+bpe        byte-level byte-pair encoding (Sennrich et al. 2016; bytes: Radford et al. 2019). Text is split into words, a
+           word into its bytes, and the most frequent pair of neighbours becomes a new token until the vocabulary is
+           full. With all 256 bytes in it every string can be encoded and decodes to itself.
+wordpiece  see pieces.py, as encoders in the line of BERT read text
+unigram    see pieces.py, as sentencepiece makes them
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from openbook.errors import TokenizerError
+from openbook.errors import TokenizerError, nearest
+from openbook.text import pieces
 from openbook.text.engine import train_merges
 from openbook.text.folder import Added
 from openbook.text.sealed import checked_text
 
+Kind = Literal["bpe", "wordpiece", "unigram"]
+
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+DEFAULTS: Mapping[str, tuple[str, ...]] = {
+    "bpe": SPECIALS,
+    "wordpiece": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "unigram": ("<unk>", *SPECIALS),
+}
 
 # Where training splits text before it merges, so that no token crosses a word: contractions; a word with the one space
 # or sign before it (marks belong to the letters they sit on); up to three digits; signs; line ends; runs of space.
@@ -39,7 +51,50 @@ _ROLE_NAMES = {
     "pad": ("pad",),
     "unk": ("unk",),
     "mask": ("mask",),
+    "sep": ("sep",),
+    "cls": ("cls",),
 }
+
+
+def specials_for(kind: Kind, specials: Sequence[str] | None) -> tuple[str, ...]:
+    """The special tokens of a tokenizer of this kind, with one for what it cannot spell where it needs one.
+
+    TokenizerError: an unknown kind, two that are equal, one of a single character.
+    """
+    if kind not in DEFAULTS:
+        raise TokenizerError(
+            f"`kind` must be one of {', '.join(DEFAULTS)}: got {kind!r}.{nearest(str(kind), DEFAULTS)}"
+        )
+    chosen = DEFAULTS[kind] if specials is None else tuple(specials)
+    if any(len(special) < 2 for special in chosen) or len(set(chosen)) != len(chosen):
+        raise TokenizerError(
+            f"`specials` must be different strings of two or more characters: got {list(chosen)!r}. "
+            "A single character is needed to write text with."
+        )
+    if kind == "bpe" or "unk" in roles_of(chosen):
+        return chosen
+    return (*chosen, "[UNK]" if kind == "wordpiece" else "<unk>")
+
+
+def train_backend(
+    kind: Kind, texts: Iterable[str], vocab: int, specials: Sequence[str], *, closed: bool, lowercase: bool
+) -> tokenizers.Tokenizer:
+    """A trained tokenizer of this kind. See `Tokenizer.train`."""
+    if lowercase and kind != "wordpiece":
+        raise TokenizerError(f"`lowercase` is for kind='wordpiece': a {kind} tokenizer keeps text as it is.")
+    if kind == "bpe":
+        return train_bpe(texts, vocab, specials, closed)
+    counted = _Counted(texts)
+    roles = roles_of(specials)
+    unknown = roles["unk"].content
+    if kind == "wordpiece":
+        backend = pieces.wordpiece_backend(counted, vocab, specials, unknown, lowercase)
+        first, last = roles.get("cls") or roles.get("bos"), roles.get("sep") or roles.get("eos")
+    else:
+        backend = pieces.unigram_backend(counted, vocab, specials, unknown, SPLIT)
+        first, last = roles.get("bos"), roles.get("eos") if closed else None
+    put_around(backend, first, last)
+    return backend
 
 
 def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed: bool = False) -> tokenizers.Tokenizer:
@@ -50,11 +105,6 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
     TokenizerError: too small a vocabulary, no text.
     """
     smallest = 256 + len(specials)
-    if any(len(special) < 2 for special in specials) or len(set(specials)) != len(specials):
-        raise TokenizerError(
-            f"`specials` must be different strings of two or more characters: got {list(specials)!r}. "
-            "A single character is needed to write text with."
-        )
     if vocab < smallest:
         raise TokenizerError(
             f"`vocab` is too small: got {vocab}, but 256 bytes and {len(specials)} special tokens need {smallest}. "
@@ -68,15 +118,9 @@ def train_bpe(texts: Iterable[str], vocab: int, specials: Sequence[str], closed:
     backend.decoder = decoders.ByteLevel()
     counted = _Counted(texts)
     _train(backend, counted, vocab, specials)
-    if counted.characters == 0:
-        raise TokenizerError("There is no text to train a tokenizer on: every document was empty. Give some text.")
+    counted.check()
     roles = roles_of(specials)
-    bos, eos = roles.get("bos"), roles.get("eos") if closed else None
-    ends = [role.content for role in (bos, eos) if role is not None]
-    if ends:  # a text begins (and ends) as the documents of training do
-        single = [*([f"{bos.content}:0"] if bos else []), "$A:0", *([f"{eos.content}:0"] if eos else [])]
-        pairs = [(content, backend.token_to_id(content)) for content in ends]
-        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=pairs)
+    put_around(backend, roles.get("bos"), roles.get("eos") if closed else None)
     return backend
 
 
@@ -95,6 +139,15 @@ def _train(backend: tokenizers.Tokenizer, texts: Iterable[str], vocab: int, spec
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+
+
+def put_around(backend: tokenizers.Tokenizer, first: Added | None, last: Added | None) -> None:
+    """Let a text begin (and end) as the documents of training do."""
+    ends = [role.content for role in (first, last) if role is not None]
+    if ends:
+        single = [*([f"{first.content}:0"] if first else []), "$A:0", *([f"{last.content}:0"] if last else [])]
+        known = [(content, backend.token_to_id(content)) for content in ends]
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=known)
 
 
 def roles_of(specials: Sequence[str]) -> dict[str, Added]:
@@ -122,3 +175,8 @@ class _Counted:
         text = checked_text(next(self._texts))
         self.characters += len(text)
         return text
+
+    def check(self) -> None:
+        """TokenizerError when there was no text."""
+        if self.characters == 0:
+            raise TokenizerError(pieces.NO_TEXT)

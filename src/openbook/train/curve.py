@@ -69,18 +69,34 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]
     return [(round(x + (to_x - x) * i / count), round(y + (to_y - y) * i / count)) for i in range(count + 1)]
 
 
-def png_curve(records: Sequence[dict[str, Any]], path: Path, *, title: str = "") -> None:
-    """Write the curves of a run as a PNG. Errors: MissingExtra without matplotlib, OpenbookError without points."""
+def blank_figure(what: str, size: tuple[float, float], *, dpi: int = 120) -> Any:
+    """An empty matplotlib figure of `size` inches, for `what` (as an error calls it). MissingExtra without matplotlib.
+
+    This is the package's one door to matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("matplotlib", "plot", "The loss curve as PNG") from error
+        raise MissingExtra("matplotlib", "plot", what) from error
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)  # it makes itself the figure's canvas
+    return figure
+
+
+def write_png(figure: Any, path: Path) -> None:
+    """Write a figure of `blank_figure` as a PNG, whole or not at all."""
+    image = io.BytesIO()
+    figure.canvas.print_png(image)
+    write_atomic(path, image.getvalue())
+
+
+def png_curve(records: Sequence[dict[str, Any]], path: Path, *, title: str = "") -> None:
+    """Write the curves of a run as a PNG. Errors: MissingExtra without matplotlib, OpenbookError without points."""
     trained, held = losses(records)
     if not trained:
         raise OpenbookError(f"There is nothing to draw for '{path}': the journal has no steps.")
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = blank_figure("The loss curve as PNG", (8, 4.5))
     axes = figure.add_subplot()
     axes.plot(*zip(*trained, strict=True), color="#b8c4d6", linewidth=0.8, label="training loss (nats per token)")
     axes.plot(*zip(*smooth(trained), strict=True), color="#1f4e8c", linewidth=1.6, label="the same, smoothed")
@@ -92,6 +108,4 @@ def png_curve(records: Sequence[dict[str, Any]], path: Path, *, title: str = "")
     axes.legend(frameon=False)
     if title:
         axes.set_title(title)
-    image = io.BytesIO()
-    canvas.print_png(image)  # type: ignore[no-untyped-call]
-    write_atomic(path, image.getvalue())
+    write_png(figure, path)

@@ -1,7 +1,7 @@
 """What a person sees while a model trains: a live panel on a terminal, plain lines anywhere else.
 
-Both show the same things: step, loss, bits per byte on held-out text, tokens per second, the share of the machine's
-measured peak, the time left, and a sample now and then.
+Both show the same things: step, loss, bits per byte and perplexities on held-out text, tokens per second, the share of
+the machine's measured peak, the time left, and a sample now and then.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class View:
         """(name, value), as far as they are known."""
         found = [("step", f"{self.step:,} of {self.steps:,}"), ("loss", f"{self.loss:.3f}")]
         if "bits_per_byte" in self.heldout:
-            found.append(("held-out", f"{self.heldout['bits_per_byte']:.3f} bits per byte"))
+            found.append(
+                ("held-out", f"{self.heldout['bits_per_byte']:.3f} bits per byte{_perplexities(self.heldout)}")
+            )
         elif self.heldout:
             found.append(("held-out", f"loss {self.heldout['loss']:.3f}"))
         if self.experts:
@@ -85,6 +87,13 @@ class View:
             found.append(("speed", f"{tokens:,.0f} tokens/s{share}"))
             found.append(("left", clock((self.steps - self.step) / max(steps, 1e-9))))
         return found
+
+
+def _perplexities(heldout: Record) -> str:
+    """Per token and per byte, as far as the record has them: a journal of an older run has not."""
+    names = {"perplexity_per_token": "token", "perplexity_per_byte": "byte"}
+    said = [f"{heldout[name]:.4g} a {unit}" for name, unit in names.items() if name in heldout]
+    return f", perplexity {', '.join(said)}" if said else ""
 
 
 def clock(seconds: float) -> str:

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from openbook.data.heldout import HeldOut
-from openbook.data.loader import Loader
+from openbook.data.heldout import HeldOut, Together
+from openbook.data.loader import Reader
 from openbook.errors import ConfigError
 from openbook.models.make import make, spec_of
 from openbook.nn import spec
@@ -101,7 +101,7 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer, device: torch.device) -> La
 
 
 def learning(
-    recipe: Recipe, model: spec.Model, tokenizer: Tokenizer, loader: Loader, held: HeldOut | None
+    recipe: Recipe, model: spec.Model, tokenizer: Tokenizer, loader: Reader, held: HeldOut | Together[HeldOut] | None
 ) -> tuple[Rows, Texts | None, Objective]:
     """What the recipe's objective learns from, is measured on, and minimises."""
     if model.language is not None and model.language.directions == 2:
@@ -127,7 +127,11 @@ def learning(
     )
     seed = recipe.train.seed
     rows = MaskedRows(loader, masking, seed, draws=detects)
-    texts = None if held is None else MaskedTexts(held, masking, seed, draws=detects)
+    texts: Texts | None = None
+    if isinstance(held, Together):
+        texts = Together({name: MaskedTexts(one, masking, seed, draws=detects) for name, one in held.parts.items()})
+    elif held is not None:
+        texts = MaskedTexts(held, masking, seed, draws=detects)
     if detects:
         return rows, texts, ReplacedToken(weight=recipe.generator.weight)
     return rows, texts, language_of(recipe, model)

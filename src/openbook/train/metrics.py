@@ -5,7 +5,8 @@ so that every step stands in it once.
 
     {"kind": "step", "step": 12, "loss": 5.1, "nll": 5.1, "lr": 0.0006, "norm": 1.3, "tokens": 49152, "took": 0.8, …}
     with experts also "experts": {"least": 0.7, "most": 1.6, "entropy": 0.98, "dropped": 0.0}: see experts.py
-    {"kind": "heldout", "step": 100, "loss": 4.2, "bits_per_byte": 1.9}
+    {"kind": "heldout", "step": 100, "loss": 4.2, "perplexity_per_token": 66.7, "perplexity_per_byte": 3.7,
+     "bits_per_byte": 1.9}
     {"kind": "sample", "step": 100, "text": "Once upon a time …"}
 """
 

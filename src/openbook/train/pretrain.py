@@ -2,7 +2,7 @@
 
 OUT/recipe.toml                        the resolved recipe
 OUT/tokenizer/                         made from the text, or copied
-OUT/text/                              the text as memory-mapped ids
+OUT/text/ reading.json                 the text as memory-mapped ids; what was read of it
 OUT/plan.json                          the number of steps, once it is fixed
 OUT/checkpoints/ metrics.jsonl         the run so far
 OUT/config.json model.safetensors …    the finished model, a Hugging Face folder
@@ -24,11 +24,8 @@ import torch
 
 from openbook import runtime
 from openbook.config import save as save_recipe
-from openbook.data.documents import documents, find_files
-from openbook.data.loader import Loader
-from openbook.data.prepare import Progress as Reading
-from openbook.data.prepare import prepare
-from openbook.data.shards import Shards
+from openbook.data.documents import find_files
+from openbook.data.loader import Reader
 from openbook.errors import CheckpointError, MissingExtra, OpenbookError
 from openbook.files import read_json, write_json
 from openbook.generate.loop import generate_ids
@@ -47,6 +44,7 @@ from openbook.train.learning import ENCODER_SPECIALS, check_model, learning, mak
 from openbook.train.loop import fit
 from openbook.train.metrics import Journal, TensorBoard, Watcher, read_journal
 from openbook.train.optim import Optimizer
+from openbook.train.reading import check_paths, describe_packing, prepare_texts, reader, report, texts
 from openbook.train.recipe import Recipe, identity
 from openbook.train.replaced import Pair, ReplacedToken, generator_of
 from openbook.train.run import Plan, Run, resume
@@ -86,6 +84,10 @@ class Stages:
         return self.out / "generator"
 
     @property
+    def reading(self) -> Path:
+        return self.out / "reading.json"
+
+    @property
     def journal(self) -> Path:
         return self.out / "metrics.jsonl"
 
@@ -98,17 +100,23 @@ def pretrain(recipe: Recipe, *, watchers: Sequence[Watcher] | None = None) -> Pa
     """
     stages = Stages(out=recipe.out.expanduser())
     check_model(recipe)
-    find_files(recipe.data.text)
+    check_paths(recipe)
     runtime.use_threads(recipe.train.threads)
     runtime.keep_memory()
     with only_one(stages.out):
         refuse_other(recipe, stages)
         save_recipe(recipe, stages.out / "recipe.toml")
         tokenizer = prepare_tokenizer(recipe, stages)
-        shards = prepare_text(recipe, stages, tokenizer)
-        run = compose(recipe, stages, tokenizer, shards)
+        started = any(stages.checkpoints.glob("step-*"))
+        shards = prepare_texts(recipe, stages.text, tokenizer, overwrite=not started)
+        rows = reader(recipe, shards, tokenizer.pad or 0)
+        packing = describe_packing(recipe.data, rows)
+        run = compose(recipe, stages, tokenizer, rows)
+        for line in rows.warnings(recipe.train.rows_of(run.plan.steps)):
+            caution(line)
         with closing(run, watchers, recipe):
             fit(run)
+        report(stages.reading, rows, run.progress.row, packing)
         export(recipe, stages, run, tokenizer)
     return stages.out
 
@@ -145,9 +153,9 @@ def prepare_tokenizer(recipe: Recipe, stages: Stages) -> Tokenizer:
         return Tokenizer.load(stages.tokenizer)
     status("making the tokenizer")
     if recipe.objective == "next":
-        tokenizer = Tokenizer.train(_texts(recipe), part.vocab)
+        tokenizer = Tokenizer.train(texts(recipe), part.vocab)
     else:
-        tokenizer = Tokenizer.train(_texts(recipe), part.vocab, ENCODER_SPECIALS, closed=True)
+        tokenizer = Tokenizer.train(texts(recipe), part.vocab, ENCODER_SPECIALS, closed=True)
     if part.chat != "turns":
         writes = part.chat == "continue" and recipe.objective == "next"
         tokenizer = tokenizer.with_chat_template(CONTINUE if writes else None)
@@ -160,7 +168,11 @@ def prepare_tokenizer(recipe: Recipe, stages: Stages) -> Tokenizer:
 
 def _mark(recipe: Recipe) -> dict[str, Any]:
     """What a trained tokenizer is made of: the files as they are now, and its settings."""
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in find_files(recipe.data.text)]
+    facts = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for group in recipe.data.groups()
+        for file in find_files(group)
+    ]
     text = hashlib.sha256(repr(facts).encode()).hexdigest()
     part = recipe.tokenizer
     made = {} if recipe.objective == "next" else {"specials": ENCODER_SPECIALS}
@@ -174,36 +186,7 @@ def _mark(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _texts(recipe: Recipe) -> Iterator[str]:
-    left = recipe.tokenizer.megabytes * 1e6
-    for text in documents(recipe.data.text, field=recipe.data.field):
-        yield text
-        left -= len(text.encode())
-        if left <= 0:
-            return
-
-
-def prepare_text(recipe: Recipe, stages: Stages, tokenizer: Tokenizer) -> Shards:
-    """The text as ids on the disk, made if it is not there."""
-
-    def tell(progress: Reading) -> None:
-        status(f"preparing the text: {progress.bytes / max(progress.bytes_total, 1):.0%}, {progress.tokens:,} tokens")
-
-    started = any(stages.checkpoints.glob("step-*"))
-    shards = prepare(
-        recipe.data.text,
-        tokenizer,
-        stages.text,
-        field=recipe.data.field,
-        held_out=recipe.data.held_out,
-        overwrite=not started,
-        progress=tell,
-    )
-    status("")
-    return shards
-
-
-def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards) -> Run:
+def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, loader: Reader) -> Run:
     """The run, resumed where its newest checkpoint stands."""
     part = recipe.train
     device = runtime.pick_device(part.device)
@@ -213,14 +196,6 @@ def compose(recipe: Recipe, stages: Stages, tokenizer: Tokenizer, shards: Shards
         one.compute_dtype = None if dtype == torch.float32 else dtype
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     model.config = {"model_type": recipe.model.family, **ends}
-    loader = Loader(
-        shards,
-        block=recipe.data.block,
-        seed=part.seed,
-        packing=recipe.data.packing,
-        document_mask=recipe.data.document_mask,
-        pad=tokenizer.pad or 0,
-    )
     held = loader.held_out(max(1, min(part.rows, part.micro_rows or part.rows)), limit=recipe.data.held_out_tokens)
     rows, heldout, objective = learning(recipe, model.spec, tokenizer, loader, held if len(held) else None)
     require_space(stages.checkpoints, model, recipe.checkpoint)

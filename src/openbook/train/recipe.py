@@ -1,6 +1,6 @@
 """The recipe of a pretraining run: one typed tree, read from TOML and changed from the command line.
 
-[data]       which text, in rows of how many tokens          [loss]        smoothing, z-loss
+[data]       which text or texts, in rows of so many tokens  [loss]        smoothing, z-loss
 [tokenizer]  made from the text, or one that is there        [optimizer]   how parameters move
 [model]      a family and its sizes                          [schedule]    the learning rate over the run
 [train]      how long, how large a step, on what             [checkpoint]  how often to save
@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from dataclasses import field as field_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from openbook.train.checkpoint import Cadence
 from openbook.train.experts import ExpertPart
 from openbook.train.optim import Optimisation
 from openbook.train.schedules import Schedule
+from openbook.train.sources import MixPart, SourcePart, check_sources
 from openbook.train.speed import Compile
 
 
@@ -27,8 +29,14 @@ from openbook.train.speed import Compile
 class DataPart:
     """Which text, and how it is laid out in rows."""
 
-    text: tuple[str, ...]
+    text: tuple[str, ...] = ()
     """Files, folders or patterns of .txt and .jsonl, also gzipped."""
+    sources: tuple[SourcePart, ...] = ()
+    """In place of `text`: several, each in a table [[data.sources]], mixed by weight."""
+    temperature: float = 1.0
+    """Of the mixture: a source's share ~ (weight or tokens) ^ (1 / temperature)."""
+    schedule: MixPart = field_(default_factory=MixPart)
+    """How the weights of the mixture change over the run."""
     field: str = "text"
     """Field of a .jsonl record that holds the text."""
     held_out: float = 0.02
@@ -41,6 +49,38 @@ class DataPart:
     """best-fit: whole documents, padding at the end; stream: all text in one stream."""
     document_mask: bool = False
     """Whether documents packed into a row are hidden from each other. Without it attention is plain and fastest."""
+    curriculum: Literal["none", "length"] = "none"
+    """length: the first epoch goes from short documents to long ones."""
+    blur: float = 0.3
+    """How much chance is in the curriculum's order: 0 none, 1 nothing else."""
+
+    dropout: float | None = None
+    """Train on `copies` of the text, cut by BPE with this dropout (0.1 is usual), in turn."""
+    alpha: float | None = None
+    """The same for a Unigram tokenizer, cut with probability to this power (0.1 to 0.5)."""
+    copies: int = 4
+    """In how many ways the text is cut then; each costs its place on the disk."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the text is cut in several ways."""
+        return self.dropout is not None or self.alpha is not None
+
+    def __post_init__(self) -> None:
+        if self.sampled and (self.sources or (self.dropout is not None and self.alpha is not None) or self.copies < 1):
+            raise ConfigError(
+                "`data.dropout` or `data.alpha`, one of the two, cuts `data.text` into 1 or more `data.copies`; it is "
+                "not for [[data.sources]]."
+            )
+        if bool(self.text) == bool(self.sources):
+            raise ConfigError("Say what to read: `data.text`, or [[data.sources]] for several that are mixed.")
+        check_sources(self.sources, self.schedule)
+        if not self.sources and (self.temperature != 1 or self.schedule.changes):
+            raise ConfigError("`data.temperature` and [data.schedule] mix [[data.sources]]: there are none.")
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The paths of each source, or of the one text."""
+        return [(source.path,) for source in self.sources] or [self.text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +119,9 @@ class ModelPart:
     """Whether the head is the token embedding."""
     dropout: float = 0.0
     """While training: of embeddings, attention weights and what layers add; many passes over little text need it."""
-    more: dict[str, float | int | bool | str] = field(default_factory=dict)
+    more: dict[str, float | int | bool | str] = field_(default_factory=dict)
     """Further keys of the family's config.json."""
-    spec: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field_(default_factory=dict)
     """A whole model of your own, for family openbook: see recipes/lstm.toml. `embed.vocab` may be left out."""
 
     def __post_init__(self) -> None:
@@ -153,6 +193,15 @@ class TrainPart:
             if value is not None and value < least:
                 raise ConfigError(f"`train.{name}` must be {least} or more: got {value}.")
 
+    def rows_of(self, steps: int) -> int:
+        """Rows of a run of so many steps."""
+        edges = [*(start for start, _ in self.course()), steps]
+        return sum(
+            rows * (max(start, min(steps, end)) - start)
+            for (start, rows), end in zip(self.course(), edges[1:], strict=True)
+            if start < steps
+        )
+
     def course(self) -> tuple[tuple[int, int], ...]:
         """(from step, rows) from step 0 on."""
         return self.ramp if self.ramp and self.ramp[0][0] == 0 else ((0, self.rows), *self.ramp)
@@ -216,14 +265,14 @@ class Recipe:
     data: DataPart
     model: ModelPart
     train: TrainPart
-    tokenizer: TokenizerPart = field(default_factory=TokenizerPart)
-    loss: LossPart = field(default_factory=LossPart)
-    masking: MaskingPart = field(default_factory=MaskingPart)
-    generator: GeneratorPart = field(default_factory=GeneratorPart)
-    experts: ExpertPart = field(default_factory=ExpertPart)
-    optimizer: Optimisation = field(default_factory=Optimisation)
-    schedule: Schedule = field(default_factory=Schedule)
-    checkpoint: Cadence = field(default_factory=Cadence)
+    tokenizer: TokenizerPart = field_(default_factory=TokenizerPart)
+    loss: LossPart = field_(default_factory=LossPart)
+    masking: MaskingPart = field_(default_factory=MaskingPart)
+    generator: GeneratorPart = field_(default_factory=GeneratorPart)
+    experts: ExpertPart = field_(default_factory=ExpertPart)
+    optimizer: Optimisation = field_(default_factory=Optimisation)
+    schedule: Schedule = field_(default_factory=Schedule)
+    checkpoint: Cadence = field_(default_factory=Cadence)
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the finished weights are written in."""
 
@@ -248,6 +297,13 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         for name in names:
             del place[name]
     tree["data"]["text"] = list(recipe.data.text)
+    if not recipe.data.sources:  # as runs from before there were mixtures
+        for name in ("sources", "temperature", "schedule"):
+            del tree["data"][name]
+    if not recipe.data.sampled:
+        del tree["data"]["dropout"], tree["data"]["alpha"], tree["data"]["copies"]
+    if recipe.data.curriculum == "none":
+        del tree["data"]["curriculum"], tree["data"]["blur"]
     for name, objectives in (("masking", ("masked", "replaced")), ("generator", ("replaced",))):
         if recipe.objective not in objectives:
             del tree[name]

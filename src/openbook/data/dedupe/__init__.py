@@ -1,0 +1,1 @@
+"""What compares documents with each other, or with evaluation sets: exact, paragraph, near and partial duplicates."""
