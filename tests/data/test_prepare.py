@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from openbook.data.documents import documents
 from openbook.data.prepare import Progress, cut, prepare
 from openbook.data.shards import Shards
 from openbook.errors import DataError, OpenbookError, UsageError
+from openbook.text import Tokenizer
 from tests.data.tiny import SLICE, Bytes, make, write_jsonl
 
 
@@ -352,3 +354,24 @@ def test_cut_prefers_paragraphs() -> None:
 def test_written_lines_are_documents(tmp_path: Path) -> None:
     texts = ["a\nb", 'quote "', "é𝄞"]
     assert list(documents(write_jsonl(tmp_path / "a.jsonl", texts))) == texts
+
+
+def test_arrays_and_lists_of_ids_make_the_same_shards(tmp_path: Path) -> None:
+    """Our own tokenizer hands over arrays; another one, lists."""
+    tokenizer = Tokenizer.train((json.loads(line)["text"] for line in SLICE.read_text().splitlines()), 400)
+
+    class Lists(Bytes):
+        vocab, bos, eos, fingerprint = tokenizer.vocab, tokenizer.bos, tokenizer.eos, tokenizer.fingerprint
+
+        def __init__(self) -> None:
+            pass
+
+        def encode_batch(self, texts: Sequence[str], /) -> list[list[int]]:
+            return tokenizer.encode_batch(texts)
+
+        def token_bytes(self, number: int, /) -> bytes:
+            return tokenizer.token_bytes(number)
+
+    for options in ({}, {"shard_tokens": 1000}):
+        arrays = contents(prepare(SLICE, tokenizer, tmp_path / f"arrays{len(options)}", **options).folder)  # type: ignore[arg-type]
+        assert contents(prepare(SLICE, Lists(), tmp_path / f"lists{len(options)}", **options).folder) == arrays  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from openbook.text.algorithms import bpe, unigram, wordpiece
 from openbook.text.algorithms.bpe import Bpe
 from openbook.text.algorithms.unigram import Unigram
 from openbook.text.algorithms.whole import Whole
+from openbook.text.surgery import trim
 from tests.archive import archive
 from tests.text.kinds import KINDS, ODD, SENTENCES, write
 
@@ -82,6 +83,20 @@ def test_encoding_of_real_text(kind: Any) -> None:
     text = archive("pretrain/tinyshakespeare.txt").read_text(encoding="utf-8")
     tokenizer = Tokenizer.train(text.split("\n\n"), 4000, kind=kind)
     same_ids(tokenizer, text[:150_000])
+
+
+@pytest.mark.slow
+def test_published_vocabularies() -> None:
+    """On llama.cpp's own test texts; and trimmed to them, the texts are cut as before."""
+    files = sorted(archive("tasks/tokenizers").rglob("*.gguf"))
+    assert files
+    for file in files:
+        tokenizer, tests = Tokenizer.load(file), file.with_name(f"{file.name}.inp")
+        texts = tests.read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n") if tests.exists() else SENTENCES
+        change = trim(tokenizer, texts)
+        for text in texts:
+            same_ids(tokenizer, text)
+            assert [change.rows[number][0] for number in change.tokenizer.encode(text)] == tokenizer.encode(text)
 
 
 # ------------------------------------------------------------------------------------------------ training

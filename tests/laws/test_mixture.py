@@ -147,6 +147,17 @@ def test_one_source_is_that_text_alone(sources: list[Source]) -> None:
     assert np.array_equal(mixed(sources[:1]).numbers(0, 300), alone.numbers(0, 300))
 
 
+def check_curriculum(loader: Loader) -> None:
+    """In the first epoch every row comes once, and the texts of its parts are longer and longer."""
+    first = loader.numbers(0, loader.rows)
+    assert sorted(first.tolist()) == list(range(loader.rows)), "an epoch holds every row once"
+    lengths = loader.layout.mean_lengths()[first]
+    assert loader.blur or (np.diff(lengths) >= 0).all(), "short texts first"
+    thirds = [part.mean() for part in np.array_split(lengths, 3)]
+    assert thirds[0] < thirds[1] <= thirds[2], "short texts first"
+    assert np.array_equal(loader.numbers(20, 5), first[20:25])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("blur", [0.0, 0.3])
 def test_a_curriculum_has_every_row_once_and_short_texts_first(
@@ -156,15 +167,8 @@ def test_a_curriculum_has_every_row_once_and_short_texts_first(
     loader, plain = (
         Loader(shards, block=48, seed=2, curriculum=how, blur=blur, **layout) for how in ("length", "none")
     )
-    first = loader.numbers(0, loader.rows)
-    assert sorted(first.tolist()) == list(range(loader.rows))
-    lengths = loader.layout.mean_lengths()[first]
-    if blur == 0:
-        assert (np.diff(lengths) >= 0).all()
-    thirds = [part.mean() for part in np.array_split(lengths, 3)]
-    assert thirds[0] < thirds[1] <= thirds[2]
+    check_curriculum(loader)
     assert np.array_equal(loader.numbers(loader.rows, 9), plain.numbers(loader.rows, 9)), "later epochs are shuffled"
-    assert np.array_equal(loader.numbers(20, 5), first[20:25])
     with pytest.raises(DataError, match="curriculum was"):
         plain.restore(loader.state(1))
 
@@ -209,6 +213,21 @@ class OneShuffle(Mixture):
 def test_fault_sources_without_their_own_epochs(sources: list[Source]) -> None:
     with pytest.raises(AssertionError, match="every row once"):
         check_epochs(OneShuffle(mixed(sources, (1, 1)).sources, block=64), 700)
+
+
+class FromThePool(Loader):
+    """Draws from a growing pool of short texts, as it is often done: some rows come again, others never."""
+
+    def _short_first(self, draw: NDArray[np.uint64]) -> Ints:
+        order = super()._short_first(draw)
+        return order[(draw % (1 + np.arange(self.rows, dtype=np.uint64))).astype(np.int64)]
+
+
+def test_fault_a_curriculum_that_repeats_rows(sources: list[Source]) -> None:
+    with pytest.raises(AssertionError, match="every row once"):
+        check_curriculum(FromThePool(sources[0].shards, block=48, curriculum="length"))
+    with pytest.raises(AssertionError, match="short texts first"):
+        check_curriculum(Loader(sources[0].shards, block=48, curriculum="length", blur=1.0))
 
 
 def test_the_very_turns_are_part_of_the_format() -> None:

@@ -20,6 +20,7 @@ from openbook.data.documents import documents
 from openbook.native import bpe
 from openbook.text import characters, engine, split
 from openbook.text.engine import Engine, native_encoder, train_merges
+from openbook.text.training import SPECIALS, train_bpe
 from tests.archive import archive
 from tests.text.patterns import PARTS, PATTERNS, from_ranks, pre_tokenizer, texts, tokenizer, vocabulary
 
@@ -205,6 +206,27 @@ def test_merges_are_equal(seed: int) -> None:
     for vocab, specials in ((2000, ()), (700, ("<|end|>", "the", "'s", " the")), (260, ("<a>",))):
         ours, theirs = trained_by_both(given, vocab, specials)
         assert ours == theirs
+
+
+def test_a_trained_tokenizer_is_the_same_file_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list(texts(5, 150))
+    for specials, closed in ((SPECIALS, True), (("<|end|>", "the", " a"), False)):
+        with_native = train_bpe(iter(given), 900, specials, closed).to_str(pretty=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(bpe, "library", lambda: None)
+            assert train_bpe(iter(given), 900, specials, closed).to_str(pretty=True) == with_native
+
+
+def test_training_in_blocks_and_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list(texts(6, 600, 300))
+    assert sum(len(text.encode()) for text in given) > 3 * bpe.WORTH_A_THREAD
+    step = json.loads(tokenizer("ours", 1).to_str())["pre_tokenizer"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = train_merges(given, step, 600, 2, ())
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert train_merges(given, step, 600, 2, ()) == alone
+    monkeypatch.setattr(engine, "BLOCK", 1000)
+    assert train_merges(iter(given), step, 600, 2, ()) == alone
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class TestAgainstTransformers:
             assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids, text
             assert ours.prompt(text) == theirs(text).input_ids, text
         assert ours.encode_batch(texts) == [ours.encode(text) for text in texts]
+        ids, places = ours.encode_arrays(texts)
+        assert [ids[start:end].tolist() for start, end in pairwise(places)] == ours.encode_batch(texts)
 
     def test_text(self, kind: str, pairs: dict[str, tuple[Tokenizer, Any]]) -> None:
         ours, theirs = pairs[kind]

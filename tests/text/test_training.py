@@ -108,6 +108,10 @@ class TestBoth:
         runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(3)]
         assert len({run.stdout for run in runs}) == 1
 
+    def test_a_line_that_is_one_word(self, kind: Any) -> None:
+        plain = Tokenizer.train(SENTENCES * 3, 450, kind=kind)
+        assert Tokenizer.train([*SENTENCES * 3, "a" * 300_000], 450, kind=kind).fingerprint == plain.fingerprint
+
     def test_too_small(self, kind: Any) -> None:
         with pytest.raises(TokenizerError, match=r"Use \d+ or more"):
             Tokenizer.train(SENTENCES, 8, kind=kind)

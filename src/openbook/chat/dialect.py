@@ -19,6 +19,7 @@ from typing import Any
 
 from openbook.chat.messages import REASONING, Message
 from openbook.errors import InputError, Refusal, TokenizerError
+from openbook.text.template import NULL
 
 Render = Callable[..., str]  # render(messages, tools=…, add_generation_prompt=…)
 
@@ -180,7 +181,11 @@ class Probe:
 
     def _answer(self, form: _Form, calls: int) -> str | None:
         """What the template writes for an answer of so many calls, ids replaced; None: it does not take it."""
-        said = {"role": "assistant", "content": form.blank, "tool_calls": [form.call(i) for i in range(calls)]}
+        said = {
+            "role": "assistant",
+            "content": NULL if form.blank is None else form.blank,
+            "tool_calls": [form.call(i) for i in range(calls)],
+        }
         try:
             text = self.render([_user(), said], add_generation_prompt=False)
             plain = self.render([_user(), {"role": "assistant", "content": SAID}], add_generation_prompt=False)
@@ -319,7 +324,8 @@ def as_read(messages: Sequence[Message], dialect: Dialect, fitted: Callable[[str
     for message in messages:
         value = message.as_dict()
         if message.tool_calls:
-            value["content"] = (message.content if dialect.beside else None) or dialect.blank
+            content = (message.content if dialect.beside else None) or dialect.blank
+            value["content"] = NULL if content is None else content
             for call in value["tool_calls"]:
                 call["id"] = fitted(call["id"])
                 call["function"]["arguments"] = _arguments(call["function"], dialect.as_text)

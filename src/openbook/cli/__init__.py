@@ -42,29 +42,27 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "tokenizer_compare", _MAKE, "DIR… --text TEXT…", "tokenizers side by side: a table and a picture"
         ),
         "tokenizer extend": _verb(
-            "tokenizer_extend", _MAKE, "DIR --token T… --out DIR", "new tokens, for a tokenizer and its model"
+            "tokenizer_extend", _MAKE, "DIR --token T…", "new tokens, for a tokenizer and its model"
         ),
         "tokenizer trim": _verb(
             "tokenizer_trim", _MAKE, "DIR --text TEXT… --out DIR", "only the tokens that some text needs"
         ),
         "tokenizer transplant": _verb(
-            "tokenizer_transplant", _MAKE, "DIR --tokenizer DIR --out DIR", "another tokenizer for a model"
+            "tokenizer_transplant", _MAKE, "DIR --tokenizer DIR", "another tokenizer for a model"
         ),
         "data prepare": _verb(
             "data_prepare", _MAKE, "RECIPE|TEXT… --out DIR", "clean text and turn it into shards of tokens"
         ),
         "data inspect": _verb("data_inspect", _LOOK, "PATH…", "what is in text, prepared tokens or a corpus"),
         "data plan": _verb("data_plan", _LOOK, "--size 10TB", "how long a corpus takes, on which machines"),
-        "data audit": _verb(
-            "data_audit", _LOOK, "TEXT…", "who and what a corpus talks about, and weights that balance it"
-        ),
+        "data audit": _verb("data_audit", _LOOK, "TEXT…", "who and what a corpus talks about"),
         "data classifier": _verb(
             "data_classifier", _MAKE, "GOOD BAD --out FILE", "learn from examples which text is good"
         ),
         "data perplexity": _verb("data_perplexity", _MAKE, "GOOD --out FILE", "learn how surprising good text is"),
         "data dedupe": _verb("data_dedupe", _MAKE, "TEXT… --out DIR", "write text without what it has twice"),
         "data decontaminate": _verb(
-            "data_decontaminate", _MAKE, "TEXT… --against EVAL --out DIR", "write text without evaluation items"
+            "data_decontaminate", _MAKE, "TEXT… --against FILE…", "write text without evaluation items"
         ),
         "pretrain": _verb("pretrain", _MAKE, "RECIPE.toml", "train a model from a recipe; the same command resumes"),
         "chat": _verb("chat", _USE, "DIR|URL", "talk with a model in the terminal"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Look into text files, prepared tokens, or a corpus. Reads everything once; what cannot be read is listed."""
+    """Look into text files, prepared tokens, a corpus, or at what a run has read. What cannot be read is listed."""
 
     paths: Positional[tuple[str, ...]]
-    """Files or folders of text; or one folder that `openbook data prepare` wrote."""
+    """Files or folders of text; or one folder that `openbook data prepare` or `openbook pretrain` wrote."""
     field: str = "text"
     """Field of a record that holds the text."""
     sample: int = 0
     """Documents to show, spread over everything."""
     block: int = 1024
     """Tokens of a row, for what packing would waste (prepared tokens only)."""
+    rows: int | None = None
+    """First rows of a run to list (runs only). None: up to its last checkpoint."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, with every document that a run read."""
 
 
 def main(args: Sequence[str], prog: str) -> int:
@@ -44,6 +46,8 @@ def main(args: Sequence[str], prog: str) -> int:
         return _corpus(config, folder, report)
     if len(config.paths) == 1 and (folder / "manifest.json").is_file():
         return _shards(config, folder)
+    if len(config.paths) == 1 and (folder / "recipe.toml").is_file():
+        return _run(config, folder)
     return _text(config)
 
 
@@ -80,21 +84,37 @@ def _stored(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _shards(config: Config, folder: Path) -> int:
-    from openbook.data.packing import best_fit
+    from openbook.data.packing import packing_report
     from openbook.data.shards import Shards
 
     shards = Shards.open(folder, verify=False)
     training, held = shards.spans(held_out=False), shards.spans(held_out=True)
-    packed = best_fit(training.bounds, config.block)
+    packing = {way: vars(waste) for way, waste in packing_report(training, config.block).items()}
     found = {
         "documents": shards.documents, "tokens": shards.tokens, "bytes": shards.bytes,
         "bytes_per_token": round(shards.bytes / max(1, shards.tokens), 4), "vocab": shards.vocab,
         "held_out_tokens": held.tokens, "fingerprint": shards.fingerprint, "tokenizer": shards.tokenizer,
         "run_lengths": _quantiles(training.lengths.tolist()),
-        "block": config.block, "rows": packed.rows, "padding": round(1 - packed.used, 6) if packed.rows else None,
+        "block": config.block, "packing": packing,
         "sources": [{key: one[key] for key in ("path", "bytes", "sha256")} for one in shards.manifest["sources"]],
     }  # fmt: skip
     print(json.dumps(found, indent=2) if config.json else _pairs(found))
+    return 0
+
+
+def _run(config: Config, folder: Path) -> int:
+    """Which documents a training run has read, and how often."""
+    from openbook.train.reread import read_of
+
+    found: dict[str, Any] = {}
+    for name, read in read_of(folder, config.rows).items():
+        found[name] = {"rows": read.rows, "epochs": round(read.epochs, 4), "tokens": read.tokens}
+        documents = list(read.documents()) if config.json or config.sample else []
+        if config.json:
+            found[name]["documents"] = [asdict(document) for document in documents]
+        for document in documents[: config.sample] if not config.json else ():
+            print(f"{document.path}, document {document.document}, line {document.line}: {document.tokens:,} tokens")
+    print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else _pairs(found))
     return 0
 
 
@@ -169,5 +189,7 @@ def _pairs(found: dict[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return "/".join(value)
+        return "/".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -21,6 +21,7 @@ NO_TEXT = "There is no text to train a tokenizer on: every document was empty. G
 SPACE = "▁"  # how Unigram vocabularies write a space
 SPELLING = "<0x123456789ABCDEF>"  # characters that the name of a byte token is made of
 DIGITS = 4  # decimals of a score that are kept; what threads leave to chance is far behind them
+LONGEST = 1 << 10  # characters of a word that Unigram learns from; longer ones are data, not language
 BATCH = 1 << 12  # times a word is given at once
 BYTE_SCORE = -1000.0  # of a byte token: no text that spells its name is read as that byte
 
@@ -37,7 +38,8 @@ def wordpiece_backend(
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokens = wordpiece.train(_words(backend, texts), vocab, specials, characters=room // 4)
+    words = _words(backend, texts, wordpiece.LONGEST)
+    tokens = wordpiece.train(words, vocab, specials, characters=room // 4)
     ids = {token: number for number, token in enumerate(tokens)}
     backend.model = models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=wordpiece.LONGEST)
     backend.decoder = decoders.WordPiece(prefix=wordpiece.MARK)
@@ -62,7 +64,7 @@ def unigram_backend(
             pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
         ]
     )
-    learned = _learned(_words(backend, texts), room)
+    learned = _learned(_words(backend, texts, LONGEST), room)
     entries = [(special, 0.0) for special in specials]
     entries += [(f"<0x{byte:02X}>", BYTE_SCORE) for byte in range(256)]
     entries += [piece for piece in learned if piece[0] not in specials]
@@ -95,14 +97,14 @@ def _learned(words: Mapping[str, int], room: int) -> list[tuple[str, float]]:
     return sorted(pieces, key=lambda piece: (-piece[1], piece[0]))
 
 
-def _words(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> dict[str, int]:
-    """How often each word occurs in the texts, as `backend` cleans and splits them."""
+def _words(backend: tokenizers.Tokenizer, texts: Iterable[str], longest: int) -> dict[str, int]:
+    """How often each word of at most `longest` characters occurs in the texts, as `backend` cleans and splits them."""
     counter = trainers.BpeTrainer(vocab_size=1, show_progress=False)
     backend.train_from_iterator(texts, counter)
     words: dict[str, int] = json.loads(counter.__getstate__())["BpeTrainer"]["words"]
     if not words:
         raise TokenizerError(NO_TEXT)
-    return dict(sorted(words.items()))
+    return {word: times for word, times in sorted(words.items()) if len(word) <= longest}
 
 
 def _settled(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:

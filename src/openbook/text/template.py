@@ -48,6 +48,13 @@ _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _LONGEST = 100_000  # characters of a template: seconds to compile; published ones have some 20,000 at most
 _DEEPEST = 128  # objects and lists within each other, in a message or a variable
 _PRIVATE = range(0xE000, 0xF8FF)
+
+
+class Null:
+    """A None that a template is to see: some ask whether the content `is none` before they write calls."""
+
+
+NULL = Null()
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which messages carry it
 
 
@@ -248,7 +255,7 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:
     """`message` as transformers hands it to a template: without what is None, reasoning under all its names."""
-    given = {key: value for key, value in message.items() if value is not None}
+    given = {key: None if isinstance(value, Null) else value for key, value in message.items() if value is not None}
     thought = next((given[name] for name in REASONING if name in given), None)
     return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
 
@@ -274,7 +281,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     """`value` rebuilt from JSON types alone: a template gets no object with methods of its own."""
     if depth > _DEEPEST:
         raise InputError(f"Messages and template variables are nested more than {_DEEPEST} deep: make them flatter.")
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | Null):
         return value
     if isinstance(value, str):
         return checked_text(str.__str__(value))

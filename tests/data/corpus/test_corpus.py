@@ -124,12 +124,7 @@ def test_processes_change_nothing(made: Path, tmp_path: Path) -> None:
     )
     build(again, executor=Processes(2))
     mine, theirs = contents(made), contents(tmp_path / "out")
-    for name in (
-        "card.md",
-        "recipe.toml",
-        "training.toml",
-        "plan.json",
-    ):  # they name the folder, and when it was planned
+    for name in ("card.md", "recipe.toml", "training.toml", "plan.json"):  # they name the folder, or when it was made
         mine.pop(name), theirs.pop(name)
     assert mine == theirs
 

@@ -24,7 +24,7 @@ from openbook.data.corpus.recipe import Corpus, Tokens
 from openbook.data.corpus.work import read_ledger, read_records
 from openbook.data.encoding import Encoder
 from openbook.data.prepare import Progress, alone, prepare
-from openbook.data.shards import Shards, sha256
+from openbook.data.shards import MANIFEST, Shards, sha256
 from openbook.errors import DataError, OpenbookError
 from openbook.files import explain_os_error, read_json, sync_folder, write_atomic, write_json
 
@@ -161,6 +161,7 @@ class _Work:
                     longest_line=LONGEST_RECORD,
                     progress=tell,
                 )
+                _place_sources(self.folder / "shards" / source.name / MANIFEST, self.folder, Path(self.recipe.out))
         return made
 
     def _tokenizer(self) -> Encoder:
@@ -219,6 +220,16 @@ def _try_tokenizer(tokens: Tokens) -> None:
         Tokenizer.load(tokens.tokenizer)
     else:
         Tokenizer.train(["A text."], min(tokens.vocab, 512))
+
+
+def _place_sources(manifest: Path, staging: Path, out: Path) -> None:
+    """Let a manifest say where its text will lie, once the folder has its name."""
+    content = read_json(manifest)
+    for source in content["sources"]:
+        path = Path(source["path"])
+        if path.is_relative_to(staging):
+            source["path"] = str(out.expanduser().absolute() / path.relative_to(staging))
+    write_json(manifest, content)
 
 
 def _untold(_: Told) -> None:
