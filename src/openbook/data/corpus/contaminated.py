@@ -6,7 +6,7 @@ runs of words; what many have is a saying. Only when the corpus is written are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -128,15 +128,10 @@ def _step(folder: Path, wanted: Contamination, _file: Made) -> Decontaminate | N
     return Decontaminate(index.ignore(sayings), wanted.action, wanted.margin, most=wanted.most)
 
 
-def summed(folder: Path, notes: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """What was found in all parts; None where no evaluation sets were named."""
+def summed(folder: Path, items: Set[int], parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What was found in all parts: the items, and some of the places. None where no evaluation sets were named."""
     index = opened(folder)
     if index is None:
         return None
-    overlaps = Overlaps(index, examples=0)
-    parts: list[dict[str, Any]] = []
-    for note in notes:
-        found = note.get("overlaps", {})
-        overlaps.items.update(found.get("items", []))
-        parts += found.get("parts", [])
-    return {"words": index.n, "sets": overlaps.sets(), "samples": parts[: 4 * EXAMPLES]}
+    overlaps = Overlaps(index, examples=0, items={*items})
+    return {"words": index.n, "sets": overlaps.sets(), "samples": [*parts]}

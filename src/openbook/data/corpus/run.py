@@ -104,19 +104,20 @@ class _Work:
             writing = [write.Job(self.folder, part, sources[part.source].name, recipe) for part in parts]
             sizes = [(self.folder / "clean" / f"{part.name}.jsonl").stat().st_size for part in parts]
             self._map("writing", write.write_part, writing, sizes)
-        ledgers = [
-            read_ledger(self.folder / stage / f"{part.name}.json") for stage in ("clean", "text") for part in parts
-        ]
-        if recipe.tokens is not None and not any(notes.get("documents") for _, notes in ledgers):
-            raise DataError(report.nothing_left(self.plan, ledgers))
+        summed = report.Summed()
+        for stage in ("clean", "text"):
+            for part in parts:
+                summed.add(*read_ledger(self.folder / stage / f"{part.name}.json"))
+        if recipe.tokens is not None and not any(left["documents"] for left in summed.left.values()):
+            raise DataError(report.nothing_left(self.plan, summed))
         shards = self._tokenise() if recipe.tokens is not None else {}
         with self._timed("checksums"):
             read = [(file["path"], file["bytes"], file["modified"]) for file in self.plan.files]
             sums = self._map("checksums", _checksum, read, [file["bytes"] for file in self.plan.files])
         files = [{**file, **sums[one]} for file, one in zip(self.plan.files, read, strict=True)]
         shown = dict(self.seconds)
-        made = report.report(recipe, self.plan, files, ledgers, found, shards, shown, self.executor.workers)
-        made["contamination"] = contaminated.summed(self.folder, [notes for _, notes in ledgers])
+        made = report.report(recipe, self.plan, files, summed, found, shards, shown, self.executor.workers)
+        made["contamination"] = contaminated.summed(self.folder, summed.items, summed.overlaps)
         report.write(self.folder, made, Path(recipe.out))
         write_atomic(self.folder / "recipe.toml", config.to_toml(recipe))
 
