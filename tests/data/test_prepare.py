@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from openbook.data import prepare as module
 from openbook.data.documents import documents
-from openbook.data.prepare import Progress, cut, prepare
+from openbook.data.prepare import Progress, alone, cut, prepare
 from openbook.data.shards import Shards
 from openbook.errors import DataError, OpenbookError, UsageError
 from openbook.text import Tokenizer
@@ -375,3 +375,14 @@ def test_arrays_and_lists_of_ids_make_the_same_shards(tmp_path: Path) -> None:
     for options in ({}, {"shard_tokens": 1000}):
         arrays = contents(prepare(SLICE, tokenizer, tmp_path / f"arrays{len(options)}", **options).folder)  # type: ignore[arg-type]
         assert contents(prepare(SLICE, Lists(), tmp_path / f"lists{len(options)}", **options).folder) == arrays  # type: ignore[arg-type]
+
+
+def test_a_folder_that_took_its_name_meanwhile_is_not_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the opening of the staging folder and its lock another process may finish and rename it."""
+    staging, out = tmp_path / ".out.part", tmp_path / "out"
+    staging.mkdir()
+    monkeypatch.setattr("fcntl.flock", lambda *_: staging.rename(out))
+    with pytest.raises(DataError, match="just prepared"), alone(staging, out):
+        raise AssertionError("the finished folder would be worked in")

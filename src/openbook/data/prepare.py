@@ -332,6 +332,8 @@ def alone(staging: Path, out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"Another process is preparing '{out}' now. Wait, or choose another --out.") from error
+        if not staging.is_dir() or not os.path.samestat(os.fstat(handle), staging.stat()):
+            raise DataError(f"Another process has just prepared '{out}'. Run the same command again to see it.")
         yield
     finally:
         os.close(handle)
