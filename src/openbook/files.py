@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +30,14 @@ def explain_os_error(error: OSError, path: Path, doing: str) -> OpenbookError:
         errno.EACCES: f"Permission denied: {denied}, or change its permissions.",
         errno.ENOTDIR: "A part of this path is a file, not a folder: choose another --out.",
         errno.ENOENT: "A part of this path does not exist.",
-    }.get(error.errno or 0, "Check the path and try again.")
+    }.get(_number(error), "Check the path and try again.")
     return OpenbookError(f"Cannot {doing} '{path}': {error.strerror or error}. {what_to_do}")
+
+
+def _number(error: OSError) -> int:
+    """The system's number of an error. numpy has none for an array of which the disk took only a part."""
+    full = error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error))
+    return errno.ENOSPC if full else error.errno or 0
 
 
 def sync_folder(path: Path) -> None:

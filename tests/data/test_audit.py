@@ -287,3 +287,16 @@ def test_no_list_holds_a_word_twice_in_an_axis() -> None:
         every = [word for words in groups.values() for word in words]
         assert len(every) == len(set(every))
     assert all(word == word.lower() for words in lists().topics.values() for word in words)
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "good.jsonl", [WAR, BALL]).open("a").write("no record\n")
+    (tmp_path / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    assert main(["data", "audit", str(tmp_path), "--no-languages", "--topics", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["documents"] == 2
+    assert [bad.partition(":")[0].rpartition("/")[2] for bad in found["unread"]] == [
+        "lost.jsonl'", "good.jsonl', line 3"
+    ]  # fmt: skip
+    assert main(["data", "audit", str(tmp_path), "--no-languages", "--topics", "1"]) == 0
+    assert capsys.readouterr().out.count("could not be read") == 2

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from openbook.cli import main
 from openbook.data.dedupe import spans
-from openbook.data.dedupe.corpus import Paragraphs, Rules, dedupe
+from openbook.data.dedupe.corpus import Paragraphs, Rules, Texts, dedupe
 from openbook.data.dedupe.exact import digest, digests, first_of
 from openbook.data.dedupe.overlap import Overlap, Within, covered, windows, winnow
 from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs, repeated, without
@@ -245,3 +245,30 @@ def test_a_third_of_tinyshakespeare_stands_in_the_classic_books() -> None:
     left = spans.glue(spans.cut(text, parts))
     assert Within([left], Overlap(words=20)).look_all([text]).parts(0)[1] == pytest.approx(1, abs=0.01)
     assert len(left) / len(text) == pytest.approx(1 - share, abs=0.02)
+
+
+@pytest.mark.parametrize("verb", [["dedupe"], ["decontaminate", "--against", "quiz.txt"]], ids=lambda verb: verb[0])
+def test_a_foreign_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "The keeper of the lighthouse climbed the stairs every evening to light the old lamp."
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "quiz.txt").write_text(
+        "What did the engineer say about the bridge when it fell into the river at noon?"
+    )
+    thesis = tmp_path / "mine" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    run = ["data", verb[0], "a.txt", *verb[1:], "--overwrite", "--out"]
+    assert main([*run, "mine"]) == 2
+    assert "nothing there was touched" in capsys.readouterr().err
+    assert thesis.read_text() == "mine"
+    assert main([*run, "new"]) == 0
+    assert main([*run, "new"]) == 0
+
+
+def test_nothing_to_compare_says_why(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match=r"no document to compare.*empty\.txt.*0 bytes"):
+        dedupe(Texts([tmp_path / "empty.txt"]), tmp_path / "out", Rules())

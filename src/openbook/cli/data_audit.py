@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from dataclasses import field as field_
@@ -17,7 +17,7 @@ from openbook.options import Positional, parse
 
 if TYPE_CHECKING:
     from openbook.data.audit.count import Counts
-    from openbook.data.documents import Document
+    from openbook.data.dedupe.corpus import Texts
 
 OPEN = 200  # files that are written at the same time
 
@@ -29,7 +29,7 @@ class Config:
     are short and English: data/audit/words.toml says what they can show and what not."""
 
     paths: Positional[tuple[str, ...]]
-    """Files or folders of text."""
+    """Files or folders of text. What cannot be read is left out and listed."""
     field: str = "text"
     """Field of a record that holds the text."""
     source_field: str = "source"
@@ -62,22 +62,26 @@ def main(args: Sequence[str], prog: str) -> int:
         )
     from openbook.data.audit.count import Counts
     from openbook.data.audit.report import page, report, weights
+    from openbook.data.dedupe.corpus import Texts, unread_of
     from openbook.files import write_json
 
     counts = Counts(language=_identifier() if config.languages else None, source_field=config.source_field)
-    for document in _documents(config):
+    texts = Texts(config.paths, config.field)
+    for document in texts():
         counts.add(document)
         if counts.size.documents % 200 == 0:
             log.status(f"counting: {counts.size.documents:,} documents, {counts.size.words:,} words")
     log.status("")
-    found = report(counts, topics=config.topics, seed=config.seed)
+    found = report(counts, topics=config.topics, seed=config.seed) | {"unread": unread_of(texts)}
     if targets:
         found["weights"] = weights(counts, targets, config.bound)
     if config.split is not None:
-        found["split"] = _split(config, counts, targets, config.split)
+        found["split"] = _split(texts, counts, targets, config)
     if config.out is not None:
         write_json(config.out, found)
     print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else page(found))
+    for bad in [] if config.json else found["unread"]:
+        print(f"could not be read: {bad}")
     return 0
 
 
@@ -93,13 +97,6 @@ def _targets(config: Config) -> dict[str, dict[str, float]]:
     return dict(targets)
 
 
-def _documents(config: Config) -> Iterator[Document]:
-    from openbook.data.documents import find_files, read_documents
-
-    for path in find_files(config.paths):
-        yield from read_documents(path, field=config.field)
-
-
 def _identifier() -> Callable[[str], str] | None:
     """What says the language of a text, None (said once) without the extra."""
     from openbook.data.clean.language import Language
@@ -113,11 +110,13 @@ def _identifier() -> Callable[[str], str] | None:
     return lambda text: step.identify(text)[0]
 
 
-def _split(config: Config, counts: Counts, targets: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _split(texts: Texts, counts: Counts, targets: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Write every document into the file of its part, and the recipe lines that mix the parts."""
     from openbook.data.audit.report import weigh
     from openbook.files import write_atomic
 
+    folder = config.split
+    assert folder is not None
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"'{folder}' is not empty: choose another folder for --split.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def _split(config: Config, counts: Counts, targets: Mapping[str, Any], folder: P
         raise UsageError(f"The targets make {len(shares)} parts, {OPEN} at most: balance fewer axes at once.")
     with ExitStack() as stack:
         files: dict[str, IO[str]] = {}
-        for document in _documents(config):
+        for document in texts():
             name = _safe(counts.place(document).name(axes))
             if name in shares:
                 if name not in files:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openbook import log
-from openbook.errors import UsageError
 from openbook.options import Positional, parse
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Config:
     margin: int = 200
     """Characters on both sides that go with a shared part."""
     overwrite: bool = False
-    """Replace the folder if it exists."""
+    """Replace what an earlier run wrote there."""
     json: bool = False
     """Print one JSON object."""
 
@@ -51,11 +50,10 @@ class Config:
 def main(args: Sequence[str], prog: str) -> int:
     """The verb."""
     config = parse(Config, args, prog=prog)
-    from openbook.data.dedupe.corpus import Texts
+    from openbook.data.dedupe.corpus import Texts, check_out
     from openbook.data.dedupe.decontaminate import Search, decontaminate
 
-    if config.out.exists() and not config.overwrite:
-        raise UsageError(f"'{config.out}' exists. Choose another --out, or give --overwrite to replace it.")
+    check_out(config.out, config.overwrite)
     search = Search(
         n=config.n, shortest=min(config.shortest, config.n), common=config.common, frequent=config.frequent,
         fields=config.fields, action=config.action, margin=config.margin,

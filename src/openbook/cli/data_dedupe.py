@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openbook import log
-from openbook.errors import UsageError
 from openbook.options import Positional, parse
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Config:
     overlap_words: int = 50
     """Words of the shortest such part."""
     overwrite: bool = False
-    """Replace the folder if it exists."""
+    """Replace what an earlier run wrote there."""
     json: bool = False
     """Print one JSON object."""
 
@@ -50,10 +49,9 @@ class Config:
 def main(args: Sequence[str], prog: str) -> int:
     """The verb."""
     config = parse(Config, args, prog=prog)
-    from openbook.data.dedupe.corpus import Texts, dedupe
+    from openbook.data.dedupe.corpus import Texts, check_out, dedupe
 
-    if config.out.exists() and not config.overwrite:
-        raise UsageError(f"'{config.out}' exists. Choose another --out, or give --overwrite to replace it.")
+    check_out(config.out, config.overwrite)
     report = dedupe(
         Texts(config.text, config.field),
         config.out,

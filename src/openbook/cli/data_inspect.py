@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from openbook.errors import DataError, UsageError
+from openbook.errors import UsageError
 from openbook.options import Positional, parse
 
 SHOWN = 300  # characters of a document
@@ -39,9 +39,11 @@ def main(args: Sequence[str], prog: str) -> int:
     config = parse(Config, args, prog=prog)
     if not config.paths:
         raise UsageError(f"Nothing was named: {prog} FILE… or a folder that `openbook data prepare` wrote.")
+    if config.block < 1 or config.sample < 0:
+        raise UsageError(f"--block is 1 or more, --sample 0 or more: got {config.block} and {config.sample}.")
     folder = Path(config.paths[0]).expanduser()
-    if len(config.paths) == 1 and (folder / "report.json").is_file():
-        return _corpus(config, folder)
+    if len(config.paths) == 1 and (report := _report(folder)):
+        return _corpus(config, folder, report)
     if len(config.paths) == 1 and (folder / "manifest.json").is_file():
         return _shards(config, folder)
     if len(config.paths) == 1 and (folder / "recipe.toml").is_file():
@@ -49,13 +51,18 @@ def main(args: Sequence[str], prog: str) -> int:
     return _text(config)
 
 
-def _corpus(config: Config, folder: Path) -> int:
-    from openbook.data.corpus.report import NAME, summary
+def _report(folder: Path) -> dict[str, Any] | None:
+    """The report of a corpus, None where a folder holds none: other commands write files of that name too."""
+    from openbook.data.corpus.report import NAME
     from openbook.files import read_json
 
-    report = read_json(folder / NAME)
-    if not isinstance(report, dict) or report.get("format") != "openbook-corpus":
-        raise DataError(f"'{folder / NAME}' is not the report of a corpus.")
+    report = read_json(folder / NAME) if (folder / NAME).is_file() else None
+    return report if isinstance(report, dict) and report.get("format") == "openbook-corpus" else None
+
+
+def _corpus(config: Config, folder: Path, report: dict[str, Any]) -> int:
+    from openbook.data.corpus.report import summary
+
     if config.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -120,8 +127,8 @@ def _text(config: Config) -> int:
     columns: dict[str, Counter[str]] = {}
     lengths: list[int] = []
     spread = _Spread(config.sample)
-    files = find_files(config.paths)
-    for block in blocks(files):
+    files = find_files(config.paths, bad=bad.append)
+    for block in blocks(files, bad=bad.append):
         for document in read_block(block, Columns(text=config.field), bad=bad.append):
             size = len(document.text.encode())
             lengths.append(size)
@@ -138,7 +145,7 @@ def _text(config: Config) -> int:
     else:
         print(_pairs({key: value for key, value in found.items() if key != "bad"}))
         for one in bad:
-            print(f"could not be read: {one}")
+            print(f"{'to know' if one.note else 'could not be read'}: {one}")
         spread.show()
     return 0
 

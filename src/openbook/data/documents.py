@@ -65,18 +65,19 @@ def read_documents(
     columns: Columns | None = None,
     bad: Listing | None = None,
     encoding: str = "utf-8",
+    longest_line: int | None = None,
 ) -> Iterator[Document]:
     """The documents of one file. Raises `DataError` with the line or byte of what cannot be read.
 
     `columns` says more than `field` can, and takes its place. With `bad`, what cannot be read is told to it, and all
-    the rest is read.
+    the rest is read. `longest_line`: bytes of a record, beyond which it is refused; None: 64 MiB.
     """
     options = Options(
         columns=columns or Columns(text=field),
         separator=separator,
         encoding=encoding,
         bad=bad,
-        longest_line=LONGEST_LINE,
+        longest_line=longest_line or LONGEST_LINE,
         longest_document=LONGEST_DOCUMENT,
     )
     if path == STANDARD_INPUT:

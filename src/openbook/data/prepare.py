@@ -69,14 +69,16 @@ def prepare(
     held_out: float = 0.01,
     shard_tokens: int = 1 << 25,
     overwrite: bool = False,
+    longest_line: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Shards:
     """Encode all documents under `paths` (see `documents.py`) into the folder `out`, and open it.
 
     A document's ids are bos (if the tokenizer has one), its text, eos (if it has one); special tokens in the text stay
     text. `held_out` is the part of the text, chosen by hash, that is kept from training. A folder that already holds
-    exactly this is opened as it is; one that holds something else is an error unless `overwrite`. Raises `DataError`
-    for text that cannot be read, `OpenbookError` when the disk is full or read-only (run again to go on).
+    exactly this is opened as it is; one that holds something else is an error unless `overwrite`. `longest_line` is as
+    in `read_documents`. Raises `DataError` for text that cannot be read, `OpenbookError` when the disk is full or
+    read-only (run again to go on).
     """
     if not 0 <= held_out <= 0.5:
         raise UsageError(f"`held_out` is a part of the text from 0 to 0.5: got {held_out}.")
@@ -104,7 +106,7 @@ def prepare(
                 f"'{out}' already holds text prepared otherwise (different: {', '.join(differs)}). "
                 "Choose another --out, or give --overwrite to prepare it anew."
             )
-    shards = _Work(out, task, files, tokenizer, progress).run()
+    shards = _Work(out, task, files, tokenizer, progress, longest_line).run()
     if held_out and not shards.held().any():
         warnings.warn(
             f"Nothing could be held out: '{out}' is one short text. There will be no held-out loss.",
@@ -124,8 +126,10 @@ class _Work:
         files: list[Path],
         tokenizer: Encoder,
         progress: Callable[[Progress], None] | None,
+        longest_line: int | None,
     ) -> None:
         self.out, self.task, self.files, self.tokenizer = out, task, files, tokenizer
+        self.longest_line = longest_line
         self.staging = _staging(out)
         self.tell = progress
         self.totals = {"documents": 0, "pieces": 0, "tokens": 0, "bytes": 0}
@@ -199,7 +203,7 @@ class _Work:
         for number, path in enumerate(self.files):
             if number >= start[0]:
                 options = {"field": self.task["field"], "separator": self.task["separator"]}
-                for place, document in enumerate(read_documents(path, **options)):
+                for place, document in enumerate(read_documents(path, **options, longest_line=self.longest_line)):
                     whole = len(document.text) <= self.task["cut"]["beyond"]
                     texts = [document.text] if whole else cut(document.text, self.task["cut"]["to"])
                     for part, text in enumerate(texts):

@@ -26,6 +26,7 @@ from openbook.errors import ConfigError, DataError
 from openbook.files import explain_os_error, read_json
 
 FORMAT, VERSION = "openbook-shards", 1
+CHUNK = 1 << 20  # bytes that are read at once
 MANIFEST = "manifest.json"
 BEGINS, ENDS = 1, 2  # flags of a piece: it is the first, the last of its document
 PIECE = np.dtype(
@@ -228,11 +229,17 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def sha256(path: Path) -> str:
-    """The checksum of a file's content."""
+def sha256(path: Path, size: int | None = None) -> str:
+    """The checksum of a file's content; of its first `size` bytes, if it has become longer."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            if size is None:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while chunk := file.read(min(size, CHUNK)):
+                digest.update(chunk)
+                size -= len(chunk)
+            return digest.hexdigest()
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
 

@@ -15,6 +15,7 @@ from openbook.data.clean import grams
 from openbook.data.clean.classify import Classifier, Quality, area, features
 from openbook.data.clean.classify import train as train_classifier
 from openbook.data.clean.grams import Grams, Perplexity
+from openbook.data.clean.rules import C4
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
 from openbook.errors import ConfigError, DataError, OpenbookError
@@ -174,6 +175,21 @@ def test_files_are_read_back_and_others_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", a=np.array([object()], dtype=object))
     with pytest.raises(DataError):
         Classifier.load(tmp_path / "e.npz")
+
+
+def test_a_file_that_is_trained_anew_is_read_anew(tmp_path: Path) -> None:
+    """One process may train, filter, train and filter again: with what lies in the file, not with what lay there."""
+    path, document = tmp_path / "model.npz", Document(GOOD[0], Path("some"), 1, 0)
+    step = Quality(model=path)
+    for good, bad, stays in ((GOOD, BAD, True), (BAD, GOOD, False)):
+        train_classifier(good, bad)[0].save(path)
+        assert isinstance(step(document), Removed) != stays
+    words = tmp_path / "words.txt"
+    rule = C4(bad_words=words, terminal_punctuation=False, min_sentences=0)
+    for word, stays in (("zebra", True), (WORDS[0], False)):
+        words.write_text(word)
+        text = Document(TALE, Path("some"), 1, 0)
+        assert isinstance(rule(text), Removed) != stays
 
 
 def test_too_little_to_learn_from_is_said() -> None:

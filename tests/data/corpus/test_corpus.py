@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +20,13 @@ import pytest
 
 from openbook import config
 from openbook.cli import main
+from openbook.data import documents
 from openbook.data.corpus import run
 from openbook.data.corpus.executor import Here, Processes
 from openbook.data.corpus.recipe import Corpus
 from openbook.data.corpus.run import Told, build
 from openbook.data.shards import Shards
-from openbook.errors import ConfigError, DataError, OpenbookError
+from openbook.errors import ConfigError, DataError, OpenbookError, TokenizerError
 from tests.data.corpus.dirt import QUESTION, prose, recipe
 
 pytest.importorskip("ftfy")
@@ -217,9 +222,87 @@ def test_a_full_disk_is_said_and_loses_nothing(made: Path, tmp_path: Path, monke
     assert [r["text"] for r in texts(tmp_path / "out")] == [r["text"] for r in texts(made)]
 
 
+def test_a_disk_that_fills_while_comparing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped file without room behind it would end the process with a signal."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OpenbookError, match=r"signatures\.bin.*disk is full"):
+        build(recipe(tmp_path), executor=Here())
+
+
+@pytest.mark.parametrize("gone", [["clean"], ["clean", "choice"], ["clean", "choice", "evaluation", "seconds.json"]])
+def test_killed_while_it_is_tidied_up_it_is_there(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: list[str]
+) -> None:
+    """Between the last byte and the name of the folder lies the removal of everything else, which may take long."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Path) -> None:
+        for name in gone:
+            for file in sorted((tmp_path / ".out.part" / name).glob("*"))[1:]:
+                file.unlink() if file.is_file() else None
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_give", killed)
+        with pytest.raises(Killed):
+            build(recipe(tmp_path), executor=Here())
+    build(recipe(tmp_path), executor=Here())
+    assert [r["text"] for r in texts(tmp_path / "out")] == [r["text"] for r in texts(made)]
+    assert report_of(tmp_path / "out")["left"] == report_of(made)["left"]
+
+
+def test_one_process_may_make_corpora_in_one_place(made: Path, tmp_path: Path) -> None:
+    """What a process keeps of a corpus (an index of evaluation sets) is not taken for the next one's."""
+    plain = report_of(build(recipe(tmp_path, contamination={}), executor=Here()))
+    assert plain["contamination"] is None
+    again = report_of(build(recipe(tmp_path), executor=Here(), overwrite=True))
+    assert again["contamination"] == report_of(made)["contamination"] | {
+        "samples": again["contamination"]["samples"]
+    }  # which name the files
+    assert again["left"] == report_of(made)["left"]
+
+
+def test_files_written_to_meanwhile_are_said(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    paths = [text / name for name in ("grows.jsonl", "same.jsonl")]
+    for number, path in enumerate(paths):
+        path.write_text(json.dumps({"text": prose(number)}) + "\n")
+    before = paths[0].read_bytes()
+
+    def more(told: Told) -> None:
+        if told.stage == "writing" and told.done == 0:
+            paths[0].write_bytes(before + b'{"text": "more"}\n')
+
+    wanted = recipe(tmp_path, sources=[{"name": "a", "paths": [str(text)]}], contamination={}, tokens="None")
+    report = report_of(build(wanted, executor=Here(), progress=more))
+    grown, same = report["files"]
+    assert grown["sha256"] == hashlib.sha256(before).hexdigest(), "the checksum is that of what was read"
+    assert grown["bytes"] == len(before)
+    assert "changed" not in same
+    assert report["bad"]["count"] == 1
+    assert "written to" in report["bad"]["listed"][0]["why"]
+
+
+def test_a_document_of_any_length_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text has a longer line in the cleaned text: what was let in at the beginning is let through."""
+    monkeypatch.setattr(documents, "LONGEST_LINE", 100)
+    report = report_of(build(recipe(tmp_path), executor=Here()))
+    assert report["tokens"]
+
+
 def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Nothing is left"):
+    with pytest.raises(DataError, match=r"Nothing is left.*language, another language: \d+"):
         build(recipe(tmp_path, cleaning={"language": {"keep": ["ja"]}}), executor=Here())
+    (tmp_path / "text" / "pages.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"no document could be read \(it is empty"):
+        build(recipe(tmp_path, sources=[{"name": "a", "paths": [str(tmp_path / "text" / "pages.jsonl")]}]))
 
 
 @pytest.mark.parametrize(
@@ -231,11 +314,29 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
         ({"sources": [{"name": "a", "paths": ["x"], "skip": ["rulez"]}]}, "rules"),
         ({"sources": [{"name": "a", "paths": ["x"], "wieght": 1}]}, "weight"),
         ({"cleaning": {"languages": {}}}, "language"),
+        ({"sources": [{"name": "a", "paths": []}]}, "'a' has no `paths`"),
+        ({"sources": [{"name": "a", "paths": ["x"], "weight": math.inf}]}, "weight"),
+        ({"tokens": {"held_out": 0.9}}, "held_out"),
+        ({"tokens": {"shard_tokens": 0}}, "shard_tokens"),
+        ({"tokens": {"megabytes": 0}}, "megabytes"),
+        ({"contamination": {"words": 5}}, "5 `words`"),
+        ({"contamination": {"margin": -1}}, "margin"),
+        ({"duplicates": {"paragraphs": 0}}, "paragraphs"),
     ],
 )
 def test_wrong_recipes_name_the_place(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         recipe(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("tokens", "says"), [({"vocab": 100}, "too small"), ({"tokenizer": "text"}, "tokenizer.json")])
+def test_a_tokenizer_that_cannot_be_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: dict[str, Any], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TokenizerError, match=says):
+        build(recipe(tmp_path, tokens=tokens), executor=Here())
+    assert not (tmp_path / ".out.part").exists()
 
 
 def test_a_file_in_two_sources_is_refused(tmp_path: Path) -> None:
@@ -267,6 +368,59 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "alert(1)" in page
     assert "<script" not in page
+
+
+def test_what_lies_in_a_folder_and_cannot_be_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "good.jsonl").write_text(json.dumps({"text": prose(1)}))
+    (text / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    (text / "same.jsonl").symlink_to(text / "good.jsonl")
+    os.mkfifo(text / "pipe.txt")
+    folder = build(
+        recipe(tmp_path, sources=[{"name": "a", "paths": [str(text)]}], contamination={}, tokens="None"),
+        executor=Here(),
+    )
+    report = report_of(folder)
+    assert report["left"]["documents"] == 1
+    assert report["bad"]["count"] == 2
+    listed = [Path(one["path"]).name for one in report["bad"]["listed"]]
+    assert sorted(listed) == ["lost.jsonl", "pipe.txt", "same.jsonl"]
+    assert main(["data", "inspect", str(text)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("could not be read") == 2
+    assert "to know: " in shown
+
+
+def test_a_card_holds_no_markup_of_others(tmp_path: Path) -> None:
+    evil = "</td><img src=x>|[a](javascript:b)\\| ``` `"
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a`b|c.jsonl").write_text(json.dumps({"text": prose(1)}))
+    sources = [{"name": "a", "paths": [str(text)], "licence": evil, "origin": "```\n# head"}]
+    folder = build(recipe(tmp_path, sources=sources, contamination={}, tokens="None"), executor=Here())
+    prose_of_card, fence, code = (folder / "card.md").read_text(encoding="utf-8").partition("````toml\n")
+    assert fence
+    assert code.endswith("\n````\n")
+    assert code.count("````") == 1
+    table = prose_of_card.partition("## Sources")[2]
+    assert "<img" not in table
+    assert "\\[a\\](javascript" in table
+    (row,) = (line for line in table.splitlines() if line.startswith("| a |"))
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 8, "a bar from outside parts no cells"
+
+
+def test_inspect_takes_other_reports_for_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "documents.jsonl").write_text(json.dumps({"text": prose(1)}))
+    (tmp_path / "report.json").write_text('{"documents": 1}')
+    assert main(["data", "inspect", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 1
+
+
+@pytest.mark.parametrize("wrong", [["--block", "0"], ["--sample", "-1"]])
+def test_inspect_of_nothing_is_wrong_usage(made: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(made / "shards" / "pages"), *wrong]) == 2
+    assert "or more" in capsys.readouterr().err
 
 
 def test_inspect_reads_what_prepare_wrote(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,16 @@ def test_workers_have_one_thread_and_this_process_keeps_its_own() -> None:
     assert {name: os.environ.get(name) for name in THREADS} == before
 
 
+def interruptible(_: int) -> bool:
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_is_not_for_workers_even_while_they_start() -> None:
+    ((_, inside),) = Processes(1).map(interruptible, [0])
+    assert not inside
+    assert interruptible(0), "this process hears of it as before"
+
+
 def test_how_many() -> None:
     assert isinstance(local(1), Here)
     assert local(3).workers == 3

@@ -63,6 +63,14 @@ def test_the_same_seed_plays_the_same() -> None:
     assert simulate(1e10, 1e6, machines, 1e8, seed=7) != simulate(1e10, 1e6, machines, 1e8, seed=8)
 
 
+def test_what_cannot_be_planned() -> None:
+    for rate in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="`clean` of the rates"):
+            Rates(clean=rate)
+    with pytest.raises(UsageError, match="larger ones"):
+        plan(1e13, Rates(), SAME, 1e3, signature=100)
+
+
 def test_rates_of_a_report_that_is_none() -> None:
     with pytest.raises(DataError, match="not the report"):
         Rates.of({"seconds": {}})

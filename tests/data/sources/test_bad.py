@@ -37,7 +37,7 @@ CASES = [
     ("d.jsonl", b'{"text": NaN}\n[1]\n' + line("b"), ["b"],
      [("field 'text' is float", 1, 0), ("not an object", 2, 14)], ""),
     ("e.jsonl", b'{"text": "\\ud800"}\n' + line("b"), ["b"], [("half a character", 1, 0)], "half a character"),
-    ("f.jsonl", b"9" * 5000 + b"\n" + line("b"), ["b"], [("not JSON", 1, 0)], "not a JSON object"),
+    ("f.jsonl", b"9" * 5000 + b"\n" + line("b"), ["b"], [("not JSON", 1, 0)], "too many digits"),
     ("g.jsonl", b"[" * 99999 + b"\n" + line("b"), ["b"], [("not JSON", 1, 0)], "too deeply"),
     ("h.txt", b"a\n<|endoftext|>\nb\n" + LATIN + b"c\n<|endoftext|>\nd", ["a\n", "d"], [("not UTF-8", 4, 18)], "iconv"),
     ("i.txt", b"a\n<|endoftext|>\nb\0\n<|endoftext|>\nd", ["a\n", "d"], [("zero byte", 3, 16)], "byte 17"),
@@ -48,6 +48,7 @@ CASES = [
     ("m.json", b'[{"text": "a"}, 5, {"text": "b"}, {"text": x}, {"text": "c"}]', ["a", "b"],
      [("not an object", 2, 16), ("not JSON", 0, 34)], "The rest of the file is not read"),
     ("n.json", b'[{"text": "a"}, {"text": "cut', ["a"], [("not JSON", 0, 16)], "Unterminated"),
+    ("n2.json", b'[{"text": "a"}, {"text": "b", "n": ' + b"9" * 5000 + b"}]", ["a"], [("not JSON", 0, 16)], "digits"),
     ("o.jsonl", b"", [], [("empty", 0, 0)], "0 bytes"),
     ("p.jsonl", b'{"text": " "}\n\n', [], [("no text", 0, 0)], "holds no text"),
     ("q.txt", gzip.compress(b"packed", mtime=0), [], [("not text", 0, 0)], "name it .gz"),
@@ -69,6 +70,13 @@ def test_the_good_are_kept_and_the_bad_listed(
     with pytest.raises(DataError) as error:
         texts(path)
     assert str(error.value) == str(bad[0])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_a_character_beside_a_text_costs_no_document(tmp_path: Path, name: str) -> None:
+    found, bad = read_all(put(tmp_path / name, '{"text": "a", "title": "b\\ud800", "\\udc00": 1, "n": 2}'))
+    assert bad == []
+    assert [(document.text, dict(document.meta)) for document in found] == [("a", {"title": "b?", "?": 1, "n": 2})]
 
 
 def test_lines_of_another_encoding_can_be_read(tmp_path: Path) -> None:

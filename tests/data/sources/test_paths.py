@@ -85,6 +85,16 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         find_files(tmp_path / "broken.txt")
 
 
+def test_a_name_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:
+    put(tmp_path / "größe ☃.txt")
+    path = put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")))
+    bad: list[Bad] = []
+    assert names(find_files(tmp_path, bad=bad.append), tmp_path) == ["größe ☃.txt"]
+    assert [(b.reason, str(b.path)) for b in bad] == [("name not UTF-8", f"{tmp_path}/\\xff.txt")]
+    with pytest.raises(DataError, match="rename it"):
+        find_files(path)
+
+
 def test_a_folder_that_cannot_be_read_or_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "one.txt")
     put(tmp_path / "shut" / "two.txt")

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from openbook.data.clean.excerpt import excerpt
-from openbook.data.clean.stored import load_arrays, save_arrays
+from openbook.data.clean.stored import load_arrays, save_arrays, version
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
-from openbook.errors import DataError
+from openbook.errors import DataError, UsageError
 
 Numbers = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
@@ -42,7 +42,7 @@ class Quality:
     """Characters that are read of a long document: half from its beginning, half from its middle."""
 
     def __call__(self, document: Document, /) -> Document | Removed:
-        score = _loaded(self.model).score(excerpt(document.text, self.sample))
+        score = _loaded(self.model, version(self.model)).score(excerpt(document.text, self.sample))
         if score < self.lowest:
             return Removed("quality", f"{score:.3f}, {self.lowest:g} at least")
         return replace(document, meta={**document.meta, "quality": round(score, 4)})
@@ -84,8 +84,8 @@ class Classifier:
         return cls(weights, slope, offset)
 
 
-@functools.cache
-def _loaded(path: Path) -> Classifier:
+@functools.lru_cache(4)
+def _loaded(path: Path, _version: tuple[int, int]) -> Classifier:
     return Classifier.load(path)
 
 
@@ -157,6 +157,8 @@ def train(
 
     `sample`: characters that are read of each document. Raises DataError for fewer than 10 documents of a kind.
     """
+    if min(sample, epochs) < 1:
+        raise UsageError(f"`sample` and `epochs` are 1 or more: got {sample} and {epochs}.")
     kinds = [[features(excerpt(text, sample)) for text in texts] for texts in (bad, good)]
     counts = [len(kind) for kind in kinds]
     if min(counts) < 10:

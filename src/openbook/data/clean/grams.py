@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openbook.data.clean.excerpt import excerpt
-from openbook.data.clean.stored import load_arrays, save_arrays
+from openbook.data.clean.stored import load_arrays, save_arrays, version
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
 from openbook.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ class Perplexity:
     """Characters that are read of a long document: half from its beginning, half from its middle."""
 
     def __call__(self, document: Document, /) -> Document | Removed:
-        model = _loaded(self.model)
+        model = _loaded(self.model, version(self.model))
         found = model.perplexity(excerpt(document.text, self.sample))
         highest = self.highest
         if highest is None and self.percentile is not None:
@@ -175,8 +175,8 @@ class Grams:
             raise DataError(f"'{path}' is a damaged model of perplexity ({error}): train it again.") from error
 
 
-@functools.cache
-def _loaded(path: Path) -> Grams:
+@functools.lru_cache(4)
+def _loaded(path: Path, _version: tuple[int, int]) -> Grams:
     return Grams.load(path)
 
 

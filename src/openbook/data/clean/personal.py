@@ -82,10 +82,10 @@ def _pattern(pattern: str, check: Callable[[str], bool] | None = None, clue: str
     return find
 
 
-def _beside(words: str, pattern: str, check: Callable[[str], bool]) -> Find:
+def _beside(words: str, pattern: str, check: Callable[[str], bool], between: str = r"[^\n]*") -> Find:
     """Numbers that could be anything, after a word that says what they are: within 40 characters, in one line."""
     inner = _pattern(pattern, check)
-    named = re.compile(rf"(?i)(?<![^\W_])(?:{words})(?![^\W_])[^\n]*\Z")
+    named = re.compile(rf"(?i)(?<![^\W_])(?:{words})(?![^\W_]){between}\Z")
 
     def find(text: str, first: int, last: int) -> Iterator[Span]:
         for start, end in inner(text, first, last):
@@ -149,6 +149,21 @@ def _global_address(text: str) -> bool:
     if isinstance(address, ipaddress.IPv4Address) and max(address.packed) < 32:
         return False  # rather the number of a section or a version
     return address.is_global and ("::" not in text or text[0] in "23")
+
+
+_START = rf"{D}(?<![\w.,+]{D})(?<![0-9][\-/]{D})"  # a digit at the beginning of a number
+_FOUR = _pattern(rf"{_START}{D}{{0,2}}(?:\.{D}{{1,3}}){{3}}(?!\w|\.{D})", _global_address)
+_COUNTED = re.compile(
+    r"(?i)(?:\b(?:versions?|ver|v|rev|revision|release|build|firmware|sections?|sec|chapters?|clauses?|articles?|rules?"
+    r"|fig|figures?|tables?|paragraphs?|para)|§)[ .]{0,2}\Z"
+)
+
+
+def _four_numbers(text: str, first: int, last: int) -> Iterator[Span]:
+    """IP addresses of version 4; after a word that says so, four numbers are a version or the place in a book."""
+    for start, end in _FOUR(text, first, last):
+        if not _COUNTED.search(text[max(0, start - 16) : start]):
+            yield start, end
 
 
 def _mac(text: str) -> bool:
@@ -219,9 +234,6 @@ def _keys() -> tuple[Find, ...]:
     )
 
 
-_START = rf"{D}(?<![\w.,+]{D})(?<![0-9][\-/]{D})"  # a digit at the beginning of a number
-
-
 def _trunk(text: str) -> bool:
     digits = sum(map(str.isdigit, text))
     if text.startswith("00"):  # another country
@@ -231,6 +243,17 @@ def _trunk(text: str) -> bool:
 
 _DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d|\d\d?[./]\d\d?[./](?:19|20)\d\d")
 _EXTENSION = rf"(?: ?(?:x|ext\.?) ?{D}{{1,6}})?(?!\w)"
+_CALL = "mobile|cell|call|dial|text|contact|reach"
+_SMALL_WORD = r"\b(?:us|me|him|her|them|now|today|at|on|or|to|the|my|our|number|no|nr|toll|free|line)\b"
+_SMALL = rf"[ .:,;=#(]|{_SMALL_WORD}"
+_ANY_PHONE = rf"{_START}(?:[ .\-()/]{{0,2}}{D}){{6,14}}(?!{D})"
+_YEARS = re.compile(r"(?:1[0-9]|20)\d\d(?:\D{1,2}(?:1[0-9]|20)\d\d)+")
+
+
+def _maybe_phone(text: str) -> bool:
+    return len(set(text)) > 4 and not _DATE.search(text) and not _YEARS.match(text)
+
+
 _PHONES = (
     _pattern(rf"\+(?<![\w+]\+){D}(?:[ .\-/()]{{0,3}}{D}){{7,14}}{_EXTENSION}"),
     # North America: 3-3-4
@@ -240,11 +263,10 @@ _PHONES = (
     ),
     # with the zero that many countries dial for another area, or two for another country
     _pattern(rf"0(?<![\w.,+]0)(?<!{D}[\-/ ]0){D}{{1,4}}(?:[ .\-/]{D}{{2,8}}){{1,5}}(?![\w/])", _trunk),
-    _beside(
-        "phones?|telephone|tel|fax|mobile|cell|call|dial|whatsapp|sms|text|contact|reach|hotline",
-        rf"{_START}(?:[ .\-()/]{{0,2}}{D}){{6,14}}(?!{D})",
-        lambda t: len(set(t)) > 4 and not _DATE.search(t),
-    ),
+    _beside("phones?|telephone|tel|fax|whatsapp|sms|hotline", _ANY_PHONE, _maybe_phone),
+    # these words have other uses: nothing but small words may stand between, and something must before digits alone
+    _beside(_CALL, _ANY_PHONE, lambda t: not t.isdigit() and _maybe_phone(t), rf"(?:{_SMALL})*"),
+    _beside(_CALL, rf"{_START}{D}{{6,14}}(?!{D})", _maybe_phone, rf" *(?:{_SMALL})*(?:{_SMALL_WORD}|[:=#]) *"),
 )
 
 
@@ -287,7 +309,7 @@ KINDS: Mapping[str, tuple[Find, ...]] = MappingProxyType(
             _pattern(rf"-(?<={H}-)(?<!\w{H}-)(?:{H}-){{4}}{H}(?![\w\-])", _mac, before=2),
         ),
         "ip_address": (
-            _pattern(rf"{_START}{D}{{0,2}}(?:\.{D}{{1,3}}){{3}}(?!\w|\.{D})", _global_address),
+            _four_numbers,
             _colon_groups(_global_address),
         ),
         "ssn": (),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from openbook.data.clean.statistics import REPEATED, TOP, Statistics, count
+from openbook.data.clean.stored import version
 from openbook.data.documents import Document
 from openbook.data.steps import Removed
 from openbook.errors import ConfigError, DataError
@@ -187,7 +188,7 @@ class C4:
             return Removed("c4: lorem ipsum")
         if self.curly_bracket and "{" in lowered:
             return Removed("c4: curly bracket")
-        if self.bad_words and (word := _bad_words(self.bad_words).find(lowered)):
+        if self.bad_words and (word := _bad_words(self.bad_words, version(self.bad_words)).find(lowered)):
             return Removed("c4: bad word", f"{word[0]}{'*' * (len(word) - 1)}")
         lines = document.text.split("\n")
         kept = list(self._kept(lines, lowered))
@@ -244,8 +245,8 @@ class _BadWords:
         return match[0] if match else ""
 
 
-@functools.cache
-def _bad_words(path: Path) -> _BadWords:
+@functools.lru_cache(4)
+def _bad_words(path: Path, _version: tuple[int, int]) -> _BadWords:
     try:
         lines = {line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
     except OSError as error:

@@ -27,6 +27,15 @@ def save_arrays(path: Path, kind: str, arrays: Arrays) -> None:
     write_atomic(path, stream.getvalue())
 
 
+def version(path: Path) -> tuple[int, int]:
+    """What tells whether a file is still the one that was read. Of one that cannot be found: reading it will say so."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
+
+
 def load_arrays(path: Path, kind: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a file of this kind. Raises DataError for any other file."""
     try:
@@ -35,7 +44,7 @@ def load_arrays(path: Path, kind: str) -> dict[str, npt.NDArray[Any]]:
     except FileNotFoundError as error:
         raise DataError(f"There is no model '{path}': train it first.") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise DataError(f"'{path}' is not a stored model of {kind}, or it is damaged ({error}).") from error
+        raise DataError(f"'{path}' is not a stored model of {kind}, or it is damaged.") from error
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
     found = str(arrays.pop(_KIND, ""))

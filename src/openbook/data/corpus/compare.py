@@ -6,6 +6,8 @@ memory is a digest for each document, and the hashes of one range of values; sig
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from openbook.data.dedupe.exact import first_of
 from openbook.data.dedupe.near import clusters
 from openbook.data.dedupe.repeats import NEVER, repeated
 from openbook.data.documents import Document
-from openbook.files import read_json, write_json
+from openbook.files import explain_os_error, read_json, write_json
 
 FOUND = "found.json"
 
@@ -150,6 +152,17 @@ def _file(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[NDArray[A
         yield np.empty(shape, dtype)
         return
     try:
-        yield np.memmap(path, dtype, "w+", 0, shape)
+        yield _mapped(path, shape, dtype)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+    """A new file as an array. Its place is taken at once: a full disk is an error here, and not a crash later."""
+    try:
+        with path.open("w+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+            return np.memmap(file, dtype, "w+", 0, shape)
+    except OSError as error:
+        raise explain_os_error(error, path, "write") from error

@@ -6,7 +6,7 @@ runs of words; what many have is a saying. Only when the corpus is written are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from openbook.data.steps import Removed
 
 FOLDER, SAYINGS = "evaluation", "sayings.npz"
 STEP = "decontaminate"
+Made = tuple[int, int]
 EXAMPLES = 50  # shared parts of one part of the corpus that are shown
 
 
@@ -37,10 +38,24 @@ def prepare_index(folder: Path, recipe: Corpus) -> None:
     Index.build(sets, place, n=wanted.words, shortest=wanted.shortest, common=wanted.common, fields=wanted.fields)
 
 
-@lru_cache(maxsize=2)
 def opened(folder: Path) -> Index | None:
     """The index, opened once in a process; None where no sets were named."""
-    return Index(folder / FOLDER) if (folder / FOLDER / "index.json").exists() else None
+    made = _made(folder / FOLDER / "index.json")
+    return _index(folder, made) if made is not None else None
+
+
+@lru_cache(maxsize=2)
+def _index(folder: Path, _file: Made) -> Index:
+    return Index(folder / FOLDER)
+
+
+def _made(path: Path) -> Made | None:
+    """Which file this is: another corpus may have had the same folder, in the same process. None: there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 class Counter:
@@ -77,7 +92,8 @@ class Cutter:
     """Takes evaluation text out of the documents of one part, and keeps what was found."""
 
     def __init__(self, folder: Path, wanted: Contamination) -> None:
-        self.step = _step(folder, wanted)
+        sayings = _made(folder / FOLDER / SAYINGS)
+        self.step = _step(folder, wanted, sayings) if sayings is not None else None
         self.overlaps = Overlaps(self.step.index, EXAMPLES) if self.step is not None else None
 
     def __call__(self, document: Document, tallies: Callable[[str], Tally]) -> Document | None:
@@ -104,7 +120,7 @@ class Cutter:
 
 
 @lru_cache(maxsize=2)
-def _step(folder: Path, wanted: Contamination) -> Decontaminate | None:
+def _step(folder: Path, wanted: Contamination, _file: Made) -> Decontaminate | None:
     index = opened(folder)
     if index is None:
         return None
@@ -112,15 +128,10 @@ def _step(folder: Path, wanted: Contamination) -> Decontaminate | None:
     return Decontaminate(index.ignore(sayings), wanted.action, wanted.margin, most=wanted.most)
 
 
-def summed(folder: Path, notes: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """What was found in all parts; None where no evaluation sets were named."""
+def summed(folder: Path, items: Set[int], parts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What was found in all parts: the items, and some of the places. None where no evaluation sets were named."""
     index = opened(folder)
     if index is None:
         return None
-    overlaps = Overlaps(index, examples=0)
-    parts: list[dict[str, Any]] = []
-    for note in notes:
-        found = note.get("overlaps", {})
-        overlaps.items.update(found.get("items", []))
-        parts += found.get("parts", [])
-    return {"words": index.n, "sets": overlaps.sets(), "samples": parts[: 4 * EXAMPLES]}
+    overlaps = Overlaps(index, examples=0, items={*items})
+    return {"words": index.n, "sets": overlaps.sets(), "samples": [*parts]}

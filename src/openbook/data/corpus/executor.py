@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from openbook.errors import DataError, UsageError
@@ -66,7 +67,8 @@ class Processes:
         try:
             while True:
                 for job in left:
-                    waiting[pool.submit(function, job)] = job
+                    with _no_interrupt():
+                        waiting[pool.submit(function, job)] = job
                     if len(waiting) >= 2 * self.workers:  # what is handed out is little, whatever there is to do
                         break
                 if not waiting:
@@ -84,6 +86,16 @@ class Processes:
             pool.shutdown(wait=True, cancel_futures=True)
             for name, value in kept.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits; a worker that is started within never hears of it, also before `_begin`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:

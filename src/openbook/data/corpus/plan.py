@@ -47,7 +47,7 @@ class Plan:
 
     parts: tuple[Part, ...]
     files: tuple[dict[str, Any], ...]  # source, path, bytes, modified
-    bad: tuple[Bad, ...]  # files that cannot be opened
+    bad: tuple[Bad, ...]  # files that cannot be opened, links that lead nowhere, notes
     identity: str
 
     @property
@@ -64,7 +64,7 @@ def make_plan(recipe: Corpus) -> Plan:
     owner: dict[Path, str] = {}
     bad: list[Bad] = []
     for index, source in enumerate(recipe.rooted()):
-        found = find_files(source.paths)
+        found = find_files(source.paths, bad=bad.append)
         for path in found:
             real = path.resolve()
             if owner.setdefault(real, source.name) != source.name:
@@ -87,19 +87,32 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def take_up(folder: Path, plan: Plan) -> bool:
-    """Whether `folder` holds the beginning of this very plan; if not, it holds it from now on, and nothing else."""
+    """Whether `folder` holds all of this very plan. If it holds not even its beginning, it does from now on, and
+    nothing else."""
     try:
-        if read_json(folder / PLAN)["identity"] == plan.identity:
-            return True
+        begun = read_json(folder / PLAN)
+        if begun["identity"] == plan.identity:
+            return bool(begun["finished"])
     except (OpenbookError, KeyError, TypeError):
         pass
     clear(folder)
-    write_json(folder / PLAN, {"identity": plan.identity, "files": plan.files, "parts": len(plan.parts)})
+    _write(folder, plan, finished=False)
     return False
 
 
+def finish(folder: Path, plan: Plan) -> None:
+    """All of the plan is there: from now on what only the work needed may go, in any order."""
+    _write(folder, plan, finished=True)
+
+
+def _write(folder: Path, plan: Plan, finished: bool) -> None:
+    tree = {"identity": plan.identity, "finished": finished, "files": plan.files, "parts": len(plan.parts)}
+    write_json(folder / PLAN, tree)
+
+
 def clear(folder: Path) -> None:
-    """Remove everything in a folder of work."""
+    """Remove everything in a folder of work; first what says whose it is, for this may be stopped half way."""
+    (folder / PLAN).unlink(missing_ok=True)
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

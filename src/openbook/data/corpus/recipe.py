@@ -6,6 +6,7 @@ which they stand in `Cleaning`: what repairs comes before what judges, and what 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,11 @@ from openbook.data.dedupe.overlap import Overlap
 from openbook.data.sources.columns import Columns
 from openbook.data.steps import Step
 from openbook.errors import ConfigError, nearest
+
+
+def _least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"`{name}` is {least} or more: got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,10 @@ class Duplicates:
     """Passages that stand word for word in a document before go, also where the paragraphs differ. It keeps 8 bytes for
     each word of the corpus in a file (fewer with `every`)."""
 
+    def __post_init__(self) -> None:
+        _least("paragraphs", self.paragraphs, 1)
+        _least("boilerplate", self.boilerplate, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contamination:
@@ -125,6 +135,13 @@ class Contamination:
     most: int = 10
     """A document with more shared parts goes as a whole."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.words:
+            raise ConfigError(f"`shortest` is from 1 to `words`: got {self.shortest}, and {self.words} `words`.")
+        limits = {"common": self.common, "ignore": self.ignore, "margin": self.margin, "most": self.most}
+        for name, value in limits.items():
+            _least(name, value, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
@@ -140,6 +157,14 @@ class Tokens:
     """Part of the text that is kept from training, chosen by hash."""
     shard_tokens: int = 1 << 25
     """Tokens of one file."""
+
+    def __post_init__(self) -> None:
+        if not self.megabytes > 0:
+            raise ConfigError(f"`megabytes` of text to train a tokenizer on are more than 0: got {self.megabytes}.")
+        if not 0 <= self.held_out <= 0.5:
+            raise ConfigError(f"`held_out` is a part of the text from 0 to 0.5: got {self.held_out}.")
+        if not 1 <= self.shard_tokens < 1 << 31:
+            raise ConfigError(f"`shard_tokens` is from 1 to {(1 << 31) - 1}: got {self.shard_tokens}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +198,11 @@ class Corpus:
             for name in source.skip:
                 if name not in known:
                     raise ConfigError(f"Source {source.name!r} skips a step {name!r}.{nearest(name, known)}")
-            if not source.weight >= 0:
-                raise ConfigError(f"`weight` of source {source.name!r} is 0 or more: got {source.weight}.")
-        if self.block_megabytes < 1:
-            raise ConfigError(f"`block_megabytes` is 1 or more: got {self.block_megabytes}.")
+            if not 0 <= source.weight < math.inf:
+                raise ConfigError(f"`weight` of source {source.name!r} is a number, 0 or more: got {source.weight}.")
+            if not source.paths:
+                raise ConfigError(f"Source {source.name!r} has no `paths`: name files, folders or patterns.")
+        _least("block_megabytes", self.block_megabytes, 1)
 
     def rooted(self) -> tuple[Source, ...]:
         """The sources with their paths under `root`."""

@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import openbook
 from openbook import config
+from openbook.data.corpus.clean import LISTED as OF_A_BLOCK
 from openbook.data.corpus.clean import listed
 from openbook.data.corpus.page import amount, duration, page
 from openbook.data.corpus.plan import Plan
-from openbook.data.corpus.recipe import Corpus
+from openbook.data.corpus.recipe import Corpus, Source
 from openbook.data.corpus.tally import Ledger
 from openbook.data.shards import Shards
+from openbook.data.sources.document import Bad
 from openbook.files import write_atomic, write_json
 
 NAME = "report.json"
+CHANGED = "it was written to after this corpus was begun: parts of it may be older than others. Make the corpus anew."
+OVERLAPS = 200  # places of evaluation text in the report
 LISTED = 1000  # bad places in the report; bad.jsonl lists what the blocks listed
+
+
+@dataclass
+class Summed:
+    """What all parts of a corpus say together; of the parts themselves one is in memory at a time."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    about: Counter[str] = field(default_factory=Counter)
+    bad: int = 0  # places that could not be read
+    listed: list[Mapping[str, Any]] = field(default_factory=list)  # some of them
+    left: dict[str, Counter[str]] = field(default_factory=dict)  # source → documents, bytes
+    items: set[int] = field(default_factory=set)  # of the evaluation sets that were found
+    overlaps: list[dict[str, Any]] = field(default_factory=list)  # where
+
+    def add(self, ledger: Ledger, notes: Mapping[str, Any]) -> None:
+        """One more part of one stage."""
+        self.ledger.merge(ledger)
+        self.about.update(notes.get("about", {}))
+        bad, found = notes.get("bad", {}), notes.get("overlaps", {})
+        self.bad += bad.get("count", 0)
+        self.listed += bad.get("listed", [])
+        if "source" in notes:
+            counts = {key: notes[key] for key in ("documents", "bytes")}
+            self.left.setdefault(notes["source"], Counter()).update(counts)
+        self.items.update(found.get("items", []))
+        self.overlaps += found.get("parts", [])[: max(0, OVERLAPS - len(self.overlaps))]
 
 
 def report(
     recipe: Corpus,
     plan: Plan,
     files: Sequence[Mapping[str, Any]],
-    parts: Sequence[tuple[Ledger, Mapping[str, Any]]],
+    parts: Summed,
     found: Mapping[str, Any],
     shards: Mapping[str, Shards],
     seconds: Mapping[str, float],
@@ -34,19 +66,17 @@ def report(
 ) -> dict[str, Any]:
     """Everything that is known of a corpus, in one tree.
 
-    files    those of the plan with their checksums            parts    ledger and notes of every part, of two stages
+    files    those of the plan with their checksums            parts    what all parts say
     found    what comparing found, in numbers                  shards    the tokens of every source
     """
-    ledger = Ledger()
-    about: Counter[str] = Counter()
-    bad: list[Mapping[str, Any]] = [listed(one) for one in plan.bad]
-    count = len(bad)
-    for one, notes in parts:
-        ledger.merge(one)
-        about.update(notes.get("about", {}))
-        count += notes.get("bad", {}).get("count", 0)
-        bad += notes.get("bad", {}).get("listed", [])
-    sources = {source.name: _source(source.name, recipe, ledger, parts, shards) for source in recipe.sources}
+    ledger, about = parts.ledger, parts.about
+    bad = [*(listed(one) for one in plan.bad), *parts.listed]
+    count = parts.bad + sum(not one.note for one in plan.bad)
+    for file in files:
+        if file.get("changed"):
+            bad.append(listed(Bad(Path(file["path"]), "changed while read", CHANGED)))
+            count += 1
+    sources = {source.name: _source(source, parts, shards) for source in recipe.sources}
     total = {
         stage: {key: sum(source[stage][key] for source in sources.values()) for key in ("documents", "bytes")}
         for stage in ("read", "left")
@@ -63,6 +93,20 @@ def report(
         "workers": workers,
         "recipe": config.to_toml(recipe),
     }  # fmt: skip
+
+
+def nothing_left(plan: Plan, parts: Summed) -> str:
+    """Why there is no text to make tokens of: what took most of it, or what could not be read."""
+    bad = [*(listed(one)["why"] for one in plan.bad), *(one["why"] for one in parts.listed)]
+    gone = [
+        (kind.documents, f"{step}, {reason}" if reason else step)
+        for step, tally in parts.ledger.over_sources().items()
+        for reason, kind in tally.removed.items()
+    ]
+    if not gone:
+        return "Nothing is left of the text: no document could be read" + (f" ({bad[0]})" if bad else ".")
+    most = "; ".join(f"{what}: {count:,}" for count, what in sorted(gone, key=lambda one: -one[0])[:4])
+    return f"Nothing is left of the text. What removed most documents: {most}. Loosen these steps, or leave them out."
 
 
 def write(folder: Path, made: Mapping[str, Any], out: Path) -> None:
@@ -93,13 +137,13 @@ def card(made: Mapping[str, Any]) -> str:
     """The dataset card, with the front matter that dataset hubs read."""
     licences = sorted({source["licence"] for source in made["sources"].values()})
     languages = sorted((name for name in made["languages"] if name), key=lambda name: -made["languages"][name])
-    head = ["---", f"pretty_name: {json.dumps(made['name'])}", "license: other", "license_details:"]
-    head += [f"- {json.dumps(licence)}" for licence in licences]
-    head += ["language:", *(f"- {name}" for name in languages[:20])] if languages else []
+    head = ["---", f"pretty_name: {json.dumps(made['name'], ensure_ascii=False)}", "license: other", "license_details:"]
+    head += [f"- {json.dumps(licence, ensure_ascii=False)}" for licence in licences]
+    head += ["language:", *(f"- {json.dumps(name)}" for name in languages[:20])] if languages else []
     head += ["tags:", "- openbook", "---"]
     tokens = f", {made['tokens']:,} tokens" if made["tokens"] else ""
     text = [
-        f"# {made['name']}", "",
+        f"# {_cell(made['name'])}", "",
         f"{made['left']['documents']:,} documents, {amount(made['left']['bytes'])} of text{tokens}, out of "
         f"{made['read']['documents']:,} documents and {amount(made['read']['bytes'])} that were read.",
         "", "## Sources", "",
@@ -112,10 +156,10 @@ def card(made: Mapping[str, Any]) -> str:
         *(f"| {_cell(file['path'])} | {file['bytes']:,} | {file['sha256']} |" for file in made["files"]),
     ]  # fmt: skip
     if made["bad"]["count"]:
-        text += ["", f"{made['bad']['count']:,} places could not be read: bad.jsonl lists them."]
+        count = f"{made['bad']['count']:,} places could not be read"
+        text += ["", f"{count}: bad.jsonl lists them, of every block the first {OF_A_BLOCK}."]
     text += ["", "## Made again with", "", "`openbook data prepare recipe.toml`, where recipe.toml is:", ""]
-    text += ["```toml", made["recipe"].strip(), "```", ""]
-    return "\n".join([*head, "", *text])
+    return "\n".join([*head, "", *text, *_fenced("toml", made["recipe"].strip()), ""])
 
 
 def _row(name: str, source: Mapping[str, Any]) -> str:
@@ -135,24 +179,24 @@ def _steps(ledger: Ledger) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
+    """Text from outside between the bars of a Markdown table: no markup, no link, one line."""
+    return " ".join(re.sub(r"([\\`*\[\]|])", r"\\\1", str(text)).replace("&", "&amp;").replace("<", "&lt;").split())
 
 
-def _source(
-    name: str,
-    recipe: Corpus,
-    ledger: Ledger,
-    parts: Sequence[tuple[Ledger, Mapping[str, Any]]],
-    shards: Mapping[str, Shards],
-) -> dict[str, Any]:
-    source = next(one for one in recipe.sources if one.name == name)
-    read = ledger.tally(name, "read")
-    made = shards.get(name)
-    written = [notes for _, notes in parts if notes.get("source") == name]
+def _fenced(kind: str, text: str) -> list[str]:
+    """A block of code, whatever fences stand in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return [f"{fence}{kind}", text, fence]
+
+
+def _source(source: Source, parts: Summed, shards: Mapping[str, Shards]) -> dict[str, Any]:
+    read = parts.ledger.tally(source.name, "read")
+    left = parts.left.get(source.name, Counter())
+    made = shards.get(source.name)
     return {
         "licence": source.licence, "origin": source.origin, "weight": source.weight,
         "read": {"documents": read.documents, "bytes": read.bytes},
-        "left": {key: sum(notes[key] for notes in written) for key in ("documents", "bytes")},
+        "left": {key: left[key] for key in ("documents", "bytes")},
         "tokens": None if made is None else made.tokens,
         "fingerprint": None if made is None else made.fingerprint,
     }  # fmt: skip

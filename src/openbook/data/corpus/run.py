@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from openbook import config
 from openbook.data.corpus import clean, compare, contaminated, report, write
 from openbook.data.corpus.executor import Executor, local
-from openbook.data.corpus.plan import Plan, make_plan, take_up
-from openbook.data.corpus.recipe import Corpus
+from openbook.data.corpus.plan import Plan, finish, make_plan, take_up
+from openbook.data.corpus.recipe import Corpus, Tokens
 from openbook.data.corpus.work import read_ledger, read_records
 from openbook.data.encoding import Encoder
 from openbook.data.prepare import Progress, alone, prepare
@@ -30,6 +30,7 @@ from openbook.files import explain_os_error, read_json, sync_folder, write_atomi
 
 J = TypeVar("J")
 SECONDS = "seconds.json"
+LONGEST_RECORD = 1 << 30  # bytes of a line of the cleaned text: what a document may have, each letter written with six
 INTERLEAVED = 64  # documents taken from a source before the next, when a tokenizer is trained
 
 
@@ -59,12 +60,15 @@ def build(
     plan = make_plan(recipe)
     if _already(out, plan, overwrite):
         return out
+    if recipe.tokens is not None:
+        _try_tokenizer(recipe.tokens)
     staging = out.parent / f".{out.name}.part"
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with alone(staging, out):
-            take_up(staging, plan)
-            _Work(recipe, plan, staging, executor or local(), progress or _untold).run()
+            if not take_up(staging, plan):
+                _Work(recipe, plan, staging, executor or local(), progress or _untold).run()
+                finish(staging, plan)
             _give(staging, out)
     except OSError as error:
         raise explain_os_error(error, out, "prepare a corpus in") from error
@@ -100,17 +104,20 @@ class _Work:
             writing = [write.Job(self.folder, part, sources[part.source].name, recipe) for part in parts]
             sizes = [(self.folder / "clean" / f"{part.name}.jsonl").stat().st_size for part in parts]
             self._map("writing", write.write_part, writing, sizes)
+        summed = report.Summed()
+        for stage in ("clean", "text"):
+            for part in parts:
+                summed.add(*read_ledger(self.folder / stage / f"{part.name}.json"))
+        if recipe.tokens is not None and not any(left["documents"] for left in summed.left.values()):
+            raise DataError(report.nothing_left(self.plan, summed))
         shards = self._tokenise() if recipe.tokens is not None else {}
         with self._timed("checksums"):
-            paths = [file["path"] for file in self.plan.files]
-            sums = self._map("checksums", _checksum, paths, [file["bytes"] for file in self.plan.files])
-        files = [{**file, "sha256": sums[file["path"]]} for file in self.plan.files]
-        ledgers = [
-            read_ledger(self.folder / stage / f"{part.name}.json") for stage in ("clean", "text") for part in parts
-        ]
+            read = [(file["path"], file["bytes"], file["modified"]) for file in self.plan.files]
+            sums = self._map("checksums", _checksum, read, [file["bytes"] for file in self.plan.files])
+        files = [{**file, **sums[one]} for file, one in zip(self.plan.files, read, strict=True)]
         shown = dict(self.seconds)
-        made = report.report(recipe, self.plan, files, ledgers, found, shards, shown, self.executor.workers)
-        made["contamination"] = contaminated.summed(self.folder, [notes for _, notes in ledgers])
+        made = report.report(recipe, self.plan, files, summed, found, shards, shown, self.executor.workers)
+        made["contamination"] = contaminated.summed(self.folder, summed.items, summed.overlaps)
         report.write(self.folder, made, Path(recipe.out))
         write_atomic(self.folder / "recipe.toml", config.to_toml(recipe))
 
@@ -123,7 +130,7 @@ class _Work:
         for job, result in self.executor.map(function, jobs):
             done += size[id(job)]
             self.tell(Told(stage, done, total))
-            if isinstance(job, str):
+            if isinstance(job, tuple):
                 results[job] = result
         return results
 
@@ -152,6 +159,7 @@ class _Work:
                     held_out=tokens.held_out,
                     shard_tokens=tokens.shard_tokens,
                     overwrite=True,
+                    longest_line=LONGEST_RECORD,
                     progress=tell,
                 )
                 _place_sources(self.folder / "shards" / source.name / MANIFEST, self.folder, Path(self.recipe.out))
@@ -180,8 +188,6 @@ class _Work:
         """Text of all sources in turn, of each as much as its share, `size` bytes in all."""
         folders = [self.folder / "text" / source.name for source in self.recipe.sources]
         whole = sum(map(_bytes, folders))
-        if not whole:
-            raise DataError("Nothing is left of the text: see what each step removed, and loosen the steps.")
         reading = [(_texts(folder), size * _bytes(folder) / whole) for folder in folders]
         while reading:
             going = []
@@ -207,6 +213,16 @@ class _Work:
             write_json(self.folder / SECONDS, self.seconds)
 
 
+def _try_tokenizer(tokens: Tokens) -> None:
+    """What is wrong with the tokenizer that is wanted is said now, and not after hours of cleaning."""
+    from openbook.text.tokenizer import Tokenizer
+
+    if tokens.tokenizer is not None:
+        Tokenizer.load(tokens.tokenizer)
+    else:
+        Tokenizer.train(["A text."], min(tokens.vocab, 512))
+
+
 def _place_sources(manifest: Path, staging: Path, out: Path) -> None:
     """Let a manifest say where its text will lie, once the folder has its name."""
     content = read_json(manifest)
@@ -221,8 +237,11 @@ def _untold(_: Told) -> None:
     """Where nobody listens."""
 
 
-def _checksum(path: str) -> str:
-    return sha256(Path(path))
+def _checksum(read: tuple[str, int, int]) -> dict[str, Any]:
+    """Of the bytes of a file that were read; and whether it has been written to since the plan was made."""
+    path, size, modified = read
+    found: dict[str, Any] = {"sha256": sha256(Path(path), size)}
+    return found if Path(path).stat().st_mtime_ns == modified else {**found, "changed": True}
 
 
 def _texts(folder: Path) -> Iterator[str]:

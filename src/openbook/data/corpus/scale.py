@@ -18,6 +18,7 @@ import numpy as np
 from openbook.errors import DataError, UsageError
 
 SPREAD = 0.15  # of the time that equal blocks take on equal cores, in natural logarithms
+MOST = 10_000_000  # blocks
 RETURN = 600.0  # seconds until a machine that was lost is there again
 
 
@@ -43,6 +44,11 @@ class Rates:
     """Bytes of a paragraph, on average."""
     token: float = 4.4
     """Bytes of a token."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < math.inf:
+                raise UsageError(f"`{name}` of the rates is a number above 0: got {value}.")
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Rates:
@@ -104,6 +110,8 @@ def plan(size: float, rates: Rates, machines: Machines, block: float, signature:
     """
     if size <= 0 or block <= 0:
         raise UsageError(f"A plan is for some bytes in blocks of some bytes: got {size:g} and {block:g}.")
+    if size / block > MOST:
+        raise UsageError(f"{size / block:.3g} blocks are more than {MOST:,}, too many to hand out: give larger ones.")
     cores = machines.count * machines.cores
     cleaned, left = size * rates.kept, size * rates.kept * rates.unique
     documents, paragraphs = cleaned / rates.document, cleaned / rates.paragraph

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,6 +54,8 @@ class Lines:
 
     def _close(self) -> None:
         try:
+            self._file.flush()
+            os.fsync(self._file.fileno())  # before the ledger says that it is there
             self._file.close()
             self._part.replace(self.path)
         except OSError as error:

@@ -258,6 +258,8 @@ class Decontaminate:
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise UsageError(f"`action` is {' or '.join(ACTIONS)}: got {self.action!r}.")
+        if self.margin < 0:
+            raise UsageError(f"`margin` is a number of characters, 0 or more: got {self.margin}.")
 
     def __call__(self, document: Document, /) -> Document | Removed:
         return self.apply(document, self.index.find(document.text))

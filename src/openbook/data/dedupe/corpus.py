@@ -27,7 +27,7 @@ from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs
 from openbook.data.dedupe.repeats import NEVER, repeated
 from openbook.data.dedupe.words import Hashes, Ints, units
 from openbook.data.documents import Bad, Document, find_files, read_documents
-from openbook.errors import DataError
+from openbook.errors import DataError, UsageError
 from openbook.files import atomic_folder, write_json
 
 TOGETHER = 1 << 22  # characters whose signatures are made at once
@@ -35,6 +35,7 @@ SAMPLES = 50  # of each rule
 SHOWN = 200  # characters of a sample
 LISTED = 1000  # of what could not be read
 STAYS = -1
+TEXT, REPORT = "documents.jsonl", "report.json"  # of a result
 PARTS = ("paragraphs", "overlap")  # rules that take parts of documents
 
 
@@ -104,9 +105,24 @@ class Texts:
             self.unread[str(bad)] = None
 
 
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises UsageError where `out` is there already, and not this kind of result or not to be replaced."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"'{out}' exists. Choose another --out, or give --overwrite to replace it.")
+    if not all((out / name).is_file() for name in (TEXT, REPORT)):
+        raise UsageError(f"'{out}' is no result of this command: nothing there was touched. Choose another --out.")
+
+
 def unread_of(read: Read) -> list[str]:
     """What could not be read, for a report."""
     return list(read.unread) if isinstance(read, Texts) else []
+
+
+def why_none(read: Read) -> str:
+    """Where there is no document: the first thing that could not be read, as a sentence."""
+    return next((f" {bad}" for bad in unread_of(read)), "")
 
 
 Tell = Callable[[str, Document, int], None]  # what is being done, the document that is read, how many were before it
@@ -122,12 +138,12 @@ def dedupe(read: Read, out: str | Path, rules: Rules, tell: Tell | None = None) 
         scratch.mkdir()
         work = _Work(read, rules, scratch, tell or _silent)
         work.measure()
-        report = work.write(part / "documents.jsonl")
+        report = work.write(part / TEXT)
         report.unread = unread_of(read)
         for file in scratch.iterdir():
             file.unlink()
         scratch.rmdir()
-        write_json(part / "report.json", asdict(report))
+        write_json(part / REPORT, asdict(report))
     return report
 
 
@@ -194,7 +210,7 @@ class _Work:
         if near and waiting:
             signed.add(signatures(waiting, near))
         if not digests.rows:
-            raise DataError("There is no document to compare.")
+            raise DataError(f"There is no document to compare.{why_none(self.read)}")
         self._judge(digests.done(), signed.done())
         for name, above in (("paragraphs", rules.paragraphs.above if rules.paragraphs else 0), ("overlap", 0)):
             columns[name].judge(np.flatnonzero(self.like != STAYS), above)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openbook.data.dedupe.contamination import Decontaminate, Index, Overlaps
-from openbook.data.dedupe.corpus import Read, Tell, unread_of
+from openbook.data.dedupe.corpus import Read, Tell, unread_of, why_none
 from openbook.data.dedupe.evaluation import evaluations
 from openbook.data.steps import Removed
 from openbook.errors import DataError
@@ -49,7 +49,7 @@ def decontaminate(
         )  # fmt: skip
         counts, hit, total = _count(read, index, tell)
         if not total:
-            raise DataError("There is no document to look into.")
+            raise DataError(f"There is no document to look into.{why_none(read)}")
         frequent = counts > search.frequent
         index = index.ignore(frequent)
         step = Decontaminate(index, search.action, search.margin)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def whole_characters(text: str) -> None:
     except UnicodeEncodeError as error:
         why = f"the text has half a character: \\u{ord(text[error.start]):04x} alone."
         raise Refused("half a character", why) from error
+
+
+def sayable(document: Document) -> Document:
+    """A document that UTF-8 can say. Half a character in its text raises `Refused`; beside it, it becomes a question
+    mark, for the text is none the worse for it."""
+    whole_characters(document.text)
+    said = json.dumps(document.meta, ensure_ascii=False)
+    mended = said.encode("utf-8", "replace").decode()
+    return document if mended == said else replace(document, meta=json.loads(mended))
 
 
 class Refused(Exception):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from openbook.data.sources.document import Document, Refused, whole_characters
+from openbook.data.sources.document import Document, Refused, sayable
 from openbook.data.sources.stream import Source
 
 
@@ -22,7 +22,7 @@ def read(source: Source) -> Iterator[Document]:
             document = source.document(parse(content), number, at, end)
             if document is not None:
                 if "\\u" in content:  # the one way half a character comes into valid UTF-8
-                    whole_characters(document.text)
+                    document = sayable(document)
                 yield document
         except Refused as refused:
             source.refuse(refused, number, at)
@@ -33,7 +33,9 @@ def parse(content: str) -> dict[str, Any]:
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        place = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        place = "a number of too many digits" if isinstance(error, ValueError) else "nested too deeply"
+        if isinstance(error, json.JSONDecodeError):
+            place = f"column {error.colno}: {error.msg}"
         why = f"not a JSON object ({place}). Every line of a .jsonl file is one object."
         raise Refused("not JSON", why) from error
     return is_object(record)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from openbook.data.sources.document import Document, Refused, whole_characters
+from openbook.data.sources.document import Document, Refused, sayable
 from openbook.data.sources.jsonl import is_object
 from openbook.data.sources.stream import Source
 
@@ -30,8 +30,7 @@ def read(source: Source) -> Iterator[Document]:
             try:
                 document = source.document(is_object(value), number, stream.at, source.position(stream.end))
                 if document is not None:
-                    whole_characters(document.text)
-                    yield document
+                    yield sayable(document)
             except Refused as refused:
                 source.refuse(refused, number, stream.at)
     except Refused as refused:
@@ -76,6 +75,8 @@ class _Stream:
                 if not (may_go_on and self._read()):
                     why = f"not JSON ({error.msg}, {error.pos} characters on). The rest of the file is not read."
                     raise Refused("not JSON", why) from error
+            except ValueError as error:  # its only other one: the digits of a number have a limit
+                raise Refused("not JSON", "a number of too many digits. The rest of the file is not read.") from error
             except RecursionError as error:
                 raise Refused("not JSON", "nested too deeply. The rest of the file is not read.") from error
 

@@ -46,6 +46,9 @@ def find_files(paths: Paths, *, bad: Listing | None = None, standard_input: bool
 
 
 def _add(found: dict[tuple[int, int] | Path, Path], file: Path, bad: Listing | None) -> None:
+    if (name := os.fsencode(file).decode("utf-8", "backslashreplace")) != str(file):
+        _refuse(Bad(Path(name), "name not UTF-8", "its name is not UTF-8, so no report could say it: rename it."), bad)
+        return
     status = _status(file, bad)
     if status is None:
         return
