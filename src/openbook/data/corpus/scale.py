@@ -151,13 +151,17 @@ class Played:
     again: int  # blocks done again
 
 
-def simulate(size: float, rate: float, machines: Machines, block: float, seed: int = 0) -> Played:
-    """One stage of `size` bytes at `rate` bytes a second a core, block by block."""
+def simulate(
+    size: float, rate: float, machines: Machines, block: float, seed: int = 0, moved: float | None = None
+) -> Played:
+    """One stage of `size` bytes at `rate` bytes a second a core, block by block, which moves `moved` bytes (`size`)."""
     draw = np.random.default_rng(seed)
     count = math.ceil(size / block)
     pace = np.where(draw.random(machines.count) < machines.slow, machines.slowness, 1.0)
     width = machines.count * machines.cores
-    crowd = max(1.0, rate * width / machines.storage)  # the storage is shared: all wait for it alike
+    crowd = max(
+        1.0, rate * width * (moved or size) / size / machines.storage
+    )  # the storage is shared: all wait for it alike
     takes = draw.lognormal(-(SPREAD**2) / 2, SPREAD, count) * (block / rate) * crowd
     down = [_next_loss(draw, machines, 0.0) for _ in range(machines.count)]
     free = [(0.0, core) for core in range(width)]
