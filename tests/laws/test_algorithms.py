@@ -62,6 +62,21 @@ class TestEncoding:
         same_ids(made[kind], "".join(parts))
 
 
+def test_added_tokens_that_take_the_spaces_beside_them() -> None:
+    """In a text they are spelled otherwise than in the vocabulary, and one has the id 0."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(special_tokens=["<a>"], vocab_size=400, show_progress=False)
+    backend.train_from_iterator(SENTENCES, trainer)
+    state = json.loads(backend.to_str())
+    state["added_tokens"][0] |= {"special": False}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+    plain = tokenizers.AddedToken("\n", normalized=False)
+    backend.add_tokens([plain, tokenizers.AddedToken("<b>", lstrip=True, rstrip=True, normalized=False)])
+    for text in ("<a>", "the <b> fox", "<b>\n \n<b>\n<a>", "  <b>", "\n<a>\n"):
+        same_ids(Tokenizer(backend), text)
+
+
 @pytest.mark.parametrize("kind", [f"trained {kind}" for kind in TRAINED])
 def test_a_fault_in_encoding_is_found(kind: str, made: dict[str, Tokenizer]) -> None:
     whole = Whole(made[kind]._sealed.twin)

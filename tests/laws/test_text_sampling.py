@@ -13,8 +13,10 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models
 
 from openbook.errors import InputError, TokenizerError
 from openbook.text import Tokenizer
@@ -123,6 +125,7 @@ class TestAlpha:
         assert isinstance(model, Unigram)
         for text in SENTENCES:  # of equally good ways any
             found, best = unigram.sample(text, alpha=1e7), unigram.encode(text)
+            assert unigram.sample(text, alpha=1e308) == unigram.sample(text, alpha=1e9)
             scores = [sum(model.tokens[number][1] for number in ids) for ids in (found, best)]
             assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
@@ -175,3 +178,7 @@ def test_refusals(bpe: Tokenizer, unigram: Tokenizer) -> None:
     pieces = Tokenizer.train(SENTENCES, 300, kind="wordpiece")
     with pytest.raises(TokenizerError, match="WordPiece"):
         pieces.sample("a", dropout=0.1)
+    mute = Tokenizer(tokenizers.Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], unk_id=None)))
+    assert len(mute.sample("ab", alpha=0.5)) == 2
+    with pytest.raises(TokenizerError, match="no tokens that make up 'abz'"):
+        mute.sample("abz", alpha=0.5)

@@ -7,6 +7,7 @@ template engine that does not keep the two authors apart, are both found out.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -210,3 +211,23 @@ def test_the_secret_names_do_not_leak(tokenizers: dict[str, Tokenizer], tmp_path
     assert secret not in tokenizer.decode(tokenizer.chat(messages), skip_specials=False)
     tokenizer.save(tmp_path)
     assert all(secret not in path.read_text() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama2"])
+def test_a_byte_is_no_special_token(kind: str, tmp_path: Path) -> None:
+    """`!` is the padding of published vocabularies: without that byte, texts that hold it could not be written."""
+    plain = Tokenizer.load(write(kind, tmp_path))
+    texts = ["Hello, world!", "! !!", "é!\u3042<0x21>", *SENTENCES]
+    for byte in ("!", "<0xE3>"):
+        if plain.token_id(byte) is None:
+            continue
+        beside = tmp_path / "tokenizer_config.json"
+        beside.write_text(json.dumps(json.loads(beside.read_text()) | {"pad_token": byte}))
+        tokenizer = Tokenizer.load(tmp_path)
+        assert tokenizer.pad == plain.token_id(byte) in tokenizer.specials.values()
+        for text in texts:
+            assert tokenizer.encode(text) == plain.encode(text)
+            assert tokenizer.decode(tokenizer.encode(text), skip_specials=False) == plain.decode(plain.encode(text))
+        assert tokenizer.encode("a!b", allow_specials=["!"] if byte == "!" else False) == plain.encode("a!b")
+        named = tokenizer.with_chat_template(f"{{% for m in messages %}}{{{{ m.content }}}}!{byte}{{% endfor %}}")
+        assert named.render_chat([{"role": "user", "content": f"no! {byte}"}]) == f"no! {byte}!{byte}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers as backends
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from openbook.text import TextStream, Tokenizer
 from openbook.text.stream import _BYTES, Decoding, Kind
@@ -84,6 +85,17 @@ def test_bytes_that_are_no_character(tokenizers: dict[str, Tokenizer]) -> None:
         ids = [number for byte in b"x" + wrong + b"y" for number in _byte_ids(tokenizer, byte)]
         for cut in range(len(ids) + 1):
             assert "".join(pieces(tokenizer, ids[:cut])) == tokenizer.decode(ids[:cut])
+
+
+def test_a_special_token_with_two_ids() -> None:
+    """As trainers of Unigram make them: decoding leaves out both."""
+    backend = backends.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("<unk>", -2.0)], unk_id=0))
+    backend.add_special_tokens(["<unk>"])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("aéa")
+    assert len(ids) == 3
+    for skip in (True, False):
+        assert "".join(pieces(tokenizer, ids, skip_specials=skip)) == tokenizer.decode(ids, skip_specials=skip)
 
 
 def test_the_byte_alphabet() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import models, processors
 
 from openbook.cli import main
 from openbook.errors import TokenizerError
 from openbook.models.load import load, save
 from openbook.models.make import make, spec_of
 from openbook.text import Tokenizer
+from openbook.text.folder import Added, Settings
 from openbook.text.stream import Kind
 from openbook.text.surgery import Change, extend, transplant, trim
 from openbook.text.training import SPECIALS
@@ -78,6 +82,41 @@ class TestTrim:
         rest = [text for text in SENTENCES[1].split() if longest not in tokenizer.encode(" " + text)]
         with pytest.raises(AssertionError):
             same_cuts(trim(tokenizer, [" ".join(rest[:3])]), tokenizer, [SENTENCES[1]])
+
+
+class TestWhatIsNotAmongTheAddedTokens:
+    """Tokens that a tokenizer.json needs though it does not list them as added."""
+
+    @pytest.mark.parametrize(
+        "around",
+        [
+            processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]),
+            processors.RobertaProcessing(("</s>", 1), ("<s>", 0)),
+            processors.Sequence([processors.BertProcessing(("</s>", 1), ("<s>", 0))]),
+        ],
+    )
+    def test_around_a_text(self, around: Any) -> None:
+        backend = tokenizers.Tokenizer(models.WordPiece({"<s>": 0, "</s>": 1, "[UNK]": 2, "x": 3, "a": 4, "##b": 5}))
+        backend.post_processor = around
+        tokenizer = Tokenizer(backend)
+        small = trim(tokenizer, ["ab"]).tokenizer
+        assert small.vocab == 5
+        assert spelled(small, small.prompt("ab")) == spelled(tokenizer, tokenizer.prompt("ab"))
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            models.BPE({"<unk>": 0, "<s>": 1, "a": 2, "b": 3, "ab": 4}, [("a", "b")], unk_token="<unk>"),
+            models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("a", -1.0), ("b", -2.0), ("ab", -1.5)], unk_id=0),
+            models.WordPiece({"<unk>": 0, "<s>": 1, "a": 2, "##b": 3}, unk_token="<unk>"),
+        ],
+    )
+    def test_the_unknown_token(self, model: Any) -> None:
+        """It is the model's, whatever the configuration calls `unk_token`."""
+        tokenizer = Tokenizer(tokenizers.Tokenizer(model), Settings(roles={"unk": Added(content="<s>")}))
+        small = trim(tokenizer, ["ab"]).tokenizer
+        for text in ("ab", "zab", "z"):
+            assert spelled(small, small.encode(text)) == spelled(tokenizer, tokenizer.encode(text))
 
 
 class TestKeep:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from openbook.errors import InputError, OpenbookError, TokenizerError
 from openbook.text import Tokenizer, check_fits
+from openbook.text.sealed import Sealed
 from tests.text.kinds import KINDS, ODD, SENTENCES, write
 
 
@@ -351,3 +355,32 @@ class TestDamage:
         (tmp_path / "file").touch()
         with pytest.raises(OpenbookError, match="file"):
             trained.save(tmp_path / "file" / "deeper")
+
+
+def test_where_the_library_fails() -> None:
+    """It does where a text is stripped around an added token, with a panic that is no Exception."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.encode("a b") == [0, 1]
+    for call in (tokenizer.encode, lambda text: tokenizer.encode_batch([text, "a"]), tokenizer.prompt):
+        with pytest.raises(TokenizerError, match="fails on this text"):
+            call("a c")
+
+
+def test_threads_share_one_set_of_secret_names(trained: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template is compiled for the secret names that texts are encoded with, whoever comes first."""
+    made: list[Sealed] = []
+
+    def slowly(*given: Any) -> Sealed:
+        time.sleep(0.02)
+        made.append(Sealed(*given))
+        return made[-1]
+
+    monkeypatch.setattr("openbook.text.tokenizer.Sealed", slowly)
+    tokenizer = pickle.loads(pickle.dumps(trained))
+    messages = [{"role": "user", "content": "hello"}]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: tokenizer.chat(messages), range(8)))
+    assert len(made) == 1
+    assert found == [trained.chat(messages)] * 8

@@ -51,7 +51,8 @@ def main(args: Sequence[str], prog: str) -> int:
     sizes = {"clean": (size, rates.clean), "write": (size * rates.kept, rates.write)}
     sizes["tokenise"] = (made["left"], rates.tokenise)
     for name, (part, rate) in sizes.items():
-        played = [simulate(part, rate, config.machines, block, seed) for seed in range(config.plays)]
+        moved = made["stages"][name]["moved"]
+        played = [simulate(part, rate, config.machines, block, seed, moved) for seed in range(config.plays)]
         if played:
             made["stages"][name]["played"] = {
                 "seconds": median(one.seconds for one in played), "slowest": max(one.seconds for one in played),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import TypeVar
 
 import tokenizers
 from tokenizers import models
 
 from openbook.errors import TokenizerError
 from openbook.text.folder import Added, Settings
+
+T = TypeVar("T")
+HALF_WRITTEN = "It may be half written by an interrupted copy: fetch it again."
 
 
 def declare(backend: tokenizers.Tokenizer, settings: Settings, where: str) -> None:
@@ -52,16 +56,23 @@ def model_unk(backend: tokenizers.Tokenizer) -> int | None:
     return None if spelling is None else backend.token_to_id(spelling)
 
 
-def guarded(build: Callable[[], tokenizers.Tokenizer], what: str) -> tokenizers.Tokenizer:
+def guarded(call: Callable[[], T], what: str, advice: str = HALF_WRITTEN) -> T:
     """Call into the Rust library and turn whatever it throws, panics included, into a TokenizerError."""
     try:
-        return build()
+        return call()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in Rust arrives as a BaseException of its own
-        raise TokenizerError(
-            f"{what} ({str(error)[:200]}). It may be half written by an interrupted copy: fetch it again."
-        ) from error
+        raise TokenizerError(f"{what} ({str(error)[:200]}). {advice}") from error
+
+
+def encoded(call: Callable[[], T]) -> T:
+    """`guarded`, for a text that is encoded: the library cannot follow every normaliser around every added token."""
+    return guarded(
+        call,
+        "The `tokenizers` library fails on this text with this tokenizer.json",
+        "Leave that text out, or mend the normaliser, the added tokens or the unknown token there.",
+    )
 
 
 def around(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -23,6 +23,7 @@ from tokenizers import pre_tokenizers
 from openbook import runtime
 from openbook.native import bpe
 from openbook.text import characters
+from openbook.text.backend import encoded
 from openbook.text.pattern import Unsupported
 from openbook.text.split import compile_steps
 
@@ -72,9 +73,10 @@ class Engine:
 
     def _theirs(self, texts: Sequence[str]) -> list[list[int]]:
         if len(texts) == 1 and len(texts[0]) <= LONG:
-            ids: list[int] = self._backend.encode(texts[0], add_special_tokens=False).ids
+            ids: list[int] = encoded(lambda: self._backend.encode(texts[0], add_special_tokens=False)).ids
             return [ids]  # as a batch it lets other threads of this process run meanwhile, at a price
-        return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        many = encoded(lambda: self._backend.encode_batch_fast(list(texts), add_special_tokens=False))
+        return [found.ids for found in many]
 
     @cached_property
     def _native(self) -> bpe.Encoder | None:

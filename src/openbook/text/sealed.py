@@ -4,7 +4,8 @@ In a tokenizer the special tokens are found by their names, so whoever can write
 turn. Switching the search off is not enough: in unigram and word-level vocabularies, and after some merges, the name is
 an ordinary entry that ordinary text can match. So the sealed tokenizer is the same vocabulary with the same ids, where
 every special token has a secret name drawn from 128 random bits. Text cannot spell it; our own code can, where a
-special token is meant.
+special token is meant. Single bytes alone stay what they are (`!` is the padding of some published tokenizers): without
+them text could not be written.
 
     text from a person          encode(text)                              special tokens impossible
     text that may name some     encode(reveal(text, {"<|end|>"}))         only those
@@ -22,7 +23,8 @@ from typing import Any
 import tokenizers
 
 from openbook.errors import InputError, TokenizerError
-from openbook.text.engine import Engine, Ids, Places
+from openbook.text.backend import encoded
+from openbook.text.engine import ALPHABET, Engine, Ids, Places
 
 
 def checked_text(value: str) -> str:
@@ -46,10 +48,12 @@ class Sealed:
     def __init__(self, original: tokenizers.Tokenizer, specials: Mapping[str, int]) -> None:
         # Names of digits survive what templates do to text: trimming, JSON and HTML escapes, changes of case.
         self._secret = str(secrets.randbelow(10**38)).zfill(38)
-        self.specials = dict(specials)
-        self.names = {content: self.invent(str(number)) for content, number in specials.items()}
-        self._hidden = {content: self.invent(f"0{number}") for content, number in specials.items()}
         state = json.loads(original.to_str())
+        written = _bytes(state)
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in written]
+        self.specials = {content: number for content, number in specials.items() if content not in written}
+        self.names = {content: self.invent(str(number)) for content, number in self.specials.items()}
+        self._hidden = {content: self.invent(f"0{number}") for content, number in self.specials.items()}
         ordinary = [token["content"] for token in state["added_tokens"] if token["content"] not in self.names]
         self._any = _longest_first([*self.names, *ordinary])
         self._shown = {name: content for content, name in self._hidden.items()}
@@ -100,7 +104,7 @@ class Sealed:
 
     def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of `text`, and for each the characters of `text` it came from, as (start, end)."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = encoded(lambda: self._tokenizer.encode(text, add_special_tokens=False))
         return encoding.ids, encoding.offsets
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -115,6 +119,18 @@ class Sealed:
 def _longest_first(contents: Collection[str]) -> re.Pattern[str]:
     ordered = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
+
+
+def _bytes(state: dict[str, Any]) -> set[str]:
+    """The special tokens of `state` that are bytes of its model, which texts are written with."""
+    model = state["model"]
+    bytewise = any('"ByteLevel"' in json.dumps(state[step]) for step in ("normalizer", "pre_tokenizer"))
+    spellings = set(ALPHABET) if bytewise else set()
+    if model.get("byte_fallback"):
+        spellings |= {f"<0x{byte:02X}>" for byte in range(256)}
+    vocab = model["vocab"] if isinstance(model["vocab"], dict) else {token for token, _ in model["vocab"]}
+    found = {token["content"] for token in state["added_tokens"] if token["special"]}
+    return {content for content in found & spellings if content in vocab}
 
 
 def _rename(state: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

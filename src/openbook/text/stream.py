@@ -70,7 +70,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, *, skip_specials: bool = True) -> None:
         self._tokenizer = tokenizer
         self._decoding = tokenizer.decoding
-        self._skipped = frozenset(tokenizer.specials.values()) if skip_specials else frozenset()
+        self._skipped = frozenset(tokenizer.specials) if skip_specials else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._before: list[str] = []  # tokens already shown, as many as the next ones depend on
         self._held: list[str] = []
@@ -78,7 +78,7 @@ class TextStream:
     def feed(self, number: int) -> str:
         """Text that `number` completes; often its own, empty while a character is incomplete."""
         spelling = self._tokenizer.token(number)
-        if spelling is None or number in self._skipped:
+        if spelling is None or spelling in self._skipped:  # by its name, as in decoding: it may have two ids
             return ""
         if self._decoding.kind is Kind.BYTES:
             return self._utf8.decode(_level_bytes(spelling))

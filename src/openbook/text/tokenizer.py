@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -71,6 +72,8 @@ class Tokenizer:
         self.prefix, self.suffix = around(backend)
         self.decoding = Decoding(backend.decoder)
         self._compiled: dict[str, ChatTemplate] = {}
+        self._seal: Sealed | None = None
+        self._sealing = threading.Lock()
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
@@ -350,9 +353,13 @@ class Tokenizer:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def _sealed(self) -> Sealed:
-        return Sealed(self._backend, self.specials)
+        """Made once whatever the threads: a template that was compiled for one has the secret names of that one."""
+        if self._seal is None:
+            with self._sealing:
+                self._seal = self._seal or Sealed(self._backend, self.specials)
+        return self._seal
 
     @cached_property
     def _open(self) -> Engine:

@@ -15,14 +15,14 @@ SAME = Machines(count=4, cores=8, storage=1e15, failures=0.0, slow=0.0)
 
 
 def test_a_plan_adds_up() -> None:
-    rates = Rates(clean=1e6, write=1e7, tokenise=2e6, kept=0.5, unique=0.8, document=1000, token=4, compare=1e4)
+    rates = Rates(clean=1e6, write=1e7, tokenise=2e6, kept=0.5, unique=0.8, document=1000, token=4, compare=1e7)
     made = plan(1e12, rates, SAME, 1e8, signature=100)
     assert made["blocks"] == 10_000
     assert made["left"] == pytest.approx(4e11)
     assert made["tokens"] == pytest.approx(1e11)
     assert made["stages"]["clean"]["core_hours"] == pytest.approx(1e6 / 3600)
     assert made["stages"]["clean"]["seconds"] == pytest.approx(1e6 / 32)
-    assert made["stages"]["compare"]["seconds"] == pytest.approx(5e8 / 1e4)
+    assert made["stages"]["compare"]["seconds"] == pytest.approx(5e11 / 1e7)
     assert made["seconds"] == pytest.approx(sum(stage["seconds"] for stage in made["stages"].values()))
 
 

@@ -26,17 +26,17 @@ RETURN = 600.0  # seconds until a machine that was lost is there again
 class Rates:
     """What one core does in a second, and what text is like. The defaults are of 340 MB of books and pages."""
 
-    clean: float = 6e6
+    clean: float = 5e6
     """Bytes of files read and put through all steps."""
-    write: float = 60e6
-    """Bytes of cleaned text compared and written."""
-    tokenise: float = 20e6
+    write: float = 15e6
+    """Bytes of cleaned text searched for evaluation items and written."""
+    tokenise: float = 30e6
     """Bytes of text made tokens."""
-    compare: float = 40e3
-    """Documents compared, in one process."""
-    kept: float = 0.85
+    compare: float = 30e6
+    """Bytes of cleaned text whose marks are compared, in one process."""
+    kept: float = 0.95
     """Part of the text that the steps leave."""
-    unique: float = 0.95
+    unique: float = 0.97
     """Part of that which is left without duplicates."""
     document: float = 4000.0
     """Bytes of a document, on average."""
@@ -61,7 +61,7 @@ class Rates:
             text = {
                 "clean": source / max(seconds["clean"], 1e-3) / workers,
                 "write": cleaned / max(seconds["write"], 1e-3) / workers,
-                "compare": marks["documents"] / max(seconds["compare"], 1e-3),
+                "compare": cleaned / max(seconds["compare"], 1e-3),
                 "kept": cleaned / max(1, read["bytes"]),
                 "unique": left["bytes"] / max(1, cleaned),
                 "document": read["bytes"] / max(1, read["documents"]),
@@ -125,7 +125,7 @@ def plan(size: float, rates: Rates, machines: Machines, block: float, signature:
             "core_hours": seconds / 3600, "seconds": max(by_cores, by_storage), "moved": moved[name],
             "bound": "cores" if by_cores >= by_storage else "storage",
         }  # fmt: skip
-    alone = max(documents / rates.compare, marks / machines.storage)
+    alone = max(cleaned / rates.compare, marks / machines.storage)
     partitions = math.ceil(marks * 2 / (0.5 * machines.memory))
     stages["compare"] = {
         "core_hours": alone / 3600, "seconds": alone, "moved": marks * max(1, partitions), "bound": "one process",
@@ -151,13 +151,17 @@ class Played:
     again: int  # blocks done again
 
 
-def simulate(size: float, rate: float, machines: Machines, block: float, seed: int = 0) -> Played:
-    """One stage of `size` bytes at `rate` bytes a second a core, block by block."""
+def simulate(
+    size: float, rate: float, machines: Machines, block: float, seed: int = 0, moved: float | None = None
+) -> Played:
+    """One stage of `size` bytes at `rate` bytes a second a core, block by block, which moves `moved` bytes (`size`)."""
     draw = np.random.default_rng(seed)
     count = math.ceil(size / block)
     pace = np.where(draw.random(machines.count) < machines.slow, machines.slowness, 1.0)
     width = machines.count * machines.cores
-    crowd = max(1.0, rate * width / machines.storage)  # the storage is shared: all wait for it alike
+    crowd = max(
+        1.0, rate * width * (moved or size) / size / machines.storage
+    )  # the storage is shared: all wait for it alike
     takes = draw.lognormal(-(SPREAD**2) / 2, SPREAD, count) * (block / rate) * crowd
     down = [_next_loss(draw, machines, 0.0) for _ in range(machines.count)]
     free = [(0.0, core) for core in range(width)]

@@ -25,6 +25,7 @@ PENALTY = 10.0  # nats by which an unknown character is worse than the worst tok
 SHRINK = 0.75  # of the tokens stay in one round
 ROUNDS = 2  # of estimation between two prunings
 LEAST = 0.5  # times that a token must be expected to occur
+SHARPEST = 1e9  # alpha at most: the best way is long certain, and numbers stay finite
 STEP = 1e-4  # between the scores of characters that are put back at the end
 
 Cut = list[tuple[int, int, int]]  # start, end and id of each token
@@ -77,7 +78,7 @@ class Unigram:
         while at > 0:
             start, number = back[at]
             if number < 0:
-                raise TokenizerError(f"The vocabulary has no token for {word[at - 1]!r} and none for what it lacks.")
+                raise _speechless(word)
             cut.append((start, at, number))
             at = start
         return cut[::-1]
@@ -101,10 +102,13 @@ class Unigram:
 
     def sampled(self, word: str, alpha: float, draw: Callable[[], float]) -> Cut:
         """A way to cut a word, drawn: forward sums, then backward from the end. `draw` gives numbers from 0 to 1."""
+        alpha = min(alpha, SHARPEST)
         ends = self.arriving(word)
         total = [0.0]
         for tokens in ends[1:]:
             total.append(_log_sum(total[start] + alpha * score for start, score, _ in tokens))
+        if total[-1] == -math.inf:
+            raise _speechless(word)
         cut: Cut = []
         at = len(word)
         while at > 0:
@@ -145,6 +149,13 @@ class Unigram:
         if self.bytes and len(known) == len(run.encode()):
             return known
         return [] if self.unknown is None else [self.unknown]
+
+
+def _speechless(word: str) -> TokenizerError:
+    return TokenizerError(
+        f"The vocabulary has no tokens that make up {word[:40]!r}, and none for what it lacks. Give it an unknown token "
+        "(`unk_id`), or leave that text out."
+    )
 
 
 def _forward(ends: list[list[tuple[int, float, int]]]) -> tuple[list[float], list[tuple[int, int]]]:

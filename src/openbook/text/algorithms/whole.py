@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import models
 
 from openbook.errors import TokenizerError
 from openbook.text.algorithms.bpe import Bpe
 from openbook.text.algorithms.unigram import Unigram
 from openbook.text.algorithms.wordpiece import WordPiece
+from openbook.text.backend import encoded
 
 Algorithm = Bpe | WordPiece | Unigram
 ALGORITHMS: Mapping[str, Callable[[Mapping[str, Any]], Algorithm]] = {
@@ -34,15 +34,19 @@ class Whole:
                 f"Use a tokenizer of one of these: {', '.join(ALGORITHMS)}."
             )
         self.algorithm: Algorithm = ALGORITHMS[model["type"]](model)
-        self._added = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
-        # The same pipeline before a model that knows nothing: each word comes back whole, as one unknown run.
-        self._split = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._split.model = models.Unigram([(NOTHING, 0.0)], unk_id=0)
+        # The same pipeline before a model that knows nothing: each word comes back whole, as one unknown run with the
+        # id 0. Added tokens get the ids behind it: what they are spelled like in a text is not always their name.
+        split = json.loads(backend.to_str())
+        split["model"] = {"type": "Unigram", "vocab": [[NOTHING, 0.0]], "unk_id": 0}
+        self._added = [0] + [int(token["id"]) for token in split["added_tokens"]]
+        for number, token in enumerate(split["added_tokens"], 1):
+            token["id"] = number
+        self._split = tokenizers.Tokenizer.from_str(json.dumps(split))
 
     def words(self, text: str) -> list[str | int]:
         """What `text` is split into: words to be cut, and the ids of tokens that were added beside the vocabulary."""
-        found = self._split.encode(text, add_special_tokens=False)
-        return [self._added[token] if number else token for token, number in zip(found.tokens, found.ids, strict=True)]
+        found = encoded(lambda: self._split.encode(text, add_special_tokens=False))
+        return [self._added[number] if number else token for token, number in zip(found.tokens, found.ids, strict=True)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""

@@ -85,15 +85,23 @@ def _needed(whole: Whole, words: Sequence[str]) -> tuple[set[int], set[Pair]]:
 
 
 def _always(tokenizer: Tokenizer) -> set[int]:
-    """Special and added tokens, the unknown token, and single bytes."""
+    """Special and added tokens, what stands around a text, the unknown token, and single bytes."""
     state = tokenizer.state()
-    ids = {token["id"] for token in state["added_tokens"]}
+    model = state["model"]
+    ids = {token["id"] for token in state["added_tokens"]} | _around(state.get("post_processor") or {})
     decoding = tokenizer.decoding
-    for spelling, number in _vocabulary(state["model"]).items():
+    for spelling, number in _vocabulary(model).items():
         byte = decoding.kind is Kind.BYTES and len(spelling) == 1
-        if byte or decoding.is_byte(spelling):
+        if byte or decoding.is_byte(spelling) or spelling == model.get("unk_token"):
             ids.add(number)
-    return ids if tokenizer.unk is None else ids | {tokenizer.unk}
+    return ids | {number for number in (tokenizer.unk, model.get("unk_id")) if number is not None}
+
+
+def _around(processor: dict[str, Any]) -> set[int]:
+    """The ids that a post-processor writes."""
+    ids = {number for part in processor.get("processors", ()) for number in _around(part)}
+    ids |= {number for entry in (processor.get("special_tokens") or {}).values() for number in entry["ids"]}
+    return ids | {processor[name][1] for name in ("sep", "cls") if isinstance(processor.get(name), list)}
 
 
 def _parts(whole: Whole, number: int, merges: set[Pair]) -> set[int]:
