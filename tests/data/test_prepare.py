@@ -377,9 +377,7 @@ def test_arrays_and_lists_of_ids_make_the_same_shards(tmp_path: Path) -> None:
         assert contents(prepare(SLICE, Lists(), tmp_path / f"lists{len(options)}", **options).folder) == arrays  # type: ignore[arg-type]
 
 
-def test_a_folder_that_took_its_name_meanwhile_is_not_worked_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_finished_meanwhile_is_not_worked_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the opening of the staging folder and its lock another process may finish and rename it."""
     staging, out = tmp_path / ".out.part", tmp_path / "out"
     staging.mkdir()
