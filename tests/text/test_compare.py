@@ -171,6 +171,16 @@ class TestLanguages:
             with pytest.raises(OpenbookError, match=says):
                 read_languages(tmp_path / name)
 
+    @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+    def test_a_damaged_zip(self, method: int, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+            archive.writestr("deu.txt", "der Fuchs " * 9)
+        content = bytearray((tmp_path / "x.zip").read_bytes())
+        content[60:66] = b"\xff" * 6
+        (tmp_path / "x.zip").write_bytes(content)
+        with pytest.raises(OpenbookError, match=r"x\.zip"):
+            read_languages(tmp_path / "x.zip")
+
     @pytest.mark.slow
     def test_the_declaration(self) -> None:
         texts = read_languages(archive("tasks/multilingual/udhr2.zip"))
@@ -239,6 +249,19 @@ class TestVerbs:
         words = [path, path, "--text", "x"] if words == ["SAME"] else [path, "--text", "x", *words]
         assert main(["tokenizer", "compare", *words]) == 2
 
+    def test_a_currency_without_a_price(self, folders: dict[str, Path]) -> None:
+        assert main(["tokenizer", "count", str(folders["ours"]), "x", "--currency", "EUR"]) == 2
+
+    def test_a_file_where_a_folder_is_written(
+        self, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Refused before any work: the text that is named is not there."""
+        out = tmp_path / "file"
+        out.touch()
+        for words in (["train", "no.txt"], ["trim", str(folders["ours"]), "--text", "no.txt"]):
+            assert main(["tokenizer", *words, "--out", str(out)]) == 1
+            assert "--out is a folder" in capsys.readouterr().err
+
     def test_train(self, tmp_path: Path) -> None:
         text = tmp_path / "text.txt"
         text.write_text("\n".join(SENTENCES * 3), encoding="utf-8")
@@ -265,6 +288,24 @@ def test_the_picture(folders: dict[str, Path], tmp_path: Path) -> None:
     for more in ([], ["--languages", str(LANGUAGES)]):
         assert main([*words, *more]) == 0
         assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_names_that_are_no_formulas(ours: Tokenizer, tmp_path: Path) -> None:
+    """Of folders, files and languages: neither read as a formula nor left out of the legend."""
+    pytest.importorskip("matplotlib")
+    from openbook.text.compare import picture
+    from openbook.train.curve import blank_figure, write_png
+
+    languages = {"English": "the fox", "$\\x$": "der Fuchs"}
+    names = ["a$\\frac$b", "_under", "two\nlines", "x" * 99]
+    measured = [measure(name, ours, SENTENCES, count_words(SENTENCES), languages) for name in names]
+    figure = blank_figure("A picture", picture.size(measured))
+    picture.draw(measured, figure, "$\\frac$")
+    write_png(figure, tmp_path / "p.png")
+    legend = next(axes.get_legend() for axes in figure.axes if axes.get_legend())
+    said = [text.get_text().strip() for text in legend.get_texts()]
+    assert said == ["a$\\frac$b", "_under", "two lines", "…" + "x" * 23]
 
 
 def test_the_table_lines_up(ours: Tokenizer) -> None:

@@ -298,6 +298,7 @@ class TestDamage:
             (b'{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}', "empty"),
             (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "half written"),
             (b'{"model": {"type": "Nonsense", "vocab": {"a": 0}}}', "half written"),
+            (b'{"model": {"type": "WordLevel", "vocab": {"a": 3000000000}, "unk_token": "a"}}', "ids are the most"),
         ],
     )
     def test_tokenizer_file(self, content: bytes, says: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openbook.errors import TokenizerError
+from openbook.errors import InputError, TokenizerError
 from openbook.text import Tokenizer
 from tests.text.kinds import ODD, SENTENCES
 
@@ -126,3 +126,14 @@ def test_refusals() -> None:
         Tokenizer.train(["a"], 400, kind="unigramm")  # type: ignore[arg-type]
     with pytest.raises(TokenizerError, match="lowercase"):
         Tokenizer.train(["a"], 400, lowercase=True)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_sizes_and_names_that_are_none(kind: Any) -> None:
+    """A vocabulary without bounds would end the process: the library makes room for it at once."""
+    for vocab in (1 << 40, True, 300.0, "300"):
+        with pytest.raises(TokenizerError, match="whole number up to"):
+            Tokenizer.train(SENTENCES, vocab, kind=kind)  # type: ignore[arg-type]
+    assert Tokenizer.train(SENTENCES[:1], 1 << 24, kind=kind).vocab < 600
+    with pytest.raises(InputError, match="half a character"):
+        Tokenizer.train(SENTENCES, 600, ["<\ud800>"], kind=kind)

@@ -38,6 +38,8 @@ def spare(output: Output, *sources: str) -> None:
         raise TokenizerError(f"--multiple must be 1 or more: got {output.multiple}.")
     if any(Path(source).expanduser().resolve() == output.out.expanduser().resolve() for source in sources):
         raise TokenizerError(f"'{output.out}' is what is read: choose another --out.")
+    if output.out.exists() and not output.out.is_dir():
+        raise TokenizerError(f"'{output.out}' is a file, and --out is a folder: choose another.")
     there = [name for name in ("config.json", "tokenizer.json") if (output.out / name).exists()]
     if there and not output.overwrite:
         raise TokenizerError(f"'{output.out}' holds a {there[0]}. Choose another --out, or give --overwrite.")

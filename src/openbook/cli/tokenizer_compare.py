@@ -121,6 +121,8 @@ def _draw(measured: Sequence[Measured], out: Path, text: Sequence[str]) -> None:
     size = measured[0].use.counted.bytes / 1e6
     names = ", ".join(Path(path).name for path in text[:3]) + (" …" if len(text) > 3 else "")
     figure = blank_figure("The picture of a comparison", picture.size(measured), dpi=110)
-    picture.draw(measured, figure, f"{names}, {size:.1f} MB, in {len(measured)} tokenizers")
+    said = f"{size:.1f} MB" if size >= 1 else f"{size * 1000:.3g} kB"
+    many = "1 tokenizer" if len(measured) == 1 else f"{len(measured)} tokenizers"
+    picture.draw(measured, figure, f"{names}, {said}, in {many}")
     write_png(figure, out)
     log.note(f"picture: {out}")

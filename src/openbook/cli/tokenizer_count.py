@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from openbook import log
-from openbook.errors import InputError
+from openbook.errors import InputError, UsageError
 from openbook.options import Positional, Repeated, parse
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def main(args: Sequence[str], prog: str) -> int:
     if not config.text:
         raise InputError("No text was named: give a .txt or .jsonl file, a folder of them, or - for standard input.")
     asked = prices(config.price)
+    if config.currency and not asked:
+        raise UsageError("--currency is of no use without --price, the price of a million tokens.")
     tokenizer = Tokenizer.load(config.dir)
     rows: dict[str, Count] = {}
     total = Count()

@@ -68,7 +68,9 @@ def main(args: Sequence[str], prog: str) -> int:
 
 
 def _spare(config: Config) -> None:
-    """An error where a tokenizer would be lost, and with it every model that reads it."""
+    """An error where a tokenizer would be lost, and with it every model that reads it, or where none can be written."""
+    if config.out.exists() and not config.out.is_dir():
+        raise TokenizerError(f"'{config.out}' is a file, and --out is a folder: choose another.")
     if (config.out / "config.json").exists():
         raise TokenizerError(
             f"'{config.out}' is a model's folder, and the model needs the tokenizer it has. Choose another --out."

@@ -34,7 +34,7 @@ from openbook.text.formats import read as read_foreign
 from openbook.text.sealed import Sealed, checked_text
 from openbook.text.stream import Decoding
 from openbook.text.template import CHAT_SPECIALS, CHAT_TEMPLATE, ChatTemplate, overlap
-from openbook.text.training import Kind, roles_of, specials_for, train_backend
+from openbook.text.training import LARGEST, Kind, roles_of, specials_for, train_backend
 
 
 class Tokenizer:
@@ -57,6 +57,8 @@ class Tokenizer:
         if not entries:
             raise TokenizerError(f"The vocabulary is empty{place(where)}. Fetch the file again, or train a tokenizer.")
         self.vocab: int = max(entries.values()) + 1
+        if self.vocab > LARGEST:
+            raise TokenizerError(f"A token has the id {self.vocab - 1}{place(where)}: {LARGEST} ids are the most.")
         self.specials: Mapping[str, int] = MappingProxyType(
             {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -43,6 +43,7 @@ SPLIT = (
     r"|\s+"
 )
 
+LARGEST = 1 << 24  # ids: what is asked for is made room for, and nobody has a text for more
 FREQUENT = 2  # how often a pair must come to become a token
 
 _ROLE_NAMES = {
@@ -65,7 +66,7 @@ def specials_for(kind: Kind, specials: Sequence[str] | None) -> tuple[str, ...]:
         raise TokenizerError(
             f"`kind` must be one of {', '.join(DEFAULTS)}: got {kind!r}.{nearest(str(kind), DEFAULTS)}"
         )
-    chosen = DEFAULTS[kind] if specials is None else tuple(specials)
+    chosen = DEFAULTS[kind] if specials is None else tuple(map(checked_text, specials))
     if any(len(special) < 2 for special in chosen) or len(set(chosen)) != len(chosen):
         raise TokenizerError(
             f"`specials` must be different strings of two or more characters: got {list(chosen)!r}. "
@@ -80,6 +81,8 @@ def train_backend(
     kind: Kind, texts: Iterable[str], vocab: int, specials: Sequence[str], *, closed: bool, lowercase: bool
 ) -> tokenizers.Tokenizer:
     """A trained tokenizer of this kind. See `Tokenizer.train`."""
+    if not isinstance(vocab, SupportsIndex) or isinstance(vocab, bool) or vocab > LARGEST:
+        raise TokenizerError(f"`vocab` is a whole number up to {LARGEST}: got {vocab!r}.")
     if lowercase and kind != "wordpiece":
         raise TokenizerError(f"`lowercase` is for kind='wordpiece': a {kind} tokenizer keeps text as it is.")
     if kind == "bpe":

@@ -277,3 +277,11 @@ def test_what_the_files_say_is_not_asked_for(tmp_path: Path) -> None:
     Tokenizer.load(folders["gpt2"]).save(tmp_path / "saved")
     with pytest.raises(UsageError, match="`pattern` is of no use"):
         Tokenizer.load(tmp_path / "saved", pattern=".")
+
+
+def test_what_is_asked_for_is_of_its_kind(tmp_path: Path) -> None:
+    path = written(tmp_path, layouts.rank_file({bytes([byte]): byte for byte in range(256)}))
+    asked: list[dict[str, Any]] = [{"specials": ["<a>"]}, {"specials": {"<a>": "256"}}, {"specials": 3}, {"pattern": 3}]
+    for wrong in asked:
+        with pytest.raises(UsageError, match=f"`{next(iter(wrong))}` "):
+            Tokenizer.load(path, **{"pattern": ".", **wrong})

@@ -153,8 +153,8 @@ class Unigram:
 
 def _speechless(word: str) -> TokenizerError:
     return TokenizerError(
-        f"The vocabulary has no tokens that make up {word[:40]!r}, and none for what it lacks. Give it an unknown token "
-        "(`unk_id`), or leave that text out."
+        f"The vocabulary has no tokens that make up {word[:40]!r}, and none for what it lacks. "
+        "Give it an unknown token (`unk_id`), or leave that text out."
     )
 
 

@@ -9,6 +9,7 @@ named by language.
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -68,7 +69,13 @@ def read_languages(path: Path) -> dict[str, str]:
         files = _zipped(path) if path.is_file() else _foldered(path)
     except OSError as error:
         raise explain_os_error(error, path, "read") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it wants a password
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: it wants a password
         raise DataError(f"'{path}' is not a .zip of texts ({error}). Give one, or a folder of LANGUAGE.txt.") from error
     if not files:
         raise DataError(f"'{path}' holds no LANGUAGE.txt. Give a folder or a .zip of one text per language.")

@@ -13,6 +13,7 @@ from openbook.text.compare.report import LOST, Measured
 
 COLOURS = ("#1f4e8c", "#c2571a", "#2e7d4f", "#8c3b7a", "#b08a1e", "#4a7fa5", "#7a4a2b", "#5b5b5b")
 INK, FAINT = "#2b2b2b", "#d9d9d9"
+LITERAL = {"parse_math": False}  # of text that others wrote: between two dollar signs it would be read as a formula
 SHADES = ("#dbe6f4", "#f6e3d3")  # of neighbouring pieces
 PROBES = ("123", "1234", "2024", "3.14159", "1,000,000")
 NAMES = ("max_token_count", "maxTokenCount")
@@ -54,7 +55,7 @@ def draw(measured: Sequence[Measured], figure: Any, title: str = "") -> None:
     else:
         _pieces(figure.add_subplot(rows[1]), measured)
     if title:
-        figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
+        figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left", **LITERAL)
 
 
 def _bars(axes: Any, measured: Sequence[Measured], bar: Bar, *, named: bool) -> None:
@@ -67,7 +68,8 @@ def _bars(axes: Any, measured: Sequence[Measured], bar: Bar, *, named: bool) -> 
         said = "–" if number is None else form.format(number)
         axes.text((number or 0.0) + 0.02 * longest, place, said, va="center", fontsize=9, color=INK)
     axes.set_xlim(0, 1.22 * longest)
-    axes.set_yticks(places, [_short(one.name) for one in measured] if named else [""] * len(measured), fontsize=9)
+    names = [_short(one.name) for one in measured] if named else [""] * len(measured)
+    axes.set_yticks(places, names, fontsize=9, **LITERAL)
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.set_title(heading, fontsize=10, loc="left", color=INK)
@@ -98,16 +100,16 @@ def _languages(axes: Any, measured: Sequence[Measured]) -> None:
     axes.minorticks_off()
     axes.axvline(1.0, color="#8a8a8a", linewidth=1, zorder=0)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
-    axes.set_yticks(range(len(names)), [names[index] for index in order], fontsize=8.5)
+    axes.set_yticks(range(len(names)), [names[index] for index in order], fontsize=8.5, **LITERAL)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_title("tokens for the same text, against English", fontsize=10, loc="left", color=INK)
     _bare(axes)
     for place, (one, colour) in enumerate(zip(measured, COLOURS, strict=False)):
-        said = _short(one.name) + (
-            " (without what it cannot write)" if any(x.lost > LOST for x in one.languages) else ""
-        )
+        lost = " (without what it cannot write)" if any(x.lost > LOST for x in one.languages) else ""
+        said = f" {_short(one.name)}{lost}"  # a legend leaves out what begins with _
         axes.scatter([], [], color=colour, s=30, label=said, zorder=place)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    for label in axes.legend(frameon=False, fontsize=9, loc="upper right").get_texts():
+        label.set(**LITERAL)
 
 
 def _worst(measured: Sequence[Measured], index: int) -> float:
@@ -147,11 +149,12 @@ def _box(axes: Any, at: float, down: float, piece: str, shade: str) -> None:
     axes.fill_between([at, at + len(piece)], down - 0.4, down + 0.4, color=shade, linewidth=0)
     axes.text(
         at + len(piece) / 2, down, piece, fontsize=8.5, family="monospace", ha="center", va="center", color=INK,
-        parse_math=False,
+        **LITERAL,
     )  # fmt: skip
 
 
 def _short(name: str) -> str:
+    name = " ".join(name.split())
     return name if len(name) <= 24 else "…" + name[-23:]
 
 

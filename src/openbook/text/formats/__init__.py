@@ -13,7 +13,7 @@ Each gives a `Found`: the state of a tokenizer.json with exactly the ids of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,11 +53,23 @@ def read(path: Path, asked: Asked) -> tuple[tokenizers.Tokenizer, Settings, str]
     for key, value in given.items():
         if value is not None and key not in _ASKED.get(layout or "", ()):
             raise UsageError(f"`{key}` is of no use for '{path}': its files say it, or it has none. Leave it out.")
+    _check(asked)
     if layout is None or file is None:
         return None
     beside = _with_added(read_settings(file.parent), file.parent / "added_tokens.json")
     found = _READERS[layout](file, beside, asked)
     return found.backend(file), found.beside(beside), str(file)
+
+
+def _check(asked: Asked) -> None:
+    """UsageError where something of another kind was given than what is asked for."""
+    specials: object = asked.specials if asked.specials is not None else {}
+    ids = list(specials.items()) if isinstance(specials, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and type(number) is int for name, number in ids):
+        raise UsageError(f"`specials` are contents and their ids, as {{'<|end|>': 50256}}: got {specials!r:.80}.")
+    for key, value, kind in (("pattern", asked.pattern, str), ("lowercase", asked.lowercase, bool)):
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"`{key}` is a {kind.__name__}: got {value!r:.80}.")
 
 
 def _with_added(beside: Settings, path: Path) -> Settings:
