@@ -2,9 +2,9 @@
 
 .NAME.part/                    beside the target NAME, which appears when everything is there
   plan.json                    what is being made: the recipe, the files, the blocks
-  clean/00012.jsonl .npz .json   documents of a block that the steps kept, their marks, its ledger
-  choice/00012.npz             what comparing decided about them
-  text/SOURCE/00012.jsonl      documents of the corpus        text/00012.json   the ledger of that
+  clean/000012.jsonl .npz .json   documents of a block that the steps kept, their marks, its ledger
+  choice/000012.npz             what comparing decided about them
+  text/SOURCE/000012.jsonl      documents of the corpus        text/000012.json   the ledger of that
   shards/SOURCE/               its tokens (data/prepare.py)
 """
 
@@ -38,7 +38,7 @@ class Part:
     @property
     def name(self) -> str:
         """The stem of the files that hold its results."""
-        return f"{self.number:05d}"
+        return f"{self.number:06d}"
 
 
 @dataclass(frozen=True, slots=True)
