@@ -216,9 +216,9 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for module in [module for module in sys.modules if module.split(".")[0] == package]:
             monkeypatch.delitem(sys.modules, module)
         monkeypatch.setitem(sys.modules, package, None)
-    from openbook.data.sources import html, parquet
+    from openbook.data.sources import markup, parquet
 
-    html._library.cache_clear()
+    markup._library.cache_clear()
     parquet._library.cache_clear()
     for name in ("a.txt.zst", "a.parquet", "a.warc", "a.html"):
         with pytest.raises(MissingExtra, match=r"openbook\[data\]"):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
-from openbook.data.sources.document import Refused
+from openbook.data.sources.document import SMALL, Refused
+from openbook.data.sources.markup import seen
 from openbook.errors import UsageError, nearest
 
-SMALL = 1024  # characters of a string that is kept beside the text without being asked for
 _NOTHING: Any = object()  # no value, which is not null
 
 
@@ -53,8 +53,6 @@ class Columns:
         """The text of a record. Raises `Refused`."""
         text = self._text_of(record)
         if self.html and ("<" in text or "&" in text):
-            from openbook.data.sources.html import seen  # which is made of this module
-
             return seen(text)
         return text
 

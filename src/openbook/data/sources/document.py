@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+SMALL = 1024  # characters of a string that is kept beside the text without being asked for
+
 
 @dataclass(frozen=True, slots=True)
 class Document:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from openbook.data.sources import text
-from openbook.data.sources.columns import SMALL
-from openbook.data.sources.document import Document
+from openbook.data.sources.document import SMALL, Document
 from openbook.data.sources.stream import Source
 
 HEAD = re.compile(r"---[ \t]*\n(.{0,16384}?\n)?(?:---|\.\.\.)[ \t]*(?:\n|$)", re.DOTALL)

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openbook.data.sources.columns import SMALL, Columns, plain
-from openbook.data.sources.document import Document, Refused
+from openbook.data.sources.columns import Columns, plain
+from openbook.data.sources.document import SMALL, Document, Refused
 from openbook.data.sources.stream import Source
 from openbook.errors import MissingExtra, nearest
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from openbook.data.sources import html
+from openbook.data.sources import markup
 from openbook.data.sources.document import Document, Refused
 from openbook.data.sources.stream import Source
 from openbook.data.sources.unpack import Chunked
@@ -46,21 +46,21 @@ def read(source: Source) -> Iterator[Document]:
 def _page(warc: Any, record: Any) -> tuple[str, dict[str, str]]:
     """The text of a record and what it says of itself; no text for what is no page. Raises `Refused`."""
     size = record.content_length
-    if size > html.LONGEST_PAGE:  # which fastwarc would take into memory before it knows whether it is there
-        raise Refused("too long", f"a record of {size} bytes; a page has {html.LONGEST_PAGE >> 20} MiB at most.")
+    if size > markup.LONGEST_PAGE:  # which fastwarc would take into memory before it knows whether it is there
+        raise Refused("too long", f"a record of {size} bytes; a page has {markup.LONGEST_PAGE >> 20} MiB at most.")
     block = record.reader.read(size)
     if len(block) < size:
         raise Refused("cut or damaged", f"the record should have {size} bytes, and has {len(block)}.")
     if not record.is_http:
-        text = html.decoded(block) if (record.headers.get("Content-Type") or "").startswith("text/plain") else ""
+        text = markup.decoded(block) if (record.headers.get("Content-Type") or "").startswith("text/plain") else ""
         return text.strip(), {}
     answer, body = _answer(warc, block)
     kind = answer.http_content_type or ""
     if not 200 <= (answer.http_headers.status_code or 200) < 300 or b"\0" in body[:1024]:
         return "", {}
     if kind == "text/plain":
-        return html.decoded(body, answer.http_charset).strip(), {}
-    return html.page(body, answer.http_charset) if kind in PAGES else ("", {})
+        return markup.decoded(body, answer.http_charset).strip(), {}
+    return markup.page(body, answer.http_charset) if kind in PAGES else ("", {})
 
 
 def _answer(warc: Any, block: bytes) -> tuple[Any, bytes]:
@@ -71,7 +71,7 @@ def _answer(warc: Any, block: bytes) -> tuple[Any, bytes]:
         answer.set_bytes_content(block)
         try:
             answer.parse_http(auto_decode=unpacking)
-            return answer, answer.reader.read(html.LONGEST_PAGE)
+            return answer, answer.reader.read(markup.LONGEST_PAGE)
         except (OSError, ValueError) as error:
             fault = error
     raise Refused("not HTTP", f"no answer of a web server: {fault}.")
