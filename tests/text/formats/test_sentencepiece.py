@@ -104,6 +104,8 @@ def test_everything_beside_everything(tmp_path: Path) -> None:
     one += ["\u11a8", "▁", "か", "ﾞ", "ê", "\u0323"]
     for text in map("".join, itertools.product(one, repeat=3)):
         assert ours.encode(text) == theirs.encode(text), text
+    for text in ("a\u0344", "υ\u0344", "\u0308\u0344\u0301", "か\u0344", "x\u0f71\u0f73\u0344"):  # marks in one
+        assert ours.encode(text) == theirs.encode(text), text
     walls = theirs.encode(f"a{charsmap.OTHER}b")  # in this model an unknown character is its bytes
     assert len(ours.encode(f"a{charsmap.WALL}b")) == len(ours.encode(f"a{charsmap.GAP}b")) == len(walls)
 

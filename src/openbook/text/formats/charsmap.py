@@ -8,7 +8,7 @@ marks (`ﬁ` with an accent) and does not compose what is longer than five bytes
 Here two characters that occur in no text keep things apart for a while:
 
     1  WALL after a character that becomes several, or none, where a mark follows: the table does not join them; nor
-       does it join anything to a user-defined piece
+       does it join anything to a user-defined piece, or several marks that one character becomes to what is before it
     2  GAP before everything but plain ASCII: now every character stands alone
     3  the backend's step, which for single characters follows the table; the gaps are taken away
     4  WALL between characters that NFC would join or reorder, but the table does not join
@@ -51,6 +51,7 @@ class _Plan:
 
     several: str
     raw: str
+    marks: str
     by_hand: Mapping[str, str]
     apart: str
 
@@ -74,6 +75,7 @@ def steps(charsmap: bytes, where: Path, whole: Sequence[str] = ()) -> list[State
         return [kept, *alone]
     ends = [part for part in [plan.several, *map(re.escape, whole)] if part]
     first = [substitute(f"(?={plan.raw})(?<={'|'.join(ends)})", WALL)] if ends else []
+    first += [substitute(rf"(?={plan.marks})(?<=[^{WALL}])", WALL)] if plan.marks else []
     by_hand = [substitute(key, plan.by_hand[key], literal=True) for key in sorted(plan.by_hand, key=len, reverse=True)]
     last = [substitute(plan.apart, WALL), {"type": "NFC"}, substitute(WALL, "", literal=True)]
     return [kept, *first, *alone, *by_hand, *last]
@@ -99,7 +101,14 @@ def _plan(charsmap: bytes) -> _Plan | None:
     followers = _followers() | {character for key in older for character in key[1:]}
     several = [key for key, value in keys.items() if len(key) == 1 and len(value) != 1]
     raw = followers | {key for key, value in keys.items() if len(key) == 1 and value[:1] in followers}
-    return _Plan(_class(several) if several else "", _class(raw, marks=True), newer, _apart(older, followers))
+    marks = [key for key in several if keys[key][:1] in followers]
+    return _Plan(
+        several=_class(several) if several else "",
+        raw=_class(raw, marks=True),
+        marks=_class(marks) if marks else "",
+        by_hand=newer,
+        apart=_apart(older, followers),
+    )
 
 
 @lru_cache(maxsize=4)
