@@ -284,6 +284,15 @@ def test_estimate_of_activations_is_near_what_autograd_saves(config: dict[str, A
 # ------------------------------------------------------------------------------------------------ the page
 
 
+def test_a_folder_of_any_name_fits(tmp_path: Path) -> None:
+    folder = DECODERS[0].folder(tmp_path)
+    for size in range(1, 100):
+        folder = folder.rename(tmp_path / ("x" * size))
+        lines = describe(folder, context=17).page().splitlines()
+        assert max(map(len, lines)) <= WIDTH
+        assert all(line == line.rstrip() for line in lines)
+
+
 @each(ALL)
 def test_page_fits_and_says_everything(case: Case, root: Path) -> None:
     told = describe(case.folder(root), context=17)

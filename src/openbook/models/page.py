@@ -74,7 +74,7 @@ def _title(this: Description) -> Iterator[str]:
         f"vocab {model.embed.vocab:,}",
         "context unbounded" if model.context is None else f"context {model.context:,}",
     ]
-    yield f"{this.name} · {this.architecture} ({this.family})"[:WIDTH]
+    yield f"{this.name} · {this.architecture} ({this.family})"[:WIDTH].rstrip()
     yield " · ".join(facts)
     number, size = this.files
     yield (f"{in_bytes(size)} of weights in {number} file{'s' * (number > 1)}" if number else "no weights beside it")
