@@ -114,6 +114,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -m openbook completion fish | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
@@ -157,6 +158,7 @@ def completed(shell: str, script: Path, line: str) -> list[str]:
     return subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_completion_in_the_shell(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:

@@ -11,6 +11,7 @@ FIRST = ["", "import openbook.generate.loop", "import openbook.api", "from openb
 LATER = "import openbook.generate.loop as loop; assert loop.generate_ids; assert ob.generate.loop is loop"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
 def test_generate_is_callable(first: str) -> None:
     code = f"{first}\nimport openbook as ob\nassert callable(ob.generate)\n{LATER}\nassert callable(ob.generate)"

@@ -242,6 +242,7 @@ def test_blocks_trace_whole_and_once(name: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["causal", "softcap"])
 def test_a_long_prompt_is_read_into_a_cache_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -409,6 +409,7 @@ def test_the_law_sees_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> No
         law()
 
 
+@pytest.mark.slow
 def test_the_bench_shows_every_part() -> None:
     """The random models are sensitive: a token at the far end of what is seen changes the logits."""
     for name in (name for name in NAMES if name not in CASES or CASES[name].kind == "decoder"):

@@ -376,6 +376,7 @@ def test_the_law_can_fail(family: str, make: Fault, monkeypatch: pytest.MonkeyPa
     assert found != expected[:1] + expected
 
 
+@pytest.mark.slow
 def test_without_native_operators_the_engine_is_close() -> None:
     code = (
         "from tests.laws.served import *\n"

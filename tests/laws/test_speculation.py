@@ -192,6 +192,7 @@ def drawn_pairs(sampling: Sampling, count: int) -> list[list[int]]:
     return speculative(rows, 2, drafter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "filters", "penalties"])
 def test_drawn_drafts_leave_the_distribution(name: str) -> None:
     sampling = {

@@ -7,6 +7,7 @@ find nothing, and on a small project with one seeded fault, which it must find.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import statistics
@@ -59,7 +60,13 @@ def sources(root: Path, *folders: str) -> Iterator[tuple[str, ast.Module]]:
     for folder in folders or ("src/openbook",):
         base = root / folder
         for path in sorted(base.rglob("*.py")):
-            yield path.relative_to(base).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+            yield path.relative_to(base).as_posix(), parsed(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a file, which every rule looks at."""
+    return ast.parse(text)
 
 
 def imports(tree: ast.AST, *, inside: bool = True) -> Iterator[str]:

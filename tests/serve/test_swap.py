@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from openbook.chat import Scripted
 from openbook.errors import CheckpointError
@@ -38,6 +39,7 @@ def ask(http: httpx.Client) -> str:
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
+@pytest.mark.slow
 def test_no_request_is_dropped_and_none_is_mixed() -> None:
     old, new = speaking("old"), speaking("new")
     with background([Served(name="m", endpoint=old)]) as listener:
