@@ -17,7 +17,7 @@ from openbook.data.dedupe import spans
 from openbook.data.dedupe.corpus import Paragraphs, Rules, Texts, dedupe
 from openbook.data.dedupe.exact import digest, digests, first_of
 from openbook.data.dedupe.overlap import Overlap, Within, covered, windows, winnow
-from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs, repeated, without
+from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs, parts, repeated
 from openbook.data.dedupe.words import ngrams, units
 from openbook.data.documents import Document
 from openbook.errors import DataError, UsageError
@@ -61,17 +61,22 @@ def test_paragraphs_together_are_the_text(text: str, by: str) -> None:
     assert "".join(pieces) == text
     assert all(piece.strip() for piece in pieces) or len(pieces) == 1
     assert len(paragraph_hashes(text, 1, by=by)) == len(pieces)
-    assert without(text, [False] * len(pieces), by=by) == (text if text.strip() else "")
+    marked = parts(text, np.ones(len(pieces), bool), by=by)
+    assert [text[start:end] for start, end in marked.tolist()] == pieces
 
 
 def test_a_text_without_some_paragraphs_is_tidy() -> None:
     text = "  one\n\ntwo\nstill two\n \n\nthree\n"
     assert paragraphs(text) == ["  one\n\n", "two\nstill two\n \n\n", "three\n"]
-    assert without(text, [False, True, False]) == "  one\n\nthree\n"
-    assert without(text, [False, False, True]) == "  one\n\ntwo\nstill two\n"
-    assert without(text, [True, True, True]) == ""
+
+    def left(*goes: bool) -> str:
+        return spans.without(text, parts(text, np.array(goes)))
+
+    assert left(False, True, False) == "  one\n\nthree\n"
+    assert left(False, False, True).rstrip() == "  one\n\ntwo\nstill two"
+    assert left(True, True, True) == ""
     with pytest.raises(UsageError, match="marks 2 paragraphs, the text has 3"):
-        without(text, [True, False])
+        parts(text, np.array([True, False]))
 
 
 def test_repeated_paragraphs_of_a_corpus() -> None:

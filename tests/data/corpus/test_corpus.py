@@ -356,6 +356,22 @@ def test_the_page_shows_what_happened_and_runs_nothing(made: Path) -> None:
     assert "| pages | CC0 |" in card
 
 
+def test_what_is_short_beside_a_repeated_paragraph_stays(tmp_path: Path) -> None:
+    """What is left between passages has a least length; between paragraphs it has none, also where both are looked for."""
+    notice = "\n\n".join(prose(n).split("\n\n")[0] for n in (1, 2))
+    first, second = notice.split("\n\n")
+    whole = [f"{prose(20)}\n\n{notice}", f"{prose(21)}\n\n{first}\n\nYes.\n\n{second}\n\n{prose(22)}"]
+    text = tmp_path / "text" / "pages.jsonl"
+    text.parent.mkdir()
+    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in whole), encoding="utf-8")
+    duplicates = {"near": "None", "overlap": {"words": 500}}
+    sources = [{"name": "pages", "paths": [str(text)]}]
+    out = build(
+        recipe(tmp_path, sources=sources, duplicates=duplicates, contamination={}, tokens="None"), executor=Here()
+    )
+    assert texts(out)[1]["text"] == f"{prose(21).strip()}\n\nYes.\n\n{prose(22)}"
+
+
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()

@@ -15,7 +15,7 @@ from openbook.data.dedupe import spans
 from openbook.data.dedupe.exact import digests
 from openbook.data.dedupe.near import signatures
 from openbook.data.dedupe.overlap import Overlap, covered, windows
-from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs
+from openbook.data.dedupe.paragraphs import paragraph_hashes, parts
 from openbook.data.dedupe.words import Hashes, Ints, units
 from openbook.data.documents import Document
 
@@ -89,33 +89,35 @@ class Chooser:
             if fate == number:
                 tally(step).remove(document, "", f"kept: {self.of[row]}")
                 return None
-        found = [(f"repeated {name}", *self._parts(name, rows[row], document.text)) for name, rows in self.goes.items()]
-        whole, gone = document, np.zeros((0, 2), np.int64)
-        for step, parts, everything in found:
-            tally(step).came(document)
-            gone = np.concatenate([gone, parts])
-            left = "" if everything else _without(whole.text, gone, self.overlap)
+        whole, gone = document.text, np.zeros((0, 2), np.int64)
+        for name, rows in self.goes.items():
+            mine = tally(f"repeated {name}")
+            mine.came(document)
+            found, shortest = self._parts(name, rows[row], whole)
+            if not len(found):
+                continue
+            gone = np.concatenate([gone, found])
+            left = spans.without(whole, gone, shortest)
             if not left.strip():
-                tally(step).remove(document, "", "it stands elsewhere before")
+                mine.remove(document, "", "it stands elsewhere before")
                 return None
-            if len(parts) and left != document.text:
+            if left != document.text:
                 changed = replace(document, text=left)
-                tally(step).change(document, changed)
+                mine.change(document, changed)
                 document = changed
         return document
 
-    def _parts(self, name: str, goes: NDArray[np.bool_], text: str) -> tuple[Ints, bool]:
-        """The parts of a text that go, and whether so much goes that nothing should stay."""
+    def _parts(self, name: str, goes: NDArray[np.bool_], text: str) -> tuple[Ints, int]:
+        """The parts of a text that go, and the length from which on what is left between them stays."""
         if not goes.any():
-            return np.zeros((0, 2), np.int64), False
+            return np.zeros((0, 2), np.int64), 1
         if name == PARAGRAPHS:
-            ends = np.cumsum([len(one) for one in paragraphs(text)])
-            bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], 1)
-            return bounds[goes], False
+            return parts(text, goes), 1
         assert self.overlap is not None
         found = units(text)
-        parts, share = covered(text, found, windows(found, self.overlap)[1][goes], self.overlap)
-        return parts, share >= self.overlap.share
+        repeats, share = covered(text, found, windows(found, self.overlap)[1][goes], self.overlap)
+        everything = np.array([[0, len(text)]], np.int64)
+        return everything if share >= self.overlap.share else repeats, self.overlap.shortest
 
 
 class _Rows:
@@ -127,11 +129,3 @@ class _Rows:
 
     def __getitem__(self, row: int) -> NDArray[np.bool_]:
         return self.values[self.bounds[row] : self.bounds[row + 1]]
-
-
-def _without(text: str, parts: Ints, overlap: Overlap | None) -> str:
-    if not len(parts):
-        return text
-    ordered = parts[np.argsort(parts[:, 0], kind="stable")]
-    merged = spans.merge(ordered[:, 0], ordered[:, 1])
-    return spans.glue(spans.cut(text, merged, shortest=overlap.shortest if overlap is not None else 1))

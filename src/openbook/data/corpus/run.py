@@ -29,6 +29,7 @@ from openbook.errors import DataError, OpenbookError
 from openbook.files import explain_os_error, read_json, sync_folder, write_atomic, write_json
 
 J = TypeVar("J")
+R = TypeVar("R")
 SECONDS = "seconds.json"
 LONGEST_RECORD = 1 << 30  # bytes of a line of the cleaned text: what a document may have, each letter written with six
 INTERLEAVED = 64  # documents taken from a source before the next, when a tokenizer is trained
@@ -114,25 +115,24 @@ class _Work:
         with self._timed("checksums"):
             read = [(file["path"], file["bytes"], file["modified"]) for file in self.plan.files]
             sums = self._map("checksums", _checksum, read, [file["bytes"] for file in self.plan.files])
-        files = [{**file, **sums[one]} for file, one in zip(self.plan.files, read, strict=True)]
+        files = [{**file, **checked} for file, checked in zip(self.plan.files, sums, strict=True)]
         shown = dict(self.seconds)
         made = report.report(recipe, self.plan, files, summed, found, shards, shown, self.executor.workers)
         made["contamination"] = contaminated.summed(self.folder, summed.items, summed.overlaps)
         report.write(self.folder, made, Path(recipe.out))
         write_atomic(self.folder / "recipe.toml", config.to_toml(recipe))
 
-    def _map(self, stage: str, function: Callable[[J], Any], jobs: Sequence[J], sizes: Sequence[int]) -> dict[Any, Any]:
-        """All jobs, told as they finish; what they returned, by job where a job can be a key."""
+    def _map(self, stage: str, function: Callable[[J], R], jobs: Sequence[J], sizes: Sequence[int]) -> list[R]:
+        """All jobs, told as they finish; what they returned, in the order of the jobs."""
         total, done = sum(sizes), 0
         size = dict(zip(map(id, jobs), sizes, strict=True))
-        results = {}
+        results: dict[int, R] = {}
         self.tell(Told(stage, 0, total))
         for job, result in self.executor.map(function, jobs):
             done += size[id(job)]
             self.tell(Told(stage, done, total))
-            if isinstance(job, tuple):
-                results[job] = result
-        return results
+            results[id(job)] = result
+        return [results[id(job)] for job in jobs]
 
     def _tokenise(self) -> dict[str, Shards]:
         """Every source as shards of its own, which training mixes."""

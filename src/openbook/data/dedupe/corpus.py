@@ -23,7 +23,7 @@ from openbook.data.dedupe.column import Column
 from openbook.data.dedupe.exact import digest, first_of
 from openbook.data.dedupe.near import Near, clusters, estimate, signatures
 from openbook.data.dedupe.overlap import Overlap, covered, windows
-from openbook.data.dedupe.paragraphs import paragraph_hashes, paragraphs
+from openbook.data.dedupe.paragraphs import paragraph_hashes, parts
 from openbook.data.dedupe.repeats import NEVER, repeated
 from openbook.data.dedupe.words import Hashes, Ints, units
 from openbook.data.documents import Bad, Document, find_files, read_documents
@@ -276,16 +276,15 @@ class _Work:
             self.report.removed[self.rule[self.by[number] - 1]] += 1
             return ""
         text = document.text
-        parts = self._paragraphs(number, text)
-        left = _without(text, parts, 1)
+        gone = self._paragraphs(number, text)
+        left = spans.without(text, gone)
         self._lost("paragraphs", document, text, left)
         if (rule := self.rules.overlap) is None or not (goes := self.columns["overlap"].of(number)).any():
             return left
         found = units(text)
         repeats, share = covered(text, found, windows(found, rule)[1][goes], rule)
-        both = np.concatenate([parts, repeats])
-        both = both[np.argsort(both[:, 0], kind="stable")]
-        less = "" if share >= rule.share else _without(text, spans.merge(both[:, 0], both[:, 1]), rule.shortest)
+        both = np.concatenate([gone, repeats])
+        less = "" if share >= rule.share else spans.without(text, both, rule.shortest)
         self._lost("overlap", document, left, less, share=share, repeated=_line(text[slice(*repeats[0])]))
         return less
 
@@ -294,8 +293,7 @@ class _Work:
         goes = self.columns["paragraphs"].of(number)
         if self.rules.paragraphs is None or not goes.any():
             return np.zeros((0, 2), np.int64)
-        ends = np.cumsum([len(piece) for piece in paragraphs(text, by=self.rules.paragraphs.by)])
-        return np.stack([np.append(0, ends[:-1]), ends], 1)[goes]
+        return parts(text, goes, by=self.rules.paragraphs.by)
 
     def _lost(self, rule: str, document: Document, before: str, after: str, **more: Any) -> None:
         if before == after:
@@ -320,10 +318,6 @@ class _Work:
         report.characters += len(document.text)
         report.kept += bool(text)
         report.kept_characters += len(text)
-
-
-def _without(text: str, parts: Ints, shortest: int) -> str:
-    return spans.glue(spans.cut(text, parts, shortest=shortest)) if len(parts) else text
 
 
 def _shown(document: Document) -> dict[str, Any]:

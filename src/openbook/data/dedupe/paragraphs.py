@@ -1,6 +1,6 @@
 """Paragraphs that stand more than once in a corpus: licences, notices, menus, passages quoted whole.
 
-    hashes of all paragraphs, in order ──repeated()──▶ which of them go ──without()──▶ the texts without them
+    hashes of all paragraphs, in order ──repeated()──▶ which of them go ──parts()──▶ the texts without them
 
 The first occurrence stays; what occurs very often is boilerplate and may go altogether (`repeated(above=…)`). After
 Wenzek et al. 2020 (CCNet, section 3.1) and Raffel et al. 2020 (C4, section 2.2), who do this to lines.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook.data.dedupe.repeats import NEVER
 from openbook.data.dedupe.repeats import repeated as repeated
-from openbook.data.dedupe.words import Hashes, units
+from openbook.data.dedupe.words import Hashes, Ints, units
 from openbook.errors import UsageError
 
 _ENDS = {"paragraphs": re.compile(r"\n[^\S\n]*\n\s*"), "lines": re.compile(r"\n\s*")}
@@ -58,10 +57,10 @@ def _hash(words: Hashes) -> int:
     return int.from_bytes(hashlib.blake2b(words.tobytes(), digest_size=8).digest(), "little")
 
 
-def without(text: str, drop: Sequence[bool] | NDArray[np.bool_], *, by: str = "paragraphs") -> str:
-    """`text` without the paragraphs that `drop` [K] marks; it ends with the white space it ended with."""
+def parts(text: str, goes: NDArray[np.bool_], *, by: str = "paragraphs") -> Ints:
+    """The paragraphs that `goes` [K] marks: their first characters and those behind their last, [≤ K,2]."""
     pieces = paragraphs(text, by=by)
-    if len(pieces) != len(drop):
-        raise UsageError(f"`drop` marks {len(drop)} paragraphs, the text has {len(pieces)}.")
-    kept = "".join(piece for piece, goes in zip(pieces, drop, strict=True) if not goes)
-    return kept.rstrip() + text[len(text.rstrip()) :] if kept.strip() else ""
+    if len(pieces) != len(goes):
+        raise UsageError(f"`goes` marks {len(goes)} paragraphs, the text has {len(pieces)}.")
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    return np.stack([np.append(0, ends[:-1]), ends], 1)[goes] if len(pieces) else np.zeros((0, 2), np.int64)

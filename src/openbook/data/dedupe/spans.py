@@ -70,3 +70,11 @@ def glue(pieces: list[str]) -> str:
         lines = space.count("\n")
         text = left + ("\n\n" if lines > 1 else "\n" if lines else " ") + right
     return text
+
+
+def without(text: str, parts: Ints, shortest: int = 1) -> str:
+    """`text` without the parts, which may overlap and stand in any order; see `cut` and `glue`."""
+    if not len(parts):
+        return text
+    ordered = parts[np.argsort(parts[:, 0], kind="stable")]
+    return glue(cut(text, merge(ordered[:, 0], ordered[:, 1]), shortest=shortest))
