@@ -357,7 +357,7 @@ def test_the_page_shows_what_happened_and_runs_nothing(made: Path) -> None:
 
 
 def test_what_is_short_beside_a_repeated_paragraph_stays(tmp_path: Path) -> None:
-    """What is left between passages has a least length; between paragraphs it has none, also where both are looked for."""
+    """Between passages what is left has a least length; between paragraphs it has none, also with both looked for."""
     notice = "\n\n".join(prose(n).split("\n\n")[0] for n in (1, 2))
     first, second = notice.split("\n\n")
     whole = [f"{prose(20)}\n\n{notice}", f"{prose(21)}\n\n{first}\n\nYes.\n\n{second}\n\n{prose(22)}"]
