@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from openbook.data.corpus import compare, plan
 from openbook.data.corpus.executor import Here
 from openbook.data.corpus.run import build
-from openbook.data.corpus.tally import Ledger
+from openbook.data.corpus.tally import KEPT, Kind, Ledger, Sample
 from openbook.data.dedupe.exact import first_of
 from openbook.data.documents import Document
 from tests.data.corpus.dirt import recipe
@@ -139,3 +139,16 @@ def test_a_ledger_adds_up_in_any_grouping(events: list[Event], cuts: list[int], 
     draw.shuffle(parts)
     assert merged(parts) == merged([ledger_of(events)])
     assert merged([Ledger.from_tree(part.to_tree()) for part in parts]) == merged(parts)
+
+
+def test_samples_by_order_of_arrival_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded fault: the first samples are kept, and not those with the lowest hashes."""
+
+    def first(kind: Kind, documents: int, size: int, samples: Iterable[Sample]) -> None:
+        kind.documents, kind.bytes = kind.documents + documents, kind.bytes + size
+        kind.samples = [*kind.samples, *samples][:KEPT]
+
+    events = [(0, 1, number) for number in range(0, 30, 3)]
+    assert merged([ledger_of(events[5:]), ledger_of(events[:5])]) == merged([ledger_of(events)])
+    monkeypatch.setattr(Kind, "add", first)
+    assert merged([ledger_of(events[5:]), ledger_of(events[:5])]) != merged([ledger_of(events)])
