@@ -264,7 +264,7 @@ class Parser:
             else:
                 members = members | self.part()
         self.at += 1
-        if self.folded and (negated or not (whole == True).all()):  # noqa: E712
+        if self.folded and (negated or not whole.all()):
             raise Unsupported("what is left out in any case")
         members = self.fold(members & whole) if self.folded else members & whole
         return ~members if negated else members
